@@ -1,0 +1,1 @@
+"""Pure decisions: no clock, log, environment or network. What comes out depends on what goes in."""

@@ -1,0 +1,157 @@
+"""The event contract: a pydantic model that also says where its events live and what time means for them.
+
+```python
+class WikiEdit(Event):
+    stream = Stream(topic="wiki_edits", key="user", event_time="time")
+    time: AwareDatetime
+    user: str
+```
+
+A field's name is its key in the JSON document and its column in SQL. Unknown keys in a document are ignored (a
+tolerant reader); types are strict: a number in quotes is not a number.
+"""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from freshet.schemas.errors import Problem, listed, nearest
+
+VERSION_HEADER = "freshet-version"
+"""The Kafka header, a decimal in UTF-8, that says which version of the contract an event follows."""
+
+EVENT_TIME = "event_timestamp"
+PARTITION, OFFSET, AVAILABLE_AT = "_partition", "_offset", "_available_at"
+_SYSTEM = (
+    pa.field(EVENT_TIME, pa.timestamp("us", "UTC"), nullable=False),
+    pa.field(PARTITION, pa.int32(), nullable=False),
+    pa.field(OFFSET, pa.int64(), nullable=False),
+    pa.field(AVAILABLE_AT, pa.timestamp("us", "UTC"), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a topic promises beyond the shape of its events.
+
+    `key` and `event_time` name fields of the contract. An event older than its partition's newest by more than
+    `lateness` is late; one more than `max_future` past its own Kafka time lies in the future. `event_id` names the
+    field by which repeated deliveries are told; None means that nothing is repeated.
+    """
+
+    topic: str
+    key: str
+    event_time: str
+    event_id: str | None = None
+    lateness: timedelta = timedelta(minutes=5)
+    max_future: timedelta = timedelta(minutes=5)
+    version: int = 1
+    partitions: int = 8
+
+
+class Event(BaseModel):
+    """Base of all event contracts."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    stream: ClassVar[Stream]
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """One stream as the flow knows it: its name, its model, and the Arrow schema of its accepted events."""
+
+    name: str
+    model: type[Event]
+    schema: pa.Schema
+
+    @property
+    def stream(self) -> Stream:
+        """Topic, key, event time and bounds."""
+        return self.model.stream
+
+    @property
+    def columns(self) -> pa.Schema:
+        """What SQL may name: the contract's fields and `event_timestamp`."""
+        return pa.schema([field for field in self.schema if not field.name.startswith("_")])
+
+
+_ARROW: Mapping[type, pa.DataType] = {
+    bool: pa.bool_(),
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bytes: pa.binary(),
+    datetime: pa.timestamp("us", "UTC"),
+    date: pa.date32(),
+    Decimal: pa.decimal128(38, 9),
+}
+
+
+def contract(name: str, model: type[Event]) -> tuple[Contract | None, list[Problem]]:
+    """Check a contract's own words; return it, or every problem found."""
+    problems: list[Problem] = []
+    stream: Stream = getattr(model, "stream", None)  # type: ignore[assignment]  # a ClassVar the user may have left out
+    if not isinstance(stream, Stream):
+        hint = 'stream = Stream(topic="…", key="…", event_time="…")'
+        return None, [Problem("stream", name, "does not say where its events live", hint=f"add `{hint}`")]
+    fields: list[pa.Field] = []
+    for field_name, info in model.model_fields.items():
+        if field_name.startswith("_") or field_name.casefold() == EVENT_TIME and field_name != stream.event_time:
+            problems.append(Problem("field", f"{name}.{field_name}", "has a reserved name", hint="rename it"))
+            continue
+        arrow, optional = _arrow_type(info.annotation)
+        if arrow is None:
+            known = "str, int, float, bool, datetime, date, Decimal, bytes, list of these, Optional of these"
+            problems.append(
+                Problem("field", f"{name}.{field_name}", "has a type with no column", str(info.annotation), f"use {known}")
+            )
+            continue
+        fields.append(pa.field(field_name, arrow, nullable=optional))
+    by_name = {field.name: field for field in fields}
+    for role, word in (("key", stream.key), ("event_time", stream.event_time), ("event_id", stream.event_id)):
+        if word is not None and word not in model.model_fields:
+            meant = nearest(word, model.model_fields)
+            hint = f"did you mean {meant}?" if meant else f"use one of {listed(tuple(model.model_fields))}"
+            problems.append(Problem("stream", name, f"names an unknown field as {role}", repr(word), hint))
+    at = by_name.get(stream.event_time)
+    if at is not None and (not pa.types.is_timestamp(at.type) or at.nullable):
+        problems.append(Problem("stream", name, "needs an event time that is always there", str(at), "use AwareDatetime"))
+    if problems:
+        return None, problems
+    system = [field for field in _SYSTEM if field.name not in by_name]
+    return Contract(name, model, pa.schema([*fields, *system])), []
+
+
+def _arrow_type(annotation: Any) -> tuple[pa.DataType | None, bool]:
+    """Return the column type of a field's annotation, and whether it may be null."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _arrow_type(args[0])
+    if origin in (typing.Union, types.UnionType):
+        inner = [arg for arg in args if arg is not type(None)]
+        arrow, _ = _arrow_type(inner[0]) if len(inner) == 1 else (None, False)
+        return arrow, len(inner) < len(args)
+    if origin is Literal:
+        kinds = {type(value) for value in args}
+        return (_ARROW.get(kinds.pop()) if len(kinds) == 1 else None), False
+    if origin is list:
+        arrow, _ = _arrow_type(args[0])
+        return (pa.list_(arrow) if arrow is not None else None), False
+    if isinstance(annotation, type):
+        if issubclass(annotation, Enum):
+            return (pa.string() if issubclass(annotation, str) else None), False
+        for python, arrow in _ARROW.items():
+            if annotation is python:
+                return arrow, False
+        if annotation.__module__ == "pydantic.types" and "Datetime" in annotation.__name__:
+            return _ARROW[datetime], False
+    return None, False

@@ -1,0 +1,1 @@
+"""The streams of this project: one file each, named like the stream."""

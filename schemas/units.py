@@ -1,0 +1,122 @@
+"""Quantities as people write them: "10ms", "p99 < 10ms", "5 minutes", "50GB/day".
+
+Durations become `timedelta` (whole microseconds), sizes become bytes. Sizes are decimal (1 GB = 10**9 bytes) unless
+written with an `i` (GiB). Every parser raises `ValueError` with what it expected.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from fractions import Fraction
+
+_MICROSECONDS = {
+    "us": 1, "µs": 1, "microsecond": 1,
+    "ms": 10**3, "msec": 10**3, "millisecond": 10**3,
+    "s": 10**6, "sec": 10**6, "second": 10**6,
+    "m": 60 * 10**6, "min": 60 * 10**6, "minute": 60 * 10**6,
+    "h": 3600 * 10**6, "hr": 3600 * 10**6, "hour": 3600 * 10**6,
+    "d": 86400 * 10**6, "day": 86400 * 10**6,
+    "w": 7 * 86400 * 10**6, "week": 7 * 86400 * 10**6,
+}  # fmt: skip
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
+_BYTES |= {f"{prefix}i": 1024**power for power, prefix in enumerate(("k", "m", "g", "t", "p"), start=1)}
+
+_AMOUNT = r"(?P<amount>\d+(?:\.\d+)?)\s*"
+_DURATION = re.compile(_AMOUNT + r"(?P<unit>[a-zA-Zµ]+)", re.ASCII)
+_SIZE = re.compile(_AMOUNT + r"(?P<prefix>[kmgtp]i?|)b(?:ytes?)?", re.IGNORECASE)
+_OBJECTIVE = re.compile(
+    r"(?:(?:p|P)(?P<percentile>\d{1,2}(?:\.\d+)?)\s*)?(?:(?P<sign><=?|≤|under|below)\s*)?(?P<duration>\S.*)"
+)
+
+
+def duration(text: str) -> timedelta:
+    """Read one positive duration.
+
+    >>> duration("5 minutes"), duration("10ms"), duration("1.5h")
+    (datetime.timedelta(seconds=300), datetime.timedelta(microseconds=10000), datetime.timedelta(seconds=5400))
+    """
+    found = _DURATION.fullmatch(text.strip().replace("μ", "µ")) or re.fullmatch(
+        _AMOUNT + "(?P<unit>µs)", text.strip().replace("μ", "µ")
+    )
+    unit = found["unit"] if found else ""
+    scale = _MICROSECONDS.get(unit) or _MICROSECONDS.get(unit.lower().removesuffix("s"))
+    if found is None or scale is None:
+        raise ValueError('a duration such as "10ms", "2 s", "5 minutes", "1h" or "7 days"')
+    microseconds = Fraction(found["amount"]) * scale
+    if microseconds.denominator != 1 or microseconds == 0:
+        raise ValueError("a duration of at least one microsecond, in whole microseconds")
+    try:
+        return timedelta(microseconds=int(microseconds))
+    except OverflowError:
+        raise ValueError("a duration below 2.7 million years") from None
+
+
+def spell(length: timedelta) -> str:
+    """Write a duration with its largest whole unit, as `duration` reads it.
+
+    >>> spell(timedelta(minutes=10)), spell(timedelta(milliseconds=1500)), spell(timedelta(0))
+    ('10m', '1500ms', '0s')
+    """
+    microseconds = length // timedelta(microseconds=1)
+    if microseconds == 0:
+        return "0s"
+    for unit in ("d", "h", "m", "s", "ms", "us"):
+        if microseconds % _MICROSECONDS[unit] == 0:
+            return f"{microseconds // _MICROSECONDS[unit]}{unit}"
+    raise AssertionError("every duration is a whole number of microseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """At least `percentile` percent of cases stay below `bound`."""
+
+    percentile: float
+    bound: timedelta
+
+    def __str__(self) -> str:
+        return f"p{self.percentile:g} < {spell(self.bound)}"
+
+
+def objective(text: str) -> Objective:
+    """Read a latency or freshness objective; a bare duration means the 99th percentile.
+
+    >>> str(objective("p99 < 10ms")), str(objective("5 minutes")), str(objective("P99.9 <= 2s"))
+    ('p99 < 10ms', 'p99 < 5m', 'p99.9 < 2s')
+    """
+    found = _OBJECTIVE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError('an objective such as "p99 < 10ms" or "5 minutes"')
+    percentile = float(found["percentile"] or 99)
+    if percentile == 0:
+        raise ValueError("a percentile above 0 and below 100")
+    return Objective(percentile, duration(found["duration"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """So many bytes in so much time."""
+
+    bytes_count: int
+    per: timedelta
+
+    @property
+    def bytes_per_day(self) -> float:
+        """The same rate over 24 hours."""
+        return self.bytes_count * (timedelta(days=1) / self.per)
+
+
+def volume(text: str) -> Volume:
+    """Read a data volume; without `/…` it is a day's.
+
+    >>> volume("50GB/day").bytes_per_day, volume("1 MiB / hour").bytes_per_day
+    (50000000000.0, 25165824.0)
+    """
+    size, _, per = text.partition("/")
+    found = _SIZE.fullmatch(size.strip())
+    if found is None:
+        raise ValueError('a volume such as "50GB/day" or "200 MiB/hour"')
+    count = Fraction(found["amount"]) * _BYTES[found["prefix"].lower()]
+    if not per.strip():
+        return Volume(int(count), timedelta(days=1))
+    span = per.strip()
+    return Volume(int(count), duration(span if span[0].isdigit() else f"1 {span}"))

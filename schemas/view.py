@@ -1,0 +1,86 @@
+"""A feature view: what is kept together because it shares a source and an entity.
+
+A row of a view is one record of the Arrow schema `View.row_schema`, in that order:
+
+| column | type | meaning |
+| --- | --- | --- |
+| the entity's columns | string, int32, int64 | whose row it is |
+| `event_timestamp` | timestamp[us, UTC] | the instant q of the one rule (ARCHITECTURE.md) |
+| the features | their dtypes | the declared SQL at that instant |
+| `created` | timestamp[us, UTC] | when this version was made; unique and rising per shard |
+| `_version` | int64 | accepted events in the row's reach; the greatest is the final one |
+| `_partition`, `_offset` | int32, int64 | where the row's newest event stands in Kafka |
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+
+import pyarrow as pa
+
+from freshet.schemas.dtypes import Dtype
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION
+
+CREATED, VERSION = "created", "_version"
+_TIMESTAMP = pa.timestamp("us", "UTC")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One declared feature: its name, its type, and the SQL as the user wrote it."""
+
+    name: str
+    dtype: Dtype
+    transformation: str
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """Features of one source and one entity: one Feast feature view, one Redis field group, one parquet folder."""
+
+    name: str
+    source: str
+    entity: tuple[pa.Field, ...]
+    features: tuple[Feature, ...]
+    ttl: timedelta = timedelta(0)
+    """How long a row may be served; zero means for ever."""
+
+    @property
+    def entity_names(self) -> tuple[str, ...]:
+        """The entity's columns, in the order of PARTITION BY."""
+        return tuple(column.name for column in self.entity)
+
+    @cached_property
+    def row_schema(self) -> pa.Schema:
+        """The one schema of this view's rows, in the flow and in every parquet part."""
+        return pa.schema(
+            [
+                *(pa.field(column.name, column.type) for column in self.entity),
+                pa.field(EVENT_TIME, _TIMESTAMP),
+                *(pa.field(feature.name, feature.dtype.arrow) for feature in self.features),
+                pa.field(CREATED, _TIMESTAMP),
+                pa.field(VERSION, pa.int64()),
+                pa.field(PARTITION, pa.int32()),
+                pa.field(OFFSET, pa.int64()),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows of one view made by one shard: `rows` has the view's `row_schema`.
+
+    `available_at` says for each row when its newest event became readable in Kafka (µs since the epoch, int64), which
+    is where freshness is counted from. `newest` is true for the rows that go online: of one batch only an entity's
+    newest row does.
+    """
+
+    view: str
+    shard: int
+    rows: pa.Table
+    available_at: pa.Int64Array
+    newest: pa.BooleanArray
+
+
+__all__ = ["AVAILABLE_AT", "CREATED", "VERSION", "Feature", "RowBatch", "View"]
