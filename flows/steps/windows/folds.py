@@ -1,0 +1,125 @@
+"""The fold of a monoid over any range of a segment.
+
+Two mechanisms serve every monoid. Where it has an inverse (integers under addition), the fold of [l, r) is the
+difference of two prefixes, exact because integers are. Where it has none (minimum, maximum), it is folded over panes: a
+pane of level k holds the fold of 32**k neighbouring positions, so a range is at most 62 positions a level.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from freshet.flows.steps.windows.segments import Changed, Column, Ints, Segments, ranges
+
+_PANE = 32
+_SHORT = 2 * _PANE
+
+
+class PrefixFold:
+    """Sums of one integer column of the segments, over ranges, modulo 2**64.
+
+    A sum that lies in int64 is exact whatever the prefixes did on the way, since arithmetic modulo 2**64 is.
+    """
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self.prefix_column = f"{column}.prefix"
+
+    def columns(self, dtype: npt.DTypeLike) -> dict[str, np.dtype[np.generic]]:
+        """The columns this fold keeps in the segments: the values and, before each, the sum of those before it."""
+        return {self.column: np.dtype(dtype), self.prefix_column: np.dtype(np.int64)}
+
+    def update(self, segments: Segments, changed: Changed) -> None:
+        """Bring the prefixes up to date after an insert."""
+        lengths = changed.ends - changed.starts
+        at = ranges(changed.starts, lengths)
+        values = segments.columns[self.column][at].astype(np.int64)
+        prefix = segments.columns[self.prefix_column]
+        before = np.maximum(changed.starts - 1, 0)
+        begins = changed.starts > segments.start[changed.slots]
+        base = np.where(begins, prefix[before] + segments.columns[self.column][before].astype(np.int64), 0)
+        running = np.cumsum(values) - values
+        firsts = np.cumsum(lengths) - lengths
+        prefix[at] = running + np.repeat(base - running[firsts], lengths)
+
+    def fold(self, segments: Segments, low: Ints, high: Ints) -> Ints:
+        """Return the sum over each range [low, high); 0 for an empty one."""
+        prefix, values = segments.columns[self.prefix_column], segments.columns[self.column]
+        last = np.maximum(high - 1, 0)
+        first = np.minimum(low, last)
+        sums = prefix[last].astype(np.int64) + values[last].astype(np.int64) - prefix[first].astype(np.int64)
+        return np.where(high > low, sums, 0)
+
+
+class PaneFold:
+    """Folds of one column of the segments under `combine`, an associative ufunc with `identity`."""
+
+    def __init__(self, column: str, combine: np.ufunc, identity: object) -> None:
+        self.column = column
+        self.combine = combine
+        self.identity = identity
+        self.panes: list[Column] = []
+
+    def columns(self, dtype: npt.DTypeLike) -> dict[str, np.dtype[np.generic]]:
+        """The column this fold keeps in the segments."""
+        return {self.column: np.dtype(dtype)}
+
+    def update(self, segments: Segments, changed: Changed) -> None:
+        """Bring the panes that hold changed positions up to date.
+
+        A pane that reaches over the end of a segment holds nonsense; no range ever asks for it.
+        """
+        below, low, high = segments.columns[self.column], changed.written, changed.ends
+        for level in range(64):
+            if len(below) <= _SHORT:
+                del self.panes[level:]
+                return
+            size = -(-len(below) // _PANE)
+            if level == len(self.panes):
+                self.panes.append(np.full(0, self.identity, below.dtype))
+            panes = self.panes[level]
+            if len(panes) != size:
+                panes = np.full(size, self.identity, below.dtype)
+                panes[: min(size, len(self.panes[level]))] = self.panes[level][:size]
+                self.panes[level] = panes
+            low, high = low // _PANE, -(-high // _PANE)
+            at = np.unique(ranges(low, high - low))
+            members = np.minimum(at[:, None] * _PANE + np.arange(_PANE), len(below) - 1)
+            panes[at] = self.combine.reduce(below[members], axis=1)
+            below = panes
+
+    def rebuild(self, segments: Segments) -> None:
+        """Fold every pane anew, after the segments moved."""
+        self.panes = []
+        first, last = np.array([0]), np.array([len(segments.time)])
+        self.update(segments, Changed(first, first, first, last, np.zeros(0, np.bool_)))
+
+    def fold(self, segments: Segments, low: Ints, high: Ints) -> Column:
+        """Return the fold over each range [low, high); the identity for an empty one."""
+        return self._fold([segments.columns[self.column], *self.panes], low, high)
+
+    def _fold(self, levels: Sequence[Column], low: Ints, high: Ints) -> Column:
+        values = levels[0]
+        long = high - low > _SHORT if len(levels) > 1 else np.zeros(len(low), np.bool_)
+        if not long.any():
+            return self._reduce(values, low, high)
+        folded = np.full(len(low), self.identity, values.dtype)
+        folded[~long] = self._reduce(values, low[~long], high[~long])
+        low, high = low[long], high[long]
+        first, last = -(-low // _PANE), high // _PANE
+        left = self._reduce(values, low, first * _PANE)
+        middle = self._fold(levels[1:], first, last)
+        right = self._reduce(values, last * _PANE, high)
+        folded[long] = self.combine(self.combine(left, middle), right)
+        return folded
+
+    def _reduce(self, values: Column, low: Ints, high: Ints) -> Column:
+        """Fold each range position by position."""
+        folded = np.full(len(low), self.identity, values.dtype)
+        lengths = high - low
+        some = lengths > 0
+        if some.any():
+            lengths = lengths[some]
+            folded[some] = self.combine.reduceat(values[ranges(low[some], lengths)], np.cumsum(lengths) - lengths)
+        return folded
