@@ -6,7 +6,7 @@ definition beyond `name`, `dtype`, `source` and `transformation` are Freshet's. 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
@@ -30,7 +30,9 @@ def _parsed(parse: Any, example: str) -> Any:
 
     return (
         BeforeValidator(read),
-        PlainSerializer(lambda value: units.spell(value) if isinstance(value, timedelta) else str(value), when_used="json"),
+        PlainSerializer(
+            lambda value: units.spell(value) if isinstance(value, timedelta) else str(value), when_used="json"
+        ),
         WithJsonSchema({"type": "string", "examples": [example]}),
     )
 
@@ -97,22 +99,26 @@ class Declaration(_Section):
 
 
 @dataclass(frozen=True)
-class Source:
-    """A declaration with the text it came from, so that a later refusal can say where."""
+class Places:
+    """Where in the text every key stands, so that a refusal can say it."""
 
-    declaration: Declaration
     file: str
     lines: Mapping[tuple[str | int, ...], int]
-    warnings: tuple[Problem, ...]
 
-    def place(self, *path: str | int) -> str:
-        """Say where a key stands, as `features.yaml:12`.
-
-        Falls back to the nearest enclosing key.
-        """
+    def __call__(self, *path: str | int) -> str:
+        """Say where a key stands, as `features.yaml:12`; for one that does not, where the key around it does."""
         while path and path not in self.lines:
             path = path[:-1]
         return f"{self.file}:{self.lines[path]}" if path in self.lines else self.file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A declaration, the places of its keys, and what is odd about it but not wrong."""
+
+    declaration: Declaration
+    place: Places
+    warnings: tuple[Problem, ...]
 
 
 def read(text: str, file: str = "features.yaml") -> Source:
@@ -123,46 +129,46 @@ def read(text: str, file: str = "features.yaml") -> Source:
 
     >>> read("featureDefinitions: []")
     Traceback (most recent call last):
-    freshet.schemas.errors.Refused: features.yaml:1: declaration "features.yaml" declares no feature; got \
-featureDefinitions: []. Hint: add a definition with name, dtype, source and transformation
+    freshet.schemas.errors.Refused: features.yaml:1: declaration "features.yaml" declares no feature. Hint: add a \
+definition with name, dtype, source, transformation
     features.yaml: declaration "features.yaml" has no servingRequirements. Hint: add `servingRequirements: {}` to take \
 the defaults, or say onlineLatency, offlineVolume, freshnessTarget
     """
-    data, lines, problems = _load(text, file)
+    data, place, problems = _load(text, file)
     if problems:
         raise Refused(problems)
-    where = _Places(file, lines)
-    problems = [*_unknown_keys(data, source)]
-    warnings = tuple(problem for problem in problems if problem.fact == _IGNORED)
-    problems = [problem for problem in problems if problem.fact != _IGNORED]
+    unknown = [*_unknown_keys(data, place)]
+    warnings = tuple(problem for problem in unknown if problem.fact == _IGNORED)
+    problems = [problem for problem in unknown if problem.fact != _IGNORED]
     if not data.get("featureDefinitions"):
-        problems.append(
-            Problem(
-                "declaration", file, "declares no feature", "featureDefinitions: []" if "featureDefinitions" in data else "",
-                "add a definition with name, dtype, source and transformation", source.place("featureDefinitions"),
-            )
-        )  # fmt: skip
+        hint = f"add a definition with {listed(_COMPLETE)}"
+        problems.append(Problem("declaration", file, "declares no feature", "", hint, place("featureDefinitions")))
     if "servingRequirements" not in data:
-        hint = "add `servingRequirements: {}` to take the defaults, or say onlineLatency, offlineVolume, freshnessTarget"
-        problems.append(Problem("declaration", file, "has no servingRequirements", hint=hint, place=file))
+        hint = (
+            "add `servingRequirements: {}` to take the defaults, or say onlineLatency, offlineVolume, freshnessTarget"
+        )
+        problems.append(Problem("declaration", file, "has no servingRequirements", "", hint, file))
+    declaration = None
     try:
         declaration = Declaration.model_validate(data)
     except ValidationError as error:
-        problems.extend(_explain(error, data, source, known=bool(problems)))
-        raise Refused(problems) from None
-    problems.extend(_own_rules(declaration, source))
-    if problems:
+        problems.extend(_explain(error, data, place))
+    problems.extend(_definition_rules(_readable_definitions(data), place))
+    if declaration is not None:
+        problems.extend(_other_rules(declaration, place))
+    if problems or declaration is None:
         raise Refused(problems)
-    return Source(declaration, file, lines, warnings)
+    return Source(declaration, place, warnings)
 
 
 _IGNORED = "is not a key Freshet knows; it is ignored"
 _COMPLETE = ("name", "dtype", "source", "transformation")
 
 
-def _load(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int], list[Problem]]:
+def _load(text: str, file: str) -> tuple[dict[str, Any], Places, list[Problem]]:
     """Read YAML (JSON is YAML) into plain data, and note the line of every key."""
     lines: dict[tuple[str | int, ...], int] = {}
+    places = Places(file, lines)
     problems: list[Problem] = []
 
     def walk(node: yaml.Node, path: tuple[str | int, ...]) -> None:
@@ -190,95 +196,115 @@ def _load(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str | int, .
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else file
         fact = f"is not YAML: {getattr(error, 'problem', None) or error}"
-        return {}, lines, [Problem("declaration", file, fact, hint="check the indentation and quotes there", place=place)]
+        return (
+            {},
+            lines,
+            [Problem("declaration", file, fact, hint="check the indentation and quotes there", place=place)],
+        )
     if not isinstance(data, dict):
         got = "nothing" if data is None else type(data).__name__
         hint = "start with `featureDefinitions:` and `servingRequirements:`"
-        return {}, lines, [Problem("declaration", file, "is not a mapping of keys", got, hint, file)]
-    return data, lines, problems
+        return {}, places, [Problem("declaration", file, "is not a mapping of keys", got, hint, file)]
+    return data, places, problems
 
 
-def _unknown_keys(data: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+def _unknown_keys(data: Mapping[str, Any], place: Places) -> Iterator[Problem]:
     """Refuse a key that is probably a misspelling; pass over `x-…`; say of any other that it is ignored."""
 
-    def check(found: object, model: type[BaseModel], path: tuple[str | int, ...]) -> Iterator[Problem]:
-        if not isinstance(found, Mapping):
-            return
-        for key in found:
-            word = str(key)
+    def check(found: object, model: type[BaseModel], *path: str | int) -> Iterator[Problem]:
+        for word in map(str, found) if isinstance(found, Mapping) else ():
             if word in model.model_fields or word.startswith("x-"):
                 continue
             meant = nearest(word, model.model_fields)
-            place = source.place(*path, word)
             if meant:
-                yield Problem("key", word, "is unknown", hint=f"did you mean {meant}?", place=place)
+                yield Problem("key", word, "is unknown", "", f"did you mean {meant}?", place(*path, word))
             else:
-                yield Problem("key", word, _IGNORED, hint="start it with x- to keep it for yourself", place=place)
+                yield Problem("key", word, _IGNORED, "", "start it with x- to keep it for yourself", place(*path, word))
 
-    yield from check(data, Declaration, ())
+    yield from check(data, Declaration)
     definitions = data.get("featureDefinitions")
     for index, definition in enumerate(definitions if isinstance(definitions, list) else ()):
-        yield from check(definition, Definition, ("featureDefinitions", index))
-    yield from check(data.get("servingRequirements"), ServingRequirements, ("servingRequirements",))
-    yield from check(data.get("infrastructure"), Infrastructure, ("infrastructure",))
+        yield from check(definition, Definition, "featureDefinitions", index)
+    yield from check(data.get("servingRequirements"), ServingRequirements, "servingRequirements")
+    yield from check(data.get("infrastructure"), Infrastructure, "infrastructure")
     views = data.get("views")
     for name, options in views.items() if isinstance(views, Mapping) else ():
-        yield from check(options, ViewOptions, ("views", str(name)))
+        yield from check(options, ViewOptions, "views", str(name))
 
 
-def _explain(error: ValidationError, data: Mapping[str, Any], source: Source, *, known: bool) -> Iterator[Problem]:
+def _explain(error: ValidationError, data: Mapping[str, Any], place: Places) -> Iterator[Problem]:
     """Turn pydantic's findings into ours, each with its feature, its place and what to write."""
     for found in error.errors():
-        path = found["loc"]
-        if path and path[0] in ("featureDefinitions", "servingRequirements") and len(path) == 1:
-            if found["type"] in ("missing", "too_short") and known:
-                continue  # said already, in better words
-        kind, name = "key", str(path[-1]) if path else source.file
-        if path and path[0] == "featureDefinitions" and len(path) > 1 and isinstance(path[1], int):
+        path, key = found["loc"], str(found["loc"][-1])
+        if len(path) == 1 and found["type"] in ("missing", "too_short"):
+            continue  # `read` has said it, in better words
+        kind, name = "key", key
+        if path[0] == "featureDefinitions" and len(path) > 1 and isinstance(path[1], int):
             definition = data["featureDefinitions"][path[1]]
             own = definition.get("name") if isinstance(definition, Mapping) else None
             kind, name = "feature", str(own or f"number {path[1] + 1}")
         got = "" if found["type"] == "missing" else repr(found["input"])[:80]
-        key = str(path[-1])
         if found["type"] == "missing":
             fact, hint = f"has no {key}", f"add `{key}:`; a definition needs {listed(_COMPLETE)}"
         elif found["type"] == "value_error":
-            fact, hint = f"has an unreadable {key}", f"write {found['ctx']['error']}"
-            if kind == "key":
-                fact = "cannot be read"
+            fact, hint = "cannot be read", f"write {found['ctx']['error']}"
         else:
-            fact, hint = f"has a wrong {key}: {found['msg'].lower()}", "see the README for the form of a declaration"
-        yield Problem(kind, name, fact, got, hint, source.place(*path))
+            what, _, article = found["type"].partition("_type")
+            wanted = {"tuple": "a list", "model": "a mapping of keys", "mapping": "a mapping of keys", "string": "text"}
+            fact, hint = ("is of the wrong kind" if kind == "key" else f"has {key} of the wrong kind") + article, ""
+            hint = f"write {wanted.get(what, what)}" + (" in quotes" if what == "string" else "")
+        yield Problem(kind, name, fact, got, hint, place(*path))
 
 
-def _own_rules(declaration: Declaration, source: Source) -> Iterator[Problem]:
-    """Check what one section says against another."""
-    first: dict[str, int] = {}
-    for index, definition in enumerate(declaration.featureDefinitions):
-        at = ("featureDefinitions", index)
-        if not NAME.fullmatch(definition.name):
-            hint = f"use small letters, digits and _: {_repaired(definition.name)}"
-            yield Problem("feature", definition.name, "has a name that cannot name a file or a metric", "", hint, source.place(*at, "name"))
-        if definition.name in first:
-            line = source.place("featureDefinitions", first[definition.name])
-            yield Problem("feature", definition.name, f"is declared twice, first at {line}", "", "rename one of them", source.place(*at, "name"))
-        first.setdefault(definition.name, index)
+def _readable_definitions(data: Mapping[str, Any]) -> Iterator[tuple[int, Definition]]:
+    """Return the definitions that are complete, whatever is wrong with the others."""
+    definitions = data.get("featureDefinitions")
+    for index, definition in enumerate(definitions if isinstance(definitions, list) else ()):
+        try:
+            yield index, Definition.model_validate(definition)
+        except ValidationError:
+            continue  # `_explain` says why
+
+
+def _definition_rules(definitions: Iterable[tuple[int, Definition]], place: Places) -> Iterator[Problem]:
+    """Check what pydantic cannot: names, types, and names that stand twice."""
+    first: dict[str, str] = {}
+    for index, definition in definitions:
+        name = definition.name
+
+        def problem(key: str, fact: str, got: str, hint: str, name: str = name, index: int = index) -> Problem:
+            return Problem("feature", name, fact, got, hint, place("featureDefinitions", index, key))
+
+        if not NAME.fullmatch(name):
+            yield problem("name", "has a name that cannot name a metric or a file", "", f"write {_repaired(name)}")
+        if name in first:
+            yield problem("name", f"is declared twice, first at {first[name]}", "", "rename one of them")
+        first.setdefault(name, place("featureDefinitions", index, "name"))
         if dtype(definition.dtype) is None:
             meant = nearest(definition.dtype, DTYPES)
             hint = f"did you mean {meant}?" if meant else f"use one of {listed(tuple(DTYPES))}"
-            yield Problem("feature", definition.name, "has an unknown dtype", repr(definition.dtype), hint, source.place(*at, "dtype"))
+            yield problem("dtype", "has an unknown dtype", repr(definition.dtype), hint)
         if not definition.transformation.strip():
-            yield Problem("feature", definition.name, "has an empty transformation", "", "write a SQL expression, such as count(*) OVER (…)", source.place(*at, "transformation"))
+            hint = "write a SQL expression, such as count(*) OVER (…)"
+            yield problem("transformation", "has an empty transformation", "", hint)
         if definition.view is not None and not NAME.fullmatch(definition.view):
-            yield Problem("view", definition.view, "has a name that cannot name a folder", "", f"write {_repaired(definition.view)}", source.place(*at, "view"))
-    for name, where in (("project", ("project",)),):
-        if not NAME.fullmatch(declaration.project):
-            yield Problem(name, declaration.project, "has a name that cannot name a file or a metric", "", f"write {_repaired(declaration.project)}", source.place(*where))
-    for name in declaration.windows:
+            hint = f"write {_repaired(definition.view)}"
+            yield problem("view", "names a view that cannot name a folder", repr(definition.view), hint)
+
+
+def _other_rules(declaration: Declaration, place: Places) -> Iterator[Problem]:
+    """Check the sections beside the definitions."""
+    named = [("project", declaration.project, place("project"))]
+    named += [("window", name, place("windows", name)) for name in declaration.windows]
+    for kind, name, where in named:
         if not NAME.fullmatch(name):
-            yield Problem("window", name, "has a name that SQL may read otherwise", "", f"write {_repaired(name)}", source.place("windows", name))
-    if declaration.infrastructure.computeEngine.lower() != "bytewax":
-        yield Problem("key", "computeEngine", "names an engine Freshet does not run", repr(declaration.infrastructure.computeEngine), "write bytewax", source.place("infrastructure", "computeEngine"))
+            yield Problem(kind, name, "has a name of other letters", "", f"write {_repaired(name)}", where)
+    engine = declaration.infrastructure.computeEngine
+    if engine.lower() != "bytewax":
+        where = place("infrastructure", "computeEngine")
+        yield Problem(
+            "key", "computeEngine", "names an engine Freshet does not run", repr(engine), "write bytewax", where
+        )
 
 
 def _repaired(name: str) -> str:

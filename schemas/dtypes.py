@@ -51,7 +51,12 @@ _SCALARS = (
 def _array(element: Dtype) -> Dtype:
     fits = frozenset((*(f"{fit}[]" for fit in element.fits), '"NULL"'))
     return Dtype(
-        f"array({element.name})", f"Array({element.feast})", pa.list_(element.arrow), f"{element.duckdb}[]", fits, element
+        f"array({element.name})",
+        f"Array({element.feast})",
+        pa.list_(element.arrow),
+        f"{element.duckdb}[]",
+        fits,
+        element,
     )
 
 

@@ -105,14 +105,16 @@ def contract(name: str, model: type[Event]) -> tuple[Contract | None, list[Probl
         return None, [Problem("stream", name, "does not say where its events live", hint=f"add `{hint}`")]
     fields: list[pa.Field] = []
     for field_name, info in model.model_fields.items():
-        if field_name.startswith("_") or field_name.casefold() == EVENT_TIME and field_name != stream.event_time:
+        if field_name.startswith("_") or (field_name.casefold() == EVENT_TIME and field_name != stream.event_time):
             problems.append(Problem("field", f"{name}.{field_name}", "has a reserved name", hint="rename it"))
             continue
         arrow, optional = _arrow_type(info.annotation)
         if arrow is None:
             known = "str, int, float, bool, datetime, date, Decimal, bytes, list of these, Optional of these"
             problems.append(
-                Problem("field", f"{name}.{field_name}", "has a type with no column", str(info.annotation), f"use {known}")
+                Problem(
+                    "field", f"{name}.{field_name}", "has a type with no column", str(info.annotation), f"use {known}"
+                )
             )
             continue
         fields.append(pa.field(field_name, arrow, nullable=optional))
@@ -124,7 +126,9 @@ def contract(name: str, model: type[Event]) -> tuple[Contract | None, list[Probl
             problems.append(Problem("stream", name, f"names an unknown field as {role}", repr(word), hint))
     at = by_name.get(stream.event_time)
     if at is not None and (not pa.types.is_timestamp(at.type) or at.nullable):
-        problems.append(Problem("stream", name, "needs an event time that is always there", str(at), "use AwareDatetime"))
+        problems.append(
+            Problem("stream", name, "needs an event time that is always there", str(at), "use AwareDatetime")
+        )
     if problems:
         return None, problems
     system = [field for field in _SYSTEM if field.name not in by_name]

@@ -19,7 +19,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from freshet.schemas.dtypes import Dtype
-from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION
+from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
 
 CREATED, VERSION = "created", "_version"
 _TIMESTAMP = pa.timestamp("us", "UTC")
@@ -71,16 +71,14 @@ class View:
 class RowBatch:
     """Rows of one view made by one shard: `rows` has the view's `row_schema`.
 
-    `available_at` says for each row when its newest event became readable in Kafka (µs since the epoch, int64), which
-    is where freshness is counted from. `newest` is true for the rows that go online: of one batch only an entity's
-    newest row does.
+    `available_at` says for each row when the event that made or corrected it became readable in Kafka (µs since the epoch,
+    int64): freshness is counted from there. `corrected` is true for rows that a late event rewrote. `newest` is true for the
+    rows that go online: of one batch only an entity's newest row does.
     """
 
     view: str
     shard: int
     rows: pa.Table
     available_at: pa.Int64Array
+    corrected: pa.BooleanArray
     newest: pa.BooleanArray
-
-
-__all__ = ["AVAILABLE_AT", "CREATED", "VERSION", "Feature", "RowBatch", "View"]

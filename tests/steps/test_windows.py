@@ -146,7 +146,9 @@ def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]]]:
     value = st.none() | INPUTS[kind][1]
     event = st.tuples(st.sampled_from("abc"), st.integers(-5, 40), st.integers(0, 2), value)
     drawn = draw(st.lists(event, min_size=1, max_size=60))
-    events = [Event(entity, time, partition, offset, value) for offset, (entity, time, partition, value) in enumerate(drawn)]
+    events = [
+        Event(entity, time, partition, offset, value) for offset, (entity, time, partition, value) in enumerate(drawn)
+    ]
     cuts = sorted(draw(st.lists(st.integers(0, len(events)), max_size=5)))
     batches = [events[a:b] for a, b in zip([0, *cuts], [*cuts, len(events)], strict=True)]
     return plan(kind, frames, reach), batches
@@ -154,7 +156,9 @@ def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]]]:
 
 @settings(max_examples=300, deadline=None)
 @given(cases())
-def test_final_rows_are_the_folds_of_their_frames_however_events_arrive(case: tuple[ViewPlan, list[list[Event]]]) -> None:
+def test_final_rows_are_the_folds_of_their_frames_however_events_arrive(
+    case: tuple[ViewPlan, list[list[Event]]],
+) -> None:
     plan, batches = case
     shard = WindowShard(plan)
 
@@ -177,10 +181,15 @@ def test_long_windows_of_one_hot_entity_agree_with_numpy() -> None:
     times = np.sort(rng.integers(0, 10_000, 6_000))
     values = rng.integers(-1000, 1000, len(times))
     hot = plan("int64", [3_000], 3_000)
-    events = [Event("a", int(time), 0, offset, int(value)) for offset, (time, value) in enumerate(zip(times, values, strict=True))]
+    events = [
+        Event("a", int(time), 0, offset, int(value))
+        for offset, (time, value) in enumerate(zip(times, values, strict=True))
+    ]
     shuffled = [events[index] for index in rng.permutation(len(events))]
     shard = WindowShard(hot)
-    parts = [shard.add(table(shuffled[at : at + 700], hot.inputs), horizon_us=-1, now_us=0) for at in range(0, 6_000, 700)]
+    parts = [
+        shard.add(table(shuffled[at : at + 700], hot.inputs), horizon_us=-1, now_us=0) for at in range(0, 6_000, 700)
+    ]
 
     got = newest_versions(parts)
 
@@ -211,13 +220,15 @@ def test_forgetting_what_cannot_matter_changes_no_row_and_bounds_the_state(reach
 def test_created_rises_though_the_clock_steps_back() -> None:
     counting = plan("int64", [10], 10)
     shard = WindowShard(counting)
-    first = shard.add(table([Event("a", 1, 0, 0, 1), Event("b", 1, 0, 1, 1)], counting.inputs), horizon_us=0, now_us=500)
+    first = shard.add(
+        table([Event("a", 1, 0, 0, 1), Event("b", 1, 0, 1, 1)], counting.inputs), horizon_us=0, now_us=500
+    )
     second = shard.add(table([Event("a", 2, 0, 2, 1)], counting.inputs), horizon_us=0, now_us=100)
 
     assert first is not None
     assert second is not None
-    assert [500, 501] == first.table.column("created").cast(pa.int64()).to_pylist()
-    assert [502] == second.table.column("created").cast(pa.int64()).to_pylist()
+    assert first.table.column("created").cast(pa.int64()).to_pylist() == [500, 501]
+    assert second.table.column("created").cast(pa.int64()).to_pylist() == [502]
 
 
 def test_only_the_last_row_of_an_entity_in_a_batch_is_newest() -> None:
@@ -229,4 +240,4 @@ def test_only_the_last_row_of_an_entity_in_a_batch_is_newest() -> None:
     )
 
     assert rows is not None
-    assert [False, True, True] == rows.newest.to_pylist()
+    assert rows.newest.to_pylist() == [False, True, True]

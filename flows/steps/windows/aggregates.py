@@ -358,7 +358,11 @@ def _exact(digits: Mapping[int, Ints], empty: Bools, input_type: pa.DataType) ->
     """Return whole numbers exactly: int64 if all fit, else decimals of 38 digits, NULL beyond."""
     carried = _carried(digits, len(empty))
     decimal = pa.types.is_decimal(input_type)
-    if not decimal and max(carried, default=0) <= 1 and np.all(np.abs(carried.get(1, np.zeros(1, np.int64))) < _HALF - 1):
+    if (
+        not decimal
+        and max(carried, default=0) <= 1
+        and np.all(np.abs(carried.get(1, np.zeros(1, np.int64))) < _HALF - 1)
+    ):
         total = carried.get(0, np.zeros(len(empty), np.int64)) + (carried.get(1, np.int64(0)) << _DIGIT_BITS)
         return pa.array(total, pa.int64(), mask=empty)
     totals = [0] * len(empty)

@@ -4,14 +4,14 @@ A row stands at every event time of an entity. It is written again exactly when 
 an event into its reach. So the greatest version of (entity, event_timestamp) is complete, whatever came in which order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from freshet.flows.steps.windows.aggregates import AGGREGATES, AggregateState, CountAll
-from freshet.flows.steps.windows.segments import OFFSET, PARTITION, TIME, Column, Ints, Segments, ranges
+from freshet.flows.steps.windows.segments import OFFSET, PARTITION, TIME, Changed, Column, Ints, Segments, ranges
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME
 from freshet.schemas.event import OFFSET as OFFSET_COLUMN
 from freshet.schemas.event import PARTITION as PARTITION_COLUMN
@@ -26,12 +26,13 @@ class WindowedRows:
     """Rows of one batch before their outer expressions are computed.
 
     `table` has the entity, `event_timestamp`, `created`, `_version`, `_partition`, `_offset`, the payload and the window
-    values; `available_at` (µs, int64) is when the row's newest event became readable in Kafka; `newest` marks the last row
-    of each entity that this batch made.
+    values. `available_at` (µs, int64) is when the event that made or corrected the row became readable in Kafka;
+    `corrected` marks rows whose own events are all older than this batch; `newest` the last row of each entity here.
     """
 
     table: pa.Table
     available_at: pa.Array
+    corrected: pa.Array
     newest: pa.Array
 
 
@@ -85,8 +86,8 @@ class WindowShard:
         changed = segments.insert(slots, self._lift(inputs))
         for state in self._aggregates:
             state.update(segments, changed)
-        positions, owners = self._rows(changed.slots, changed.starts, changed.ends, changed.is_new)
-        rows = self._values(positions, owners, now_us)
+        positions, owners, causes = self._rows(changed)
+        rows = self._values(positions, owners, causes, now_us)
         self._compact(horizon_us)
         return rows
 
@@ -126,23 +127,24 @@ class WindowShard:
             columns |= _lift_payload(name, inputs.column(name).combine_chunks())
         return columns
 
-    def _rows(self, slots: Ints, starts: Ints, ends: Ints, is_new: Column) -> tuple[Ints, Ints]:
-        """Return the positions of rows whose version rose, and their slots. A row stands at the last event of its time."""
-        lengths = ends - starts
-        at = ranges(starts, lengths)
-        owner = np.repeat(slots, lengths)
+    def _rows(self, changed: Changed) -> tuple[Ints, Ints, Ints]:
+        """Return the positions of rows whose version rose, their slots, and the new event that is the cause of each.
+
+        A row stands at the last event of its time; its cause is the newest of the new events up to there.
+        """
+        lengths = changed.ends - changed.starts
+        at = ranges(changed.starts, lengths)
+        owner = np.repeat(changed.slots, lengths)
         times = self._segments.time[at]
         firsts = np.cumsum(lengths) - lengths
-        last_of_time = np.append(times[1:] != times[:-1], True)  # noqa: FBT003  # numpy takes values
-        last_of_time[firsts[1:] - 1] = True
-        rises = last_of_time
-        reach = self.plan.reach_us
-        if reach is not None:
-            newest = np.maximum.accumulate(np.where(is_new, np.arange(len(at)), -1))  # the newest new event up to here
-            rises = last_of_time & (times - times[newest] <= reach)
-        return at[rises], owner[rises]
+        rises = np.append(times[1:] != times[:-1], True)  # numpy takes values
+        rises[firsts[1:] - 1] = True
+        cause = np.maximum.accumulate(np.where(changed.is_new, np.arange(len(at)), -1))
+        if self.plan.reach_us is not None:
+            rises &= times - times[cause] <= self.plan.reach_us
+        return at[rises], owner[rises], at[cause[rises]]
 
-    def _values(self, positions: Ints, owners: Ints, now_us: int) -> WindowedRows:
+    def _values(self, positions: Ints, owners: Ints, causes: Ints, now_us: int) -> WindowedRows:
         """Fold the frames of each row."""
         segments, plan = self._segments, self.plan
         head, high, instants = segments.head[owners], positions + 1, segments.time[positions]
@@ -169,9 +171,10 @@ class WindowShard:
             columns[name] = _lower_payload(name, plan.inputs.field(name).type, segments.columns, positions)
         for index, (state, aggregate) in enumerate(zip(self._aggregates, plan.aggregates, strict=True)):
             columns[f"_w{index}"] = state.fold(segments, low[aggregate.frame.preceding_us], high)
-        newest = np.append(owners[1:] != owners[:-1], True)[: len(owners)]  # noqa: FBT003  # numpy takes values
-        available = pa.array(segments.columns[_AVAILABLE][positions], pa.int64())
-        return WindowedRows(pa.table(columns), available, pa.array(newest))
+        newest = np.append(owners[1:] != owners[:-1], True)[: len(owners)]  # numpy takes values
+        available = pa.array(segments.columns[_AVAILABLE][causes], pa.int64())
+        corrected = pa.array(segments.time[causes] != instants)
+        return WindowedRows(pa.table(columns), available, corrected, pa.array(newest))
 
     def _compact(self, horizon_us: int) -> None:
         """Give memory back once most of it is unused."""
@@ -232,12 +235,3 @@ def _lower_payload(name: str, kind: pa.DataType, columns: Mapping[str, Column], 
     if not _fixed_width(kind):
         return pa.array(values, kind)
     return pa.array(values, _storage(kind), mask=columns[f"{name}.null"][positions]).cast(kind)
-
-
-def rows_of(parts: Sequence[WindowedRows]) -> WindowedRows:
-    """Join rows of several shards of one view."""
-    return WindowedRows(
-        pa.concat_tables([part.table for part in parts], promote_options="permissive"),
-        pa.concat_arrays([part.available_at for part in parts]),
-        pa.concat_arrays([part.newest for part in parts]),
-    )

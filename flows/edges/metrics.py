@@ -1,0 +1,150 @@
+"""What Prometheus may ask a process: `/metrics` and `/healthz`. Names are an interface (DESIGN of Freshet, README).
+
+Every label set that can occur is there from the start, as zero, so that `increase()` sees the first event.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from freshet.schemas.errors import Problem, Refused
+from freshet.schemas.rejects import Reason
+
+FRESHNESS_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+KINDS = ("event", "correction")
+OUTCOMES = ("accepted", "rejected", "duplicate")
+
+
+class Histogram(Collector):
+    """A histogram that takes whole columns: `observe` of a million values is one numpy call."""
+
+    def __init__(self, name: str, description: str, labels: Sequence[str], buckets: Sequence[float]) -> None:
+        self._name, self._description, self._labels = name, description, tuple(labels)
+        self._bounds = np.array(buckets)
+        self._counts: dict[tuple[str, ...], npt.NDArray[np.int64]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+        self._lock = threading.Lock()
+
+    def initialise(self, *labels: str) -> None:
+        """Show a label set before its first value."""
+        with self._lock:
+            self._counts.setdefault(labels, np.zeros(len(self._bounds) + 1, np.int64))
+            self._sums.setdefault(labels, 0.0)
+
+    def observe(self, values: npt.NDArray[np.float64], *labels: str) -> None:
+        """Count a column of values."""
+        if len(values) == 0:
+            return
+        self.initialise(*labels)
+        places = np.bincount(np.searchsorted(self._bounds, values, "left"), minlength=len(self._bounds) + 1)
+        with self._lock:
+            self._counts[labels] += places
+            self._sums[labels] += float(values.sum())
+
+    def quantile(self, share: float, *labels: str) -> float | None:
+        """Return the bound of the bucket that holds the given share of all values; None if there are none."""
+        with self._lock:
+            counts = self._counts.get(labels)
+            if counts is None or counts.sum() == 0:
+                return None
+            index = int(np.searchsorted(np.cumsum(counts), share * counts.sum(), "left"))
+        return float(self._bounds[index]) if index < len(self._bounds) else float("inf")
+
+    def collect(self) -> Iterator[Metric]:
+        """Give Prometheus the cumulative buckets."""
+        family = HistogramMetricFamily(self._name, self._description, labels=self._labels)
+        with self._lock:
+            for labels, counts in self._counts.items():
+                bounds = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
+                family.add_metric(
+                    labels, list(zip(bounds, np.cumsum(counts).tolist(), strict=True)), self._sums[labels]
+                )
+        yield family
+
+
+class Metrics:
+    """The metrics of a materializer."""
+
+    def __init__(self, streams: Sequence[str], views: Sequence[str]) -> None:
+        self.registry = CollectorRegistry()
+        self.events = Counter(
+            "freshet_events", "Events taken from Kafka.", ["stream", "outcome"], registry=self.registry
+        )
+        self.rejects = Counter("freshet_rejects", "Events not accepted.", ["stream", "reason"], registry=self.registry)
+        self.rows = Counter("freshet_rows", "Rows written.", ["feature_view", "store"], registry=self.registry)
+        self.entities = Gauge(
+            "freshet_state_entities", "Entities with state.", ["feature_view"], registry=self.registry
+        )
+        self.epoch = Gauge(
+            "freshet_checkpoint_last_success_timestamp_seconds",
+            "When everything taken was last in every store.",
+            registry=self.registry,
+        )
+        self.freshness = Histogram(
+            "freshet_freshness_seconds",
+            "From an event's being readable in Kafka to its row's being readable online.",
+            ["feature_view", "kind"],
+            FRESHNESS_BUCKETS,
+        )
+        self.registry.register(self.freshness)
+        for stream in streams:
+            for outcome in OUTCOMES:
+                self.events.labels(stream, outcome)
+            for reason in Reason:
+                self.rejects.labels(stream, reason.value)
+        for view in views:
+            self.entities.labels(view)
+            for store in ("online", "offline"):
+                self.rows.labels(view, store)
+            for kind in KINDS:
+                self.freshness.initialise(view, kind)
+
+
+class Server:
+    """Serves a registry over HTTP until closed. Loopback unless told otherwise."""
+
+    def __init__(self, address: str, registry: CollectorRegistry, healthy: Callable[[], bool]) -> None:
+        host, _, port = address.rpartition(":")
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # the name http.server calls
+                """Answer Prometheus, or a health check."""
+                if self.path == "/metrics":
+                    self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+                elif self.path == "/healthz":
+                    alive = healthy()
+                    self._answer(200 if alive else 503, "text/plain", b"ok\n" if alive else b"stopping\n")
+                else:
+                    self._answer(404, "text/plain", b"/metrics or /healthz\n")
+
+            def _answer(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Keep requests out of the log."""
+
+        try:
+            self._server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), Handler)
+        except (OSError, ValueError) as error:
+            hint = "name a free one with --metrics HOST:PORT or FRESHET_METRICS_ADDRESS; port 0 takes any"
+            raise Refused([Problem("address", address, f"cannot serve metrics: {error}", hint=hint)]) from error
+        self._server.daemon_threads = True
+        self.address = f"{self._server.server_address[0]!s}:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()

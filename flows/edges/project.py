@@ -1,0 +1,134 @@
+"""A user's project on disk: the declaration, and the event contracts it names.
+
+::
+
+    DIR/feature_repo/features.yaml      the declaration
+    DIR/feature_repo/feature_store.yaml written by `freshet apply`
+    DIR/schemas/events/<stream>.py      one contract a stream
+    DIR/schemas/samples/<stream>/       example messages, good-….json and bad-….json
+"""
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import PydanticUserError
+
+from freshet.schemas import declaration
+from freshet.schemas.errors import Problem, Refused, listed, nearest
+from freshet.schemas.event import Contract, Event, contract
+
+_ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A directory that holds a declaration."""
+
+    root: Path
+
+    @property
+    def feature_repo(self) -> Path:
+        """Feast's folder."""
+        return self.root / "feature_repo"
+
+    @property
+    def registry(self) -> Path:
+        """Feast's registry: derived, not declared, so it is kept with the state and not with the sources."""
+        return self.root / ".freshet" / "registry.db"
+
+    @property
+    def deploy(self) -> Path:
+        """Files generated from the declaration."""
+        return self.root / "deploy"
+
+    def declaration(self) -> declaration.Source:
+        """Read the declaration; raises `Refused`."""
+        for name in ("features.yaml", "features.yml", "features.json"):
+            path = self.feature_repo / name
+            if path.is_file():
+                return declaration.read(_text(path), f"feature_repo/{name}")
+        hint = "run `freshet init DIR`, or name the project's folder with -C"
+        raise Refused([Problem("project", str(self.root), "has no feature_repo/features.yaml", hint=hint)])
+
+    def contracts(self, streams: Iterable[str]) -> dict[str, Contract]:
+        """Load the contracts of the given streams; raises `Refused` with every problem found in them."""
+        problems: list[Problem] = []
+        found: dict[str, Contract] = {}
+        for stream in dict.fromkeys(streams):
+            try:
+                found[stream] = self._contract(stream)
+            except Refused as refusal:
+                problems.extend(refusal.problems)
+        if problems:
+            raise Refused(problems)
+        return found
+
+    def _contract(self, stream: str) -> Contract:
+        folder = self.root / "schemas" / "events"
+        known = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+        if stream not in known:
+            meant = nearest(stream, known)
+            hint = (
+                f"did you mean {meant}?" if meant else f"add schemas/events/{stream}.py, or use one of {listed(known)}"
+            )
+            raise Refused([Problem("stream", stream, "has no event contract in schemas/events", hint=hint)])
+        path = folder / f"{stream}.py"
+        models = _models(path)
+        if len(models) != 1:
+            names = listed([model.__name__ for model in models])
+            hint = "keep exactly one class there that derives from freshet.schemas.event.Event"
+            raise Refused([Problem("stream", stream, "does not have one contract", names, hint, str(path))])
+        made, problems = contract(stream, models[0])
+        if made is None:
+            raise Refused(problems)
+        return made
+
+
+def _models(path: Path) -> list[type[Event]]:
+    """Import a contract's file by its path, under a name of its own, and return the contracts in it."""
+    name = f"freshet_contract_{path.stem}_{abs(hash(path.resolve()))}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None, path
+        assert spec.loader is not None, path
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except (SyntaxError, ImportError, NameError, TypeError, AttributeError, ValueError, PydanticUserError) as error:
+            del sys.modules[name]
+            fact = f"cannot be imported: {type(error).__name__}: {error}"
+            raise Refused([Problem("stream", path.stem, fact, hint="mend the file", place=str(path))]) from error
+    members = vars(sys.modules[name]).values()
+    return [m for m in members if isinstance(m, type) and issubclass(m, Event) and m.__module__ == name]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(
+            [Problem("declaration", path.name, "is not UTF-8", f"byte {error.start}", "save it as UTF-8")]
+        ) from error
+    except OSError as error:
+        raise Refused([Problem("declaration", path.name, f"cannot be read: {error.strerror}")]) from error
+
+
+def expand(text: str, what: str) -> str:
+    """Put environment variables where `${NAME}` stands; raises `Refused` for one that is not set.
+
+    >>> expand("redis://localhost", "onlineStore")
+    'redis://localhost'
+    """
+    missing = [name for name in _ENVIRONMENT.findall(text) if name not in os.environ]
+    if missing:
+        names = listed(missing)
+        raise Refused(
+            [Problem("key", what, f"names environment variables that are not set: {names}", hint=f"export {names}")]
+        )
+    return _ENVIRONMENT.sub(lambda found: os.environ[found[1]], text)

@@ -1,0 +1,80 @@
+"""What a process is told by its environment, in one place; flags of the command win over it.
+
+| variable | meaning | default |
+| --- | --- | --- |
+| FRESHET_PROJECT | the project's folder | . |
+| FRESHET_BROKERS | Kafka's address, host:port,… | localhost:9092 |
+| FRESHET_KAFKA_* | any librdkafka setting: FRESHET_KAFKA_SASL_PASSWORD is sasl.password | |
+| FRESHET_ONLINE_STORE | in place of the declared onlineStore | |
+| FRESHET_OFFLINE_STORE | in place of the declared offlineStore | |
+| FRESHET_METRICS_ADDRESS | where /metrics and /healthz listen | 127.0.0.1:9308 |
+| FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
+| FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
+| FRESHET_ARCHIVE_RETENTION | how long accepted events are kept beside the features | 90 days |
+| FRESHET_LOG | json or text | text |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from freshet.schemas import units
+from freshet.schemas.errors import Problem, Refused, listed, nearest
+
+_KAFKA = "FRESHET_KAFKA_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A process's surroundings. Secrets are in `kafka`, which is never printed."""
+
+    project: Path = Path()
+    brokers: str = "localhost:9092"
+    online_store: str | None = None
+    offline_store: str | None = None
+    metrics_address: str = "127.0.0.1:9308"
+    shards: int = 4
+    epoch: timedelta = timedelta(seconds=1)
+    archive_retention: timedelta = timedelta(days=90)
+    log: str = "text"
+    kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+_READ = {
+    "project": Path,
+    "shards": int,
+    "epoch": units.duration,
+    "archive_retention": units.duration,
+}
+_OF_OTHERS = frozenset({"FRESHET_REQUIRE", "FRESHET_TEST_KAFKA", "FRESHET_KAFKA_DIR", "FRESHET_KAFKA_PORT"})
+"""What the scripts around Freshet read."""
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """Read the settings of a process; raises `Refused` for a variable that is misspelt or cannot be read."""
+    found: dict[str, object] = {}
+    kafka: dict[str, str] = {}
+    problems: list[Problem] = []
+    known = {f"FRESHET_{name.upper()}": name for name in Settings.__dataclass_fields__ if name != "kafka"}
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith("FRESHET_") or variable in _OF_OTHERS or not text:
+            continue
+        name = known.get(variable)
+        if name is not None:
+            try:
+                found[name] = _READ.get(name, str)(text)
+            except ValueError as error:
+                problems.append(Problem("variable", variable, "cannot be read", repr(text), f"write {error}"))
+        elif variable.startswith(_KAFKA):
+            kafka[variable.removeprefix(_KAFKA).lower().replace("_", ".")] = text
+        else:
+            meant = nearest(variable, known)
+            hint = f"did you mean {meant}?" if meant else f"the variables are {listed(tuple(known))} and {_KAFKA}*"
+            problems.append(Problem("variable", variable, "is unknown", hint=hint))
+    shards = found.get("shards", 1)
+    if isinstance(shards, int) and not 1 <= shards <= 64:
+        problems.append(Problem("variable", "FRESHET_SHARDS", "is out of range", str(shards), "write 1 to 64"))
+    if problems:
+        raise Refused(problems)
+    return Settings(**found, kafka=kafka)  # type: ignore[arg-type]  # every reader above returns its field's type

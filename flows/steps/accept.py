@@ -1,0 +1,104 @@
+"""Which decoded events are accepted: judged per Kafka partition, by that partition's own event times.
+
+So acceptance does not depend on how partitions interleave, on batch sizes, or on when a replay runs. In this order: an
+event too far past its own Kafka time is `future`, and moves nothing; one older than the partition's newest by more than
+the allowed lateness is `late`; one whose id was accepted before is a duplicate, and the lowest offset wins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, Stream
+from freshet.schemas.rejects import Reason
+
+NEVER_US = np.iinfo(np.int64).min // 2
+"""Before every event time, with room to subtract a lateness."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What became of a batch: which events are accepted, and why the others are not.
+
+    `rejected` holds (index, reason, detail); `duplicates` the indices of repeated events, which are counted, not kept.
+    """
+
+    accepted: npt.NDArray[np.int64]
+    rejected: tuple[tuple[int, Reason, str], ...]
+    duplicates: npt.NDArray[np.int64]
+
+
+@dataclass
+class PartitionJudge:
+    """One partition's clock, and the ids it has accepted within the allowed lateness."""
+
+    stream: Stream
+    newest_us: int = NEVER_US
+    """The greatest event time seen, futures apart."""
+    seen: dict[object, int] = field(default_factory=dict)
+
+    def judge(self, events: pa.Table) -> Judged:
+        """Judge events of this partition in the order of their offsets."""
+        times, available = _microseconds(events, EVENT_TIME), _microseconds(events, AVAILABLE_AT)
+        if len(times) == 0:
+            return Judged(np.zeros(0, np.int64), (), np.zeros(0, np.int64))
+        lateness_us = _us(self.stream.lateness)
+        future = times - available > _us(self.stream.max_future)
+        clock = np.maximum.accumulate(np.where(future, NEVER_US, times))
+        clock = np.maximum(clock, self.newest_us)
+        late = ~future & (times < clock - lateness_us)
+        self.newest_us = int(clock[-1])
+        rejected = [
+            *(
+                (int(index), Reason.FUTURE, self._future(times[index], available[index]))
+                for index in np.flatnonzero(future)
+            ),
+            *((int(index), Reason.LATE, self._late(times[index], clock[index])) for index in np.flatnonzero(late)),
+        ]
+        rest = np.flatnonzero(~future & ~late)
+        repeated = self._repeated(events, rest, times)
+        return Judged(rest[~repeated], tuple(sorted(rejected)), rest[repeated])
+
+    def _repeated(
+        self, events: pa.Table, rest: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        if self.stream.event_id is None:
+            return np.zeros(len(rest), np.bool_)
+        ids: Sequence[object] = events.column(self.stream.event_id).take(pa.array(rest)).to_pylist()
+        repeated = np.zeros(len(rest), np.bool_)
+        for index, (event_id, time) in enumerate(zip(ids, times[rest].tolist(), strict=True)):
+            if event_id is None:
+                continue
+            if event_id in self.seen:
+                repeated[index] = True
+            else:
+                self.seen[event_id] = time
+        oldest = self.newest_us - _us(self.stream.lateness)
+        if len(self.seen) > 2 * len(rest) and min(self.seen.values()) < oldest:
+            self.seen = {event_id: time for event_id, time in self.seen.items() if time >= oldest}
+        return repeated
+
+    def _late(self, time: int, clock: int) -> str:
+        behind = timedelta(microseconds=int(clock - time))
+        return f"{_instant(time)} is {behind} behind its partition's newest event; the stream allows {self.stream.lateness}"
+
+    def _future(self, time: int, available: int) -> str:
+        ahead = timedelta(microseconds=int(time - available))
+        return f"{_instant(time)} is {ahead} past its Kafka time; the stream allows {self.stream.max_future}"
+
+
+def _us(length: timedelta) -> int:
+    return length // timedelta(microseconds=1)
+
+
+def _instant(microseconds: int) -> str:
+    return (_EPOCH + timedelta(microseconds=int(microseconds))).isoformat()
+
+
+def _microseconds(events: pa.Table, name: str) -> npt.NDArray[np.int64]:
+    return events.column(name).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]  # pyarrow is untyped

@@ -1,0 +1,140 @@
+"""Bytes to events: a whole batch is decoded and checked against its contract at once.
+
+Each message is parsed by itself (pydantic's `Json`), so no message can borrow a bracket from its neighbour, and one
+that is bad takes no other with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Json, TypeAdapter, ValidationError
+
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, Contract
+from freshet.schemas.poll import Poll
+from freshet.schemas.rejects import Reason, Reject
+
+_DETAIL_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The events that follow their contract, in the contract's Arrow schema, and the rejects.
+
+    `at` says which message of the poll each event was.
+    """
+
+    events: pa.Table
+    at: npt.NDArray[np.int64]
+    rejects: tuple[Reject, ...]
+
+
+class Decoder:
+    """Decodes the messages of one stream."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self._batch: TypeAdapter[list[Any]] = TypeAdapter(list[Json[contract.model]])  # type: ignore[name-defined]  # made here
+        self._version = str(contract.stream.version).encode()
+
+    def decode(self, poll: Poll) -> Decoded:
+        """Return the events of a poll and the rejects; every message is one or the other."""
+        bad: dict[int, tuple[Reason, str]] = {}
+        for index, version in enumerate(poll.versions):
+            if version is not None and version != self._version:
+                bad[index] = (
+                    Reason.UNKNOWN_VERSION,
+                    f"version {version[:40]!r}; this flow knows {self._version.decode()}",
+                )
+        for index, value in enumerate(poll.values):
+            if not value and index not in bad:
+                bad[index] = (Reason.UNDECODABLE, "no value" if value is None else "an empty value")
+        at = [index for index in range(len(poll.values)) if index not in bad]
+        models, failed = self._validate([poll.values[index] for index in at])
+        bad |= {at[index]: why for index, why in failed.items()}
+        at = [index for position, index in enumerate(at) if position not in failed]
+        columns, unfit = self._columns(models)
+        if unfit:
+            bad |= {at[index]: why for index, why in unfit.items()}
+            at = [index for position, index in enumerate(at) if position not in unfit]
+            columns, unfit = self._columns([model for index, model in enumerate(models) if index not in unfit])
+            assert not unfit, unfit
+        good = np.array(at, np.int64)
+        rejects = tuple(
+            Reject(poll.topic, poll.partition, int(poll.offsets[index]), *why, poll.keys[index], poll.values[index])
+            for index, why in sorted(bad.items())
+        )
+        return Decoded(self._table(columns, poll, good), good, rejects)
+
+    def _validate(self, values: Sequence[bytes | None]) -> tuple[list[Any], dict[int, tuple[Reason, str]]]:
+        """Check all values at once; on errors learn every bad one from the one error, and check the rest."""
+        try:
+            return self._batch.validate_python(values, strict=False), {}
+        except ValidationError as error:
+            failed = _first_errors(error)
+        rest = [value for index, value in enumerate(values) if index not in failed]
+        return self._batch.validate_python(rest, strict=False), failed
+
+    def _columns(self, models: Sequence[Any]) -> tuple[dict[str, pa.Array], dict[int, tuple[Reason, str]]]:
+        """Turn models into columns; a value that its column cannot hold, such as 2**70, is named."""
+        documents = [model.__dict__ for model in models]
+        columns: dict[str, pa.Array] = {}
+        unfit: dict[int, tuple[Reason, str]] = {}
+        key = self.contract.stream.key
+        for name in self.contract.model.model_fields:
+            kind = self.contract.schema.field(name).type
+            values = [document[name] for document in documents]
+            try:
+                columns[name] = pa.array(values, kind)
+            except _UNFIT:
+                unfit |= {index: (Reason.CONTRACT, f"{name}: {why}") for index, why in _unfit(values, kind).items()}
+                continue
+            if name == key and columns[name].null_count:
+                empty = np.flatnonzero(columns[name].is_null().to_numpy(zero_copy_only=False))
+                unfit |= {int(index): (Reason.NULL_KEY, f"{name} is null") for index in empty}
+        return columns, unfit
+
+    def _table(self, columns: Mapping[str, pa.Array], poll: Poll, good: npt.NDArray[np.int64]) -> pa.Table:
+        schema = self.contract.schema
+        event_time = columns[self.contract.stream.event_time]
+        known_ms = poll.timestamps_ms[good]
+        available = pa.array(known_ms * 1000, pa.int64(), mask=known_ms < 0).cast(pa.timestamp("us", "UTC"))
+        system = {
+            EVENT_TIME: event_time,
+            PARTITION: pa.array(np.full(len(good), poll.partition, np.int32)),
+            OFFSET: pa.array(poll.offsets[good]),
+            AVAILABLE_AT: pa.compute.coalesce(available, event_time),
+        }
+        return pa.table([{**system, **columns}[name] for name in schema.names], schema=schema)
+
+
+_UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)
+
+
+def _unfit(values: Sequence[Any], kind: pa.DataType) -> dict[int, str]:
+    """Return which values a column cannot hold, and why."""
+    found: dict[int, str] = {}
+    for index, value in enumerate(values):
+        try:
+            pa.array([value], kind)
+        except _UNFIT as error:
+            found[index] = str(error)[:_DETAIL_CHARACTERS]
+    assert found, "a column refused values that it takes one by one"
+    return found
+
+
+def _first_errors(error: ValidationError) -> dict[int, tuple[Reason, str]]:
+    """Return for each bad message the first thing that is wrong with it."""
+    failed: dict[int, tuple[Reason, str]] = {}
+    for found in error.errors(include_url=False, include_input=False):
+        index, *path = found["loc"]
+        assert isinstance(index, int), found
+        if found["type"].startswith("json_"):
+            why = (Reason.UNDECODABLE, found["msg"])
+        else:
+            why = (Reason.CONTRACT, f"{'.'.join(map(str, path)) or 'the event'}: {found['msg']}")
+        failed.setdefault(index, (why[0], why[1][:_DETAIL_CHARACTERS]))
+    return failed

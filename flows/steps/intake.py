@@ -1,0 +1,82 @@
+"""From a poll to what the windows need: decode, judge, compute the row-level parts. One stream at a time.
+
+An event is accepted by all views of its stream or by none, so a row-level expression that fails on an event rejects it
+everywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from freshet.flows.steps.accept import PartitionJudge
+from freshet.flows.steps.decode import Decoder
+from freshet.flows.steps.sql import Projector
+from freshet.schemas.event import Contract
+from freshet.schemas.plan import ViewPlan
+from freshet.schemas.poll import Poll
+from freshet.schemas.rejects import Reason, Reject
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of one poll: accepted events, each view's inputs from them, and the rest.
+
+    `newest_us` is the partition's clock afterwards.
+    """
+
+    stream: str
+    partition: int
+    partitions_count: int
+    events: pa.Table
+    inputs: Mapping[str, pa.Table]
+    rejects: tuple[Reject, ...]
+    duplicates_count: int
+    newest_us: int
+
+
+class Intake:
+    """Takes the polls of one stream."""
+
+    def __init__(self, contract: Contract, plans: Sequence[ViewPlan]) -> None:
+        self.contract = contract
+        self._decoder = Decoder(contract)
+        self._projectors = {plan.view.name: Projector(plan) for plan in plans}
+
+    def take(self, judge: PartitionJudge, poll: Poll) -> Taken:
+        """Take one poll of the partition that `judge` judges."""
+        decoded = self._decoder.decode(poll)
+        judged = judge.judge(decoded.events)
+        rejects = [*decoded.rejects]
+        for index, reason, detail in judged.rejected:
+            rejects.append(_reject(poll, int(decoded.at[index]), reason, detail))
+        events = decoded.events.take(pa.array(judged.accepted))
+        inputs, failed = self._project(events)
+        if failed:
+            at = decoded.at[judged.accepted]
+            rejects += [
+                _reject(poll, int(at[index]), Reason.TRANSFORM, detail) for index, detail in sorted(failed.items())
+            ]
+            events = events.take(pa.array(np.setdiff1d(np.arange(events.num_rows), list(failed))))
+            inputs, failed = self._project(events)
+            assert not failed, failed
+        return Taken(
+            self.contract.name, poll.partition, poll.partitions_count, events, inputs, tuple(rejects),
+            len(judged.duplicates), judge.newest_us,
+        )  # fmt: skip
+
+    def _project(self, events: pa.Table) -> tuple[dict[str, pa.Table], dict[int, str]]:
+        """Compute every view's inputs; returns them, or which events an expression failed on, and how."""
+        inputs: dict[str, pa.Table] = {}
+        failed: dict[int, str] = {}
+        for view, projector in self._projectors.items():
+            inputs[view], failures = projector.project(events)
+            for index, what, error in failures:
+                failed.setdefault(index, f"{what}: {error}")
+        return inputs, failed
+
+
+def _reject(poll: Poll, index: int, reason: Reason, detail: str) -> Reject:
+    place = (poll.topic, poll.partition, int(poll.offsets[index]))
+    return Reject(*place, reason, detail, poll.keys[index], poll.values[index])
