@@ -1,0 +1,109 @@
+"""Files of events: newline-delimited JSON, gzipped or not, or parquet, read as if each were a topic.
+
+A line of JSON is partition 0 at the offset of its line. A parquet file's own `_partition` and `_offset` columns are
+taken where it has them, as the event archive does. A file has no Kafka time.
+"""
+
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from freshet.schemas.errors import Problem, Refused
+from freshet.schemas.event import OFFSET, PARTITION
+from freshet.schemas.poll import Poll
+
+_BATCH_EVENTS = 5000
+
+
+def lines(path: str) -> Iterator[bytes]:
+    """Give the events of a file one by one, as JSON; `-` is standard input. Raises `Refused` if it cannot be read."""
+    for poll in polls(path, "", batch_events=1000):
+        yield from (value for value in poll.values if value is not None)
+
+
+def polls(path: str, topic: str, *, batch_events: int = _BATCH_EVENTS) -> Iterator[Poll]:
+    """Give the events of a file in batches, in the file's order."""
+    try:
+        yield from _parquet(Path(path), topic, batch_events) if path.endswith(".parquet") else _json(path, topic, batch_events)
+    except FileNotFoundError:
+        raise _refused(path, "is not there") from None
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise _refused(path, f"cannot be read: {error}") from error
+
+
+def _refused(path: str, fact: str) -> Refused:
+    return Refused([Problem("file", path, fact, hint="give newline-delimited JSON (.gz or not) or parquet")])
+
+
+def _json(path: str, topic: str, batch_events: int) -> Iterator[Poll]:
+    offset = 0
+    with _opened(path) as file:
+        batch: list[bytes | None] = []
+        for line in file:
+            text = line.strip()
+            if text:
+                batch.append(text)
+            if len(batch) == batch_events:
+                yield _poll(topic, 0, 1, batch, np.arange(offset, offset + len(batch)))
+                offset += len(batch)
+                batch = []
+        if batch:
+            yield _poll(topic, 0, 1, batch, np.arange(offset, offset + len(batch)))
+
+
+def _opened(path: str) -> IO[bytes]:
+    if path == "-":
+        return sys.stdin.buffer
+    raw = Path(path).open("rb")  # noqa: SIM115  # handed to the caller, who closes it
+    gzipped = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return io.BufferedReader(gzip.GzipFile(fileobj=raw)) if gzipped else raw
+
+
+def _parquet(path: Path, topic: str, batch_events: int) -> Iterator[Poll]:
+    file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    placed = PARTITION in names and OFFSET in names
+    count = 1
+    if placed:
+        partitions = file.read([PARTITION]).column(0)
+        count = (pa.compute.max(partitions).as_py() or 0) + 1
+    start = 0
+    for batch in file.iter_batches(batch_events):
+        table = pa.Table.from_batches([batch])
+        offsets = table.column(OFFSET).to_numpy() if placed else np.arange(start, start + table.num_rows)
+        owners = table.column(PARTITION).to_numpy() if placed else np.zeros(table.num_rows, np.int32)
+        start += table.num_rows
+        events = table.drop([name for name in names if name.startswith("_")]).to_pylist()
+        for owner in np.unique(owners):
+            mine = np.flatnonzero(owners == owner)
+            values: list[bytes | None] = [json.dumps(events[index], default=_plain).encode() for index in mine]
+            yield _poll(topic, int(owner), count, values, offsets[mine].astype(np.int64))
+
+
+def _poll(topic: str, partition: int, count: int, values: list[bytes | None], offsets: Any) -> Poll:
+    nothing: list[bytes | None] = [None] * len(values)
+    unknown_ms = np.full(len(values), -1, np.int64)
+    return Poll(topic, partition, count, values, nothing, nothing, unknown_ms, offsets, int(offsets[-1]) + 1, at_end=False)
+
+
+def _plain(value: object) -> object:
+    """Write in JSON what JSON has no word for, as the event contracts read it."""
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    raise TypeError(f"no JSON for {type(value).__name__}")
