@@ -88,7 +88,10 @@ def _singles(column: pa.Array, kind: int, head: bytes) -> list[bytes]:
     if kind in (_DOUBLE, _FLOAT):
         return _fixed(numbers_of(column), head)
     if kind == _TIME:
-        seconds = numbers_of(column) // 1_000_000
+        microseconds = numbers_of(column)
+        seconds = microseconds // 1_000_000
+        if not head:  # Feast rounds one time down, and times in a list towards 1970
+            seconds = np.where(microseconds < 0, -(-microseconds // 1_000_000), seconds)
         return _varints(np.where(column.is_null().to_numpy(zero_copy_only=False), _NO_TIME, seconds), head)
     return _varints(numbers_of(column), head)
 
@@ -148,8 +151,8 @@ def _varints(numbers: npt.NDArray[np.int64], head: bytes, zero: bytes | None = N
             break
     # numpy drops trailing zero octets from S: just the unused ones, as only zero itself ends with a zero octet.
     encoded: list[bytes] = octets.view(f"S{width}").ravel().tolist()
-    for place in np.flatnonzero(numbers == 0):
-        encoded[place] = head + b"\0" if zero is None else zero
+    for index in np.flatnonzero(numbers == 0):
+        encoded[index] = head + b"\0" if zero is None else zero
     return encoded
 
 

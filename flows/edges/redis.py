@@ -229,7 +229,8 @@ class MemoryOnlineStore:
 class _Layout:
     """Where one view's rows stand: the constant parts of keys, and the names of fields.
 
-    `fields` are the time's, the version's, then the features'. `order` sorts the entity's columns by name, as Feast does.
+    `fields` are the time's, the version's, then the features'. `order` sorts the entity's columns by name, as Feast
+    does.
     """
 
     view: View
