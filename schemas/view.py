@@ -90,11 +90,11 @@ class RowBatch:
 class StoredRow:
     """What the online store holds of one view for one entity.
 
-    `values` has every feature of the view by name, as Python values. `version` is 0 where another writer than Freshet
+    `features` has the value of every feature of the view by name. `version` is 0 where another writer than Freshet
     stored the row.
     """
 
     entity: tuple[Any, ...]
     event_timestamp: datetime
     version: int
-    values: Mapping[str, Any]
+    features: Mapping[str, Any]

@@ -81,7 +81,7 @@ def put(store: Store, at: datetime, version: int, edits: int) -> int:
 def served(store: Store) -> tuple[datetime, int, int]:
     (row,) = store.read(BY_USER_TOO, [("ada",)])
     assert row is not None
-    return row.event_timestamp, row.version, row.values["edits"]
+    return row.event_timestamp, row.version, row.features["edits"]
 
 
 def test_a_row_is_read_as_it_was_written(store: Store) -> None:
@@ -99,7 +99,7 @@ def test_nulls_and_nan_are_read_as_none(store: Store) -> None:
     (row,) = store.read(BY_USER, [("ada",)])
 
     assert row is not None
-    assert row.values == {"edits": None, "share": None, "words": None}
+    assert row.features == {"edits": None, "share": None, "words": None}
 
 
 def test_entities_of_several_columns_are_kept_apart(store: Store) -> None:
@@ -107,7 +107,7 @@ def test_entities_of_several_columns_are_kept_apart(store: Store) -> None:
 
     store.write(BY_PAGE, rows(BY_PAGE, *((entity, NOON, 1, {"edits": n}) for n, entity in enumerate(entities))))
 
-    assert [row and row.values["edits"] for row in store.read(BY_PAGE, entities)] == [0, 1, 2]
+    assert [row and row.features["edits"] for row in store.read(BY_PAGE, entities)] == [0, 1, 2]
     assert sorted(store.sample(BY_PAGE, 10, seed=1)) == sorted(entities)
 
 
