@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
-from freshet.flows.steps.checks import Entity, Look, checks_of, joined, lagging, sample
+from freshet.flows.steps.checks import Entity, Look, checks_of, joined, lagging, sample, schemas
 from freshet.schemas.finding import Check, Frame, Outcome, Verdict, worst
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.units import Objective
 from freshet.schemas.view import StoredRow, View
 
 Lags = Mapping[tuple[str, int], float | None]
-"""Of (stream, partition), how long its oldest uncommitted event has waited, in seconds; None where that is not known."""
+"""Of (stream, partition), how long its oldest uncommitted event has waited, in seconds; None where it is not known."""
 
 EXIT_CODES = {Outcome.OK: 0, Outcome.VIOLATED: 1, Outcome.INCONCLUSIVE: 3, Outcome.VALIDATOR_ERROR: 4}
 
@@ -108,10 +108,15 @@ class _Sample:
     seed: int
     entities: list[Entity] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
+    schemas: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def look(self) -> None:
         """Read both stores, offline first: what is offline by then was online before."""
         rows = self.offline.read(self.view.name)
+        self.schemas = schemas(self.view, rows)
+        if not self.schemas["declared"].equals(self.schemas["found"]):
+            self.looks = []  # rows of another schema can't be compared
+            return
         if not self.looks:
             ours = self.online.sample(self.view, self.size, self.seed)
             theirs = sample(self.view, rows, self.size, self.seed)
@@ -119,22 +124,21 @@ class _Sample:
         self.looks.append(Look(rows, self.online.read(self.view, self.entities)))
 
     def judge(self, judge: Judge, freshness_target: Objective, lags: Lags, *, committed: bool) -> Verdict:
-        """Have both frames judged, and make one verdict of it."""
+        """Have every frame judged, and make one verdict of it."""
+        frames = {Frame.SCHEMA: self.schemas, Frame.LAG: lagging(self.view, lags)}
+        if self.looks:
+            frames[Frame.ROWS] = joined(self.view, self.entities, self.looks, committed=committed)
         checks = checks_of(self.view, freshness_target)
-        frames = {
-            Frame.ROWS: joined(self.view, self.entities, self.looks, committed=committed),
-            Frame.LAG: lagging(self.view, lags),
-        }
-        rows, lag = (
+        verdicts = [
             judge.judge(self.view.name, frame, [check for check in checks if check.frame is kind], minimum_rows=1)
             for kind, frame in frames.items()
-        )
+        ]
         return Verdict(
             self.view.name,
-            worst((rows.outcome, lag.outcome)),
-            rows.compared,
-            (*rows.findings, *lag.findings),
-            (*rows.reasons, *lag.reasons),
+            worst(verdict.outcome for verdict in verdicts),
+            int((frames[Frame.ROWS]["offline_row"] == "found").sum()) if self.looks else 0,
+            tuple(finding for verdict in verdicts for finding in verdict.findings),
+            tuple(reason for verdict in verdicts for reason in verdict.reasons),
         )
 
 

@@ -47,20 +47,30 @@ class Cause(StrEnum):
     """An entity with offline rows has no online row."""
     STALE_ONLINE = "stale_online"
     """The online row is older than the newest offline row."""
+    SCHEMA_DRIFT = "schema_drift"
+    """The offline store's columns are not those of the declaration."""
     BREACHED = "breached"
     """A partition has waited longer than the declared freshness allows."""
 
 
 class Frame(StrEnum):
-    """What a check looks at: the rows of a view, or the lag of its source's partitions."""
+    """What a check looks at: the offline columns of a view, its rows, or the lag of its source's partitions."""
 
+    SCHEMA = "schema"
     ROWS = "rows"
     LAG = "lag"
 
     @property
     def identity(self) -> tuple[str, ...]:
         """The columns that say which line a piece of evidence is about."""
-        return ("entity", "event_timestamp", "version") if self is Frame.ROWS else ("stream", "partition")
+        return _IDENTITIES[self]
+
+
+_IDENTITIES = {
+    Frame.SCHEMA: ("column",),
+    Frame.ROWS: ("entity", "event_timestamp", "version"),
+    Frame.LAG: ("stream", "partition"),
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for one view. `compared` counts the lines judged; `reasons` say why it is inconclusive or failed."""
+    """The answer for one view. `reasons` say why it is inconclusive, or why the validator failed.
+
+    `compared` counts the lines of the frame judged; of a whole round, the rows that were found in both stores.
+    """
 
     view: str
     outcome: Outcome

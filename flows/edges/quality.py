@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from freshet.schemas.finding import Check, Finding, Outcome, Verdict
+from freshet.schemas.finding import Check, Finding, Outcome, Verdict, worst
 
 _ENOUGH = "lines_are_enough"
 _EVIDENCE_LINES = 10
@@ -29,8 +29,8 @@ class Judge:
         os.environ["GX_ANALYTICS_ENABLED"] = "false"
         import great_expectations as gx  # noqa: PLC0415  # see the top
 
-        _online_equals_offline()
         self._gx = gx
+        self._own = {"ExpectOnlineToEqualOffline": _online_equals_offline()}
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}
         self._store = context.validation_results_store
@@ -55,11 +55,12 @@ class Judge:
             # The last three are pandas', of a frame with values that it cannot hold or hash.
             reason = f"{view_name}: the suite could not be run: {type(error).__name__}: {error}"
             return Verdict(view_name, Outcome.VALIDATOR_ERROR, 0, reasons=(reason,))
-        outcome, findings, reasons, by_name = Outcome.OK, list[Finding](), list[str](), {c.name: c for c in checks}
+        by_name = {check.name: check for check in checks}
         errors = [f"{name}: has no result" for name in (*by_name, _ENOUGH) if name not in results]
+        findings: list[Finding] = []
+        reasons: list[str] = []
         for name, result in results.items():
-            check = by_name.get(name)
-            raised = [*_raised(result.exception_info)]
+            check, raised = by_name.get(name), [*_raised(result.exception_info)]
             if raised:
                 errors.append(f"{name}: {raised[0]}")
             elif result.success:
@@ -69,17 +70,11 @@ class Judge:
             elif check.cause is None:
                 reasons.append(_message(check, result.result))
             else:
+                evidence = tuple(map(_plain, result.result.get("partial_unexpected_index_list", ())))
                 message = _message(check, result.result)
-                evidence = tuple(_plain(line) for line in result.result.get("partial_unexpected_index_list", ()))
                 findings.append(Finding(view_name, name, check.cause, check.features, evidence, message))
-        for outcome, found in (
-            (Outcome.VALIDATOR_ERROR, errors),
-            (Outcome.VIOLATED, findings),
-            (Outcome.INCONCLUSIVE, reasons),
-            (Outcome.OK, [view_name]),
-        ):
-            if found:
-                break
+        said = {Outcome.VALIDATOR_ERROR: errors, Outcome.VIOLATED: findings, Outcome.INCONCLUSIVE: reasons}
+        outcome = worst([Outcome.OK, *(outcome for outcome, found in said.items() if found)])
         return Verdict(view_name, outcome, len(frame), tuple(findings), (*errors, *reasons))
 
     def _run(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> dict[str, Any]:

@@ -35,8 +35,19 @@ Entity = tuple[Any, ...]
 
 def checks_of(view: View, freshness_target: Objective) -> tuple[Check, ...]:
     """Return every check that a view's declaration implies; names are stable, `<view>[.<feature>].<property>`."""
-    return (*_row_checks(view), *(check for feature in view.features for check in _feature_checks(view, feature)),
-            *_lag_checks(view, freshness_target))  # fmt: skip
+    features = (check for feature in view.features for check in _feature_checks(view, feature))
+    return (_schema_check(view), *_row_checks(view), *features, *_lag_checks(view, freshness_target))
+
+
+def _schema_check(view: View) -> Check:
+    return Check(
+        f"{view.name}.offline_schema_is_declared",
+        "the offline store has the declared columns and types",
+        Frame.SCHEMA,
+        "ExpectColumnPairValuesToBeEqual",
+        {"column_A": "declared", "column_B": "found", "ignore_row_if": "neither"},
+        Cause.SCHEMA_DRIFT,
+    )
 
 
 def _row_checks(view: View) -> Iterator[Check]:
@@ -205,8 +216,9 @@ def joined(view: View, entities: Sequence[Entity], looks: Sequence[Look], *, com
             superseded = reached.get((entity, row.event_timestamp), -1) > row.version
             lost = committed and row is before and not superseded
             line["offline_row"] = "found" if found else "absent" if lost else "pending"
+        stored: Mapping[str, Any] = row.values if row else {}  # noqa: PD011  # no frame
         for feature in view.features:
-            name, value = feature.name, row.values[feature.name] if row else None
+            name, value = feature.name, stored.get(feature.name)
             line[f"on_{name}"] = comparable(value) if found else None
             line[f"off_{name}"] = comparable(found[name]) if found else None
             line[f"type_{name}"] = type_of(value)
@@ -214,16 +226,31 @@ def joined(view: View, entities: Sequence[Entity], looks: Sequence[Look], *, com
     return pd.DataFrame(lines, columns=_columns(view), dtype=object)
 
 
+def schemas(view: View, offline: pa.Table) -> pd.DataFrame:
+    """Return one line for each column that a view's offline rows have or should have: `column`, `declared`, `found`."""
+    declared, found = ({field.name: field.type for field in s} for s in (view.row_schema, offline.schema))
+    lines = []
+    for name in {**declared, **found}:
+        ours, theirs = declared.get(name), found.get(name)
+        # Arrow does not compare the names of list elements, but it writes them, and parquet has its own.
+        lines.append((name, str(ours), str(ours if ours == theirs else theirs)))
+    return pd.DataFrame(lines, columns=["column", "declared", "found"], dtype=object)
+
+
 def lagging(view: View, lag_seconds: Mapping[tuple[str, int], float | None]) -> pd.DataFrame:
     """Return one line for each partition of a view's source: `stream`, `partition`, `lag_seconds`.
 
-    The lag of (stream, partition) is how long the oldest event has waited that the flow has not committed: 0 when nothing
-    waits, so an idle stream is fresh; None when it is not known. A stream of which nothing is known has one line without
-    a partition.
+    The lag of (stream, partition) is how long the oldest event has waited that the flow has not committed: 0 when
+    nothing waits, so an idle stream is fresh; None when it is not known. A stream of which nothing is known has one
+    line without a partition.
     """
-    lines = [(stream, at, lag) for (stream, at), lag in sorted(lag_seconds.items()) if stream == view.source]
-    frame = pd.DataFrame(lines or [(view.source, None, None)], columns=["stream", "partition", "lag_seconds"])
-    return frame.astype(object).where(frame.notna(), None)
+    lines: list[tuple[str, int | None, float | None]] = [
+        (stream, partition, lag_seconds[stream, partition])
+        for stream, partition in sorted(lag_seconds)
+        if stream == view.source
+    ]
+    lines = lines or [(view.source, None, None)]
+    return pd.DataFrame(lines, columns=["stream", "partition", "lag_seconds"], dtype=object)
 
 
 def _columns(view: View) -> list[str]:
@@ -257,8 +284,9 @@ class _History:
         self._view, self._offline, names = view, offline, list(view.entity_names)
         keys = offline.select([*names, EVENT_TIME, VERSION])
         keys = keys.append_column("_row", pa.array(np.arange(offline.num_rows)))
-        for column, values in zip(view.entity, zip(*entities, strict=True), strict=False):
-            keys = keys.filter(pc.is_in(keys[column.name], pa.array(values, column.type)))
+        for place, column in enumerate(view.entity):
+            values = pa.array([entity[place] for entity in entities], column.type)
+            keys = keys.filter(pc.is_in(keys[column.name], values))
         keys = keys.group_by([*names, EVENT_TIME, VERSION]).aggregate([("_row", "min"), ("_row", "count")])
         self._keys = keys.sort_by([(EVENT_TIME, "ascending"), (VERSION, "ascending")])
         newest = self._keys.group_by(names, use_threads=False).aggregate(
@@ -274,13 +302,12 @@ class _History:
     def versions(
         self, seen: Sequence[StoredRow]
     ) -> tuple[dict[_Key, dict[str, Any]], dict[tuple[Entity, datetime], int]]:
-        """Return the rows of the keys seen online, and the greatest version at each of their times."""
+        """Return the rows at the times of rows seen online, by key, and the greatest version at each time."""
         names = list(self._view.entity_names)
-        columns = [*zip(*(row.entity for row in seen), strict=True)] if seen else [()] * len(names)
-        wanted = {column.name: pa.array(values, column.type) for column, values in zip(self._view.entity, columns)}
-        times = pa.array([row.event_timestamp for row in seen], self._view.row_schema.field(EVENT_TIME).type)
-        wanted_keys = pa.table({**wanted, EVENT_TIME: times})
-        near = self._keys.join(wanted_keys, [*names, EVENT_TIME], join_type="left semi")
+        lines = [{**dict(zip(names, row.entity, strict=True)), EVENT_TIME: row.event_timestamp} for row in seen]
+        times = [*self._view.entity, self._view.row_schema.field(EVENT_TIME)]
+        wanted = pa.Table.from_pylist(lines, pa.schema(times))
+        near = self._keys.join(wanted, [*names, EVENT_TIME], join_type="left semi")
         rows: dict[_Key, dict[str, Any]] = {}
         reached: dict[tuple[Entity, datetime], int] = {}
         for row in self._offline.take(near["_row_min"]).to_pylist():
@@ -294,9 +321,9 @@ class _History:
 
 
 def comparable(value: Any) -> Any:
-    """Return what a value is compared as: NaN is null, instants are whole seconds, lists and bytes are text.
+    r"""Return what a value is compared as: NaN is null, instants are whole seconds, lists and bytes are text.
 
-    >>> comparable(float("nan")), comparable([1, 2]), comparable(b"\\x00a"), comparable("")
+    >>> comparable(float("nan")), comparable([1, 2]), comparable(b"\x00a"), comparable("")
     (None, '[1, 2]', '0061', '')
     """
     if isinstance(value, float) and math.isnan(value):
