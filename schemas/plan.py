@@ -36,7 +36,8 @@ class ViewPlan:
     `_partition`, `_offset`, `_available_at`, the aggregates' arguments `_a0`… with their FILTER folded in, and the
     `payload`, `_p0`…: plain columns that outer expressions name. `finish_sql` reads `rows`, where the arguments have
     become window values `_w0`… in the order of `aggregates`, and gives the view's `row_schema`. `reach_us` is the longest
-    frame; None where a row depends on everything up to its time.
+    frame; None where a row depends on everything up to its time. `argument_features` names, for each argument, the features
+    that need it.
     """
 
     view: View
@@ -47,6 +48,7 @@ class ViewPlan:
     finish_sql: str
     oracle_sql: str
     reach_us: int | None
+    argument_features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

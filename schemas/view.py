@@ -12,9 +12,11 @@ A row of a view is one record of the Arrow schema `View.row_schema`, in that ord
 | `_partition`, `_offset` | int32, int64 | where the row's newest event stands in Kafka |
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
@@ -82,3 +84,17 @@ class RowBatch:
     available_at: pa.Int64Array
     corrected: pa.BooleanArray
     newest: pa.BooleanArray
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """What the online store holds of one view for one entity.
+
+    `features` has the value of every feature of the view by name. `version` is 0 where another writer than Freshet
+    stored the row.
+    """
+
+    entity: tuple[Any, ...]
+    event_timestamp: datetime
+    version: int
+    features: Mapping[str, Any]

@@ -1,0 +1,328 @@
+"""Feast: its objects made from the views, its registry and configuration, its reads, and its own write path.
+
+Nothing else imports Feast. Its registry is a file that Feast writes in place; here it is written aside and renamed, so
+that no reader sees half of one.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import prometheus_client  # noqa: F401  # before Feast reads: feast.metrics switches a later import to multiprocess mode
+import pyarrow as pa
+import yaml
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, Project, PushSource, RepoConfig
+from feast import types as feast_types
+from feast.data_format import ParquetFormat
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import feast_value_type_to_python_type
+from feast.value_type import ValueType
+from google.protobuf.message import DecodeError
+from redis.connection import SSLConnection, parse_url
+
+from freshet.schemas import feast_bytes
+from freshet.schemas.dtypes import Dtype
+from freshet.schemas.errors import Problem, Refused, Unavailable
+from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.view import CREATED, StoredRow, View
+
+_TAG = "freshet"
+"""On every view of ours, so that those no longer declared can be told from the user's own."""
+_ENTITY_TYPES = {
+    pa.string(): (ValueType.STRING, feast_types.String),
+    pa.int32(): (ValueType.INT32, feast_types.Int32),
+    pa.int64(): (ValueType.INT64, feast_types.Int64),
+}
+_UNEXPANDED = re.compile(r"\$(?!\{\w+\})")
+
+
+def repo_objects(project: str, views: Sequence[View], offline_root: Path) -> list[Any]:
+    """Return the Feast objects that the views are: what `feast apply` registers.
+
+    A view becomes a plain feature view on a push source, whose batch source is the view's parquet folder; each join key
+    becomes an entity; one feature service, named like the project, serves everything. Every column is declared, so
+    Feast reads no data to infer it. Raises `Refused` if two views give one entity two types.
+    """
+    entities = _entities(views)
+    made = [_feature_view(view, [entities[name] for name in view.entity_names], offline_root) for view in views]
+    return [Project(name=project), *entities.values(), *made, FeatureService(name=project, features=made)]
+
+
+def _entities(views: Sequence[View]) -> dict[str, Entity]:
+    types: dict[str, pa.DataType] = {}
+    problems: list[Problem] = []
+    for view in views:
+        for column in view.entity:
+            if types.setdefault(column.name, column.type) != column.type:
+                got = f"{types[column.name]} and, in view {view.name}, {column.type}"
+                hint = "Feast knows an entity by its name: rename the column in one of the streams"
+                problems.append(Problem("entity", column.name, "has two types", got, hint))
+    if problems:
+        raise Refused(problems)
+    return {
+        name: Entity(name=name, join_keys=[name], value_type=_ENTITY_TYPES[kind][0]) for name, kind in types.items()
+    }
+
+
+def _feature_view(view: View, entities: Sequence[Entity], offline_root: Path) -> FeatureView:
+    files = FileSource(
+        name=f"{view.name}_files",
+        path=str(
+            offline_root.absolute() / view.name
+        ),  # DuckDB and Dask resolve a relative path against different places
+        file_format=ParquetFormat(),  # without it DuckDB cannot read a directory
+        timestamp_field=EVENT_TIME,
+        created_timestamp_column=CREATED,
+    )
+    features = [
+        Field(
+            name=feature.name,
+            dtype=_type(feature.dtype),
+            description=feature.description,
+            tags={"transformation": feature.transformation},
+        )
+        for feature in view.features
+    ]
+    return FeatureView(
+        name=view.name,
+        entities=list(entities),
+        schema=[*(Field(name=column.name, dtype=_ENTITY_TYPES[column.type][1]) for column in view.entity), *features],
+        source=PushSource(name=f"{view.name}_push_source", batch_source=files),
+        ttl=view.ttl,
+        online=True,
+        offline=False,  # true makes `feast materialize` write what it read back into the parquet folder
+        tags={_TAG: view.source},
+    )
+
+
+def _type(dtype: Dtype) -> Any:
+    if dtype.element is not None:
+        return feast_types.Array(_type(dtype.element))
+    return getattr(feast_types, dtype.feast)
+
+
+def store_config(project: str, online_url: str, registry_path: Path) -> dict[str, Any]:
+    """Return the content of feature_store.yaml; where the history is, the views themselves say.
+
+    `online_url` is redis://, rediss://, unix:// or sqlite:///path/to/file; a credential in it may be `${NAME}`, which
+    Feast fills in from the environment when it reads the file. Raises `Refused` for any other URL.
+    """
+    return {
+        "project": project,
+        "provider": "local",
+        "registry": {"registry_type": "file", "path": str(registry_path.absolute()), "cache_ttl_seconds": 60},
+        "online_store": _online_config(online_url),
+        "offline_store": {"type": "duckdb"},
+        "entity_key_serialization_version": 3,
+    }
+
+
+def _online_config(url: str) -> dict[str, Any]:
+    if url.startswith("sqlite://"):
+        return {"type": "sqlite", "path": str(Path(url.removeprefix("sqlite://")).absolute())}
+    try:
+        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        host = options.pop("host", "localhost")
+        node = f"{host}:{options.pop('port', 6379)}"
+        readable = ":" not in host  # Feast splits at colons
+    except ValueError:  # its text may hold pieces of the password
+        readable = False
+    if not readable:
+        hint = "write redis://host:6379/0, rediss://…, unix:///path or sqlite:///path; percent-encode user and password"
+        raise Refused([Problem("key", "onlineStore", "is not an online store that Freshet knows", hint=hint)])
+    if options.pop("connection_class", None) is SSLConnection:
+        options["ssl"] = True
+    if "path" in options:
+        options["unix_socket_path"] = options.pop("path")
+    # Deleting a view would scan the whole store, and take with it projects whose names end like this one.
+    return {
+        "type": "redis",
+        "connection_string": ",".join([node, *(f"{name}={_quoted(value)}" for name, value in options.items())]),
+        "full_scan_for_deletion": False,
+    }
+
+
+def _quoted(value: object) -> str:
+    r"""Write an option such that Feast, which splits at commas, fills in $ and reads JSON, has the same value again.
+
+    >>> _quoted("0,$1"), _quoted("${REDIS_PASSWORD}"), _quoted(3)
+    ('"0\\u002c\\u00241"', '"${REDIS_PASSWORD}"', '3')
+    """
+    return _UNEXPANDED.sub(r"\\u0024", json.dumps(value).replace(",", r"\u002c"))
+
+
+def write_store_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write feature_store.yaml, all at once, readable by its owner only: it may hold the store's password."""
+    with _aside(path) as unfinished:
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def apply(config: Mapping[str, Any], objects: Sequence[Any]) -> None:
+    """Register the objects, and take out views of ours that are no longer among them; the user's own stay.
+
+    The registry changes all at once. Raises `Unavailable` if the registry there cannot be read, `Refused` if it belongs
+    to another user.
+    """
+    registry = Path(config["registry"]["path"])
+    registry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _aside(registry) as unfinished:
+        if registry.exists():
+            _check_owner(registry)
+            shutil.copyfile(registry, unfinished)
+        try:
+            store = FeatureStore(config=_repo_config(config, unfinished))
+            kept = {made.name for made in objects if isinstance(made, FeatureView)}
+            gone = [made for made in store.list_feature_views() if _TAG in made.tags and made.name not in kept]
+            sources = [source for made in gone for source in (made.stream_source, made.batch_source)]
+            store.apply(list(objects), objects_to_delete=[*gone, *sources], partial=False)
+        except DecodeError as error:
+            raise _torn(registry, error) from error
+        unfinished.chmod(0o600)
+
+
+def open_store(config: Mapping[str, Any]) -> FeatureStore:
+    """Open the feature store that `apply` registered.
+
+    Raises `Unavailable` if the registry is missing or cannot be read, `Refused` if it belongs to another user: it may
+    hold pickled functions.
+    """
+    registry = Path(config["registry"]["path"])
+    if not registry.exists():
+        raise Unavailable(f"Feast registry {registry} is not there. Hint: run `freshet apply`")
+    _check_owner(registry)
+    try:
+        store = FeatureStore(config=_repo_config(config, registry))
+        store.refresh_registry()
+    except DecodeError as error:
+        raise _torn(registry, error) from error
+    return store
+
+
+def read_online(store: FeatureStore, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
+    """Read a view as any Feast client does; None where there is no row.
+
+    Feast tells of no version, so it is 0. It cannot tell a missing row from one at the epoch: both are None.
+    """
+    if not entities:
+        return []
+    response = store.get_online_features(
+        features=_references(view),
+        entity_rows=[dict(zip(view.entity_names, entity, strict=True)) for entity in entities],
+    ).proto
+    found = dict(zip(response.metadata.feature_names.val, response.results, strict=True))  # Feast's order is any order
+    names = [feature.name for feature in view.features]
+    rows: list[StoredRow | None] = []
+    for place, entity in enumerate(entities):
+        at = found[names[0]].event_timestamps[place]
+        values = {
+            name: feast_value_type_to_python_type(found[name].values[place])  # noqa: PD011
+            for name in names
+        }
+        row = StoredRow(entity, at.ToDatetime(tzinfo=UTC), 0, values)
+        rows.append(row if at.seconds or at.nanos else None)
+    return rows
+
+
+def read_history(store: FeatureStore, view: View, entities: pd.DataFrame, *, as_served: bool = False) -> pd.DataFrame:
+    """Return for each row of `entities` (the entity's columns and event_timestamp) the features as of that time.
+
+    With `as_served` only rows made by then are seen: what the online store would have given.
+    """
+    job = store.get_historical_features(
+        entity_df=entities, features=_references(view), filter_by_created_timestamp=as_served
+    )
+    return job.to_df()  # type: ignore[no-any-return]
+
+
+class FeastOnlineStore:
+    """The compatibility path: rows written through Feast's provider to whatever online store it is configured with.
+
+    What a store does with an older row is its own: Feast's Redis drops rows that are not newer, corrections of the same
+    instant too; SQLite keeps what was written last, its time in whole seconds. No version is kept.
+    """
+
+    def __init__(self, store: FeatureStore, views: Sequence[View]) -> None:
+        self._store = store
+        self._provider = store._get_provider()  # noqa: SLF001  # pushing drops batches of nulls and rereads the registry
+        self._views = {view.name: store.get_feature_view(view.name) for view in views}
+
+    def write(self, view: View, rows: pa.Table) -> int:
+        """Write rows in order; return how many were handed over, as Feast does not say which it kept.
+
+        Raises `Unavailable`.
+        """
+        if rows.num_rows == 0:
+            return 0
+        try:
+            self._provider.online_write_batch(self._store.config, self._views[view.name], [*_protos(view, rows)], None)
+        except (OSError, sqlite3.OperationalError) as error:
+            kind = self._store.config.online_store.type
+            raise Unavailable(f"online store {kind} cannot be written: {type(error).__name__}: {error}") from error
+        return int(rows.num_rows)
+
+    def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
+        """Return what is stored for each entity, in order, None where the view has no row."""
+        return read_online(self._store, view, entities)
+
+    def close(self) -> None:
+        """Do nothing: Feast keeps its connections."""
+
+
+def _protos(view: View, rows: pa.Table) -> Iterator[tuple[EntityKey, dict[str, Value], datetime, datetime]]:
+    """Make what Feast's online stores take, with the values that the Redis store would hold."""
+
+    def column(name: str) -> list[Value]:
+        return [Value.FromString(raw) for raw in feast_bytes.encode(rows[name].combine_chunks())]
+
+    entities = zip(*map(column, view.entity_names), strict=True)
+    names = [feature.name for feature in view.features]
+    features = zip(*map(column, names), strict=True)
+    times = zip(rows[EVENT_TIME].to_pylist(), rows[CREATED].to_pylist(), strict=True)
+    for entity, values, (at, created) in zip(entities, features, times, strict=True):
+        key = EntityKey(join_keys=view.entity_names, entity_values=entity)
+        yield key, dict(zip(names, values, strict=True)), at, created
+
+
+def _references(view: View) -> list[str]:
+    return [f"{view.name}:{feature.name}" for feature in view.features]
+
+
+def _repo_config(config: Mapping[str, Any], registry: Path) -> RepoConfig:
+    return RepoConfig(**{**config, "registry": {**config["registry"], "path": str(registry)}})
+
+
+def _check_owner(registry: Path) -> None:
+    owner = registry.stat().st_uid
+    if owner not in (os.geteuid(), 0):
+        hint = "it may hold pickled functions: apply again as the user who runs Freshet"
+        raise Refused([Problem("Feast registry", str(registry), "belongs to another user", f"uid {owner}", hint)])
+
+
+def _torn(registry: Path, error: DecodeError) -> Unavailable:
+    return Unavailable(
+        f"Feast registry {registry} cannot be read: {error}. Hint: move it away and run `freshet apply`; it is derived"
+    )
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """Give a name to write to; what stands there replaces `path` at the end, or nothing does."""
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,220 @@
+"""Feast's bytes: entity keys, times and values as its online stores keep them, made and read without protobuf objects.
+
+Sources: feast/infra/key_encoding_utils.py (entity keys, serialization version 3), feast/protos/feast/types/Value.proto,
+google/protobuf/timestamp.proto, and feast/type_map.py for what stands for null. Columns are encoded at once.
+"""
+
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STRING = 2
+_ENTITY_KINDS = {pa.string(): _STRING, pa.int32(): 3, pa.int64(): 4}
+"""What an entity's column may be; Feast takes bytes and times as well, the declaration does not."""
+_BYTES, _TEXT, _INT32, _INT64, _DOUBLE, _FLOAT, _BOOL, _TIME = range(1, 9)
+"""Fields of `Value` that hold one value; the list of the same type is ten further."""
+_NO_TIME = np.iinfo(np.int64).min
+"""Feast's null inside a list of times."""
+_WIRE = {_BYTES: 2, _TEXT: 2, _INT32: 0, _INT64: 0, _DOUBLE: 1, _FLOAT: 5, _BOOL: 0, _TIME: 0}
+_KINDS = {
+    pa.binary(): _BYTES, pa.string(): _TEXT, pa.int32(): _INT32, pa.int64(): _INT64, pa.float64(): _DOUBLE,
+    pa.float32(): _FLOAT, pa.bool_(): _BOOL, pa.timestamp("us", "UTC"): _TIME,
+}  # fmt: skip
+
+
+def key_prefix(names: Sequence[str]) -> bytes:
+    """Return what every key of these join keys begins with; `names` are sorted.
+
+    >>> key_prefix(["user_id"]).hex()
+    '010000000200000007000000757365725f6964'
+    """
+    words = (struct.pack("<II", _STRING, len(name.encode())) + name.encode() for name in names)
+    return struct.pack("<I", len(names)) + b"".join(words)
+
+
+def encode_entity(column: pa.Array) -> list[bytes]:
+    """Encode one of an entity's columns as it stands in keys: type, length and bytes of each value."""
+    assert column.null_count == 0, "a row without an entity"
+    kind = _ENTITY_KINDS[column.type]
+    if kind == _STRING:
+        raws = column.cast(pa.binary()).to_pylist()
+        return [struct.pack("<II", kind, len(raw)) + raw for raw in raws]
+    numbers = numbers_of(column)
+    return _fixed(numbers, struct.pack("<II", kind, numbers.itemsize))
+
+
+def decode_entity(types: Sequence[pa.DataType], raw: bytes) -> tuple[list[Any], bytes] | None:
+    """Read values of the given types; return them and the bytes that follow, or None where other types stand."""
+    found: list[Any] = []
+    for each in types:
+        if len(raw) < 8:
+            return None
+        kind, length = struct.unpack_from("<II", raw)
+        value, raw = raw[8 : 8 + length], raw[8 + length :]
+        if kind != _ENTITY_KINDS[each] or len(value) != length:
+            return None
+        found.append(value.decode() if kind == _STRING else int.from_bytes(value, "little", signed=True))
+    return found, raw
+
+
+def encode(column: pa.Array) -> list[bytes]:
+    """Encode a feature's column, each value as a serialized `Value`; null and NaN become empty."""
+    if pa.types.is_list(column.type):
+        values = _lists(column)
+    else:
+        kind = _KINDS[column.type]
+        values = _singles(column, kind, bytes([kind << 3 | _WIRE[kind]]))
+    for place in np.flatnonzero(pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)):
+        values[place] = b""
+    return values
+
+
+def _singles(column: pa.Array, kind: int, head: bytes) -> list[bytes]:
+    """Encode values one by one, each after `head`; what stands for null is Feast's zero for the type."""
+    if kind in (_BYTES, _TEXT):
+        return [head + _varint(len(raw)) + raw for raw in column.cast(pa.binary()).fill_null(b"").to_pylist()]
+    if kind == _BOOL:
+        words = (head + b"\0", head + b"\1")
+        return [words[value] for value in numbers_of(column).tolist()]
+    if kind in (_DOUBLE, _FLOAT):
+        return _fixed(numbers_of(column), head)
+    if kind == _TIME:
+        microseconds = numbers_of(column)
+        seconds = microseconds // 1_000_000
+        if not head:  # Feast rounds one time down, and times in a list towards 1970
+            seconds = np.where(microseconds < 0, -(-microseconds // 1_000_000), seconds)
+        return _varints(np.where(column.is_null().to_numpy(zero_copy_only=False), _NO_TIME, seconds), head)
+    return _varints(numbers_of(column), head)
+
+
+def _lists(column: pa.Array) -> list[bytes]:
+    """Encode lists: a message whose field 1 repeats, packed for numbers and left out where the list is empty."""
+    kind = _KINDS[column.type.value_type]
+    packed = _WIRE[kind] != 2
+    head = _varint((kind + 10) << 3 | 2)
+    items = _singles(column.flatten(), kind, b"" if packed else b"\x0a")
+    ends = accumulate(pc.list_value_length(column).fill_null(0).to_pylist(), initial=0)
+    values = []
+    for start, end in pairwise(ends):
+        body = b"".join(items[start:end])
+        if packed and body:
+            body = b"\x0a" + _varint(len(body)) + body
+        values.append(head + _varint(len(body)) + body)
+    return values
+
+
+def encode_times(column: pa.Array) -> list[bytes]:
+    """Encode instants as `google.protobuf.Timestamp`: fields that are zero are left out."""
+    seconds, rest = np.divmod(numbers_of(column), 1_000_000)
+    parts = zip(_varints(seconds, b"\x08", b""), _varints(rest * 1000, b"\x10", b""), strict=True)
+    return [seconds + nanos for seconds, nanos in parts]
+
+
+def numbers_of(column: pa.Array) -> npt.NDArray[Any]:
+    """Return a column's numbers; times are microseconds, and null is zero, or NaN in a column of floats."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    if column.null_count:
+        column = column.fill_null(pa.scalar(float("nan") if pa.types.is_floating(column.type) else 0).cast(column.type))
+    return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _fixed(numbers: npt.NDArray[Any], head: bytes) -> list[bytes]:
+    """Put `head` before each number's own bytes."""
+    width = len(head) + numbers.itemsize
+    octets = np.empty((len(numbers), width), np.uint8)
+    octets[:, : len(head)] = np.frombuffer(head, np.uint8)
+    octets[:, len(head) :] = np.ascontiguousarray(numbers).view(np.uint8).reshape(len(numbers), numbers.itemsize)
+    return octets.view(f"V{width}").ravel().tolist()
+
+
+def _varints(numbers: npt.NDArray[np.int64], head: bytes, zero: bytes | None = None) -> list[bytes]:
+    """Encode protobuf varints, each after `head`: 7 bits an octet, low ones first; `zero` stands for a whole zero."""
+    width = len(head) + 10
+    octets = np.zeros((len(numbers), width), np.uint8)
+    octets[:, : len(head)] = np.frombuffer(head, np.uint8)
+    rest = numbers.astype(np.int64).view(np.uint64)
+    for place in range(len(head), width):
+        low = rest & np.uint64(0x7F)
+        rest = rest >> np.uint64(7)
+        octets[:, place] = low | ((rest != 0).astype(np.uint64) << np.uint64(7))
+        if not rest.any():
+            break
+    # numpy drops trailing zero octets from S: just the unused ones, as only zero itself ends with a zero octet.
+    encoded: list[bytes] = octets.view(f"S{width}").ravel().tolist()
+    for index in np.flatnonzero(numbers == 0):
+        encoded[index] = head + b"\0" if zero is None else zero
+    return encoded
+
+
+@lru_cache(maxsize=1024)
+def _varint(number: int) -> bytes:
+    octets = bytearray()
+    while number > 0x7F:
+        octets.append(number & 0x7F | 0x80)
+        number >>= 7
+    octets.append(number)
+    return bytes(octets)
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Return a signed 64-bit varint and the place after it."""
+    number = shift = 0
+    while True:
+        octet = raw[at]
+        at += 1
+        number |= (octet & 0x7F) << shift
+        shift += 7
+        if octet < 0x80:
+            return (number - (1 << 64) if number >> 63 else number), at
+
+
+def decode_time(raw: bytes) -> tuple[int, int]:
+    """Read seconds and nanoseconds from a `google.protobuf.Timestamp`."""
+    fields, at = {0x08: 0, 0x10: 0}, 0
+    while at < len(raw):
+        tag = raw[at]
+        fields[tag], at = _read_varint(raw, at + 1)
+    return fields[0x08], fields[0x10]
+
+
+def decode(value: bytes | None) -> Any:
+    """Read a serialized `Value` by its own tag, whatever the declaration says of it."""
+    if not value:
+        return None
+    tag, at = _read_varint(value, 0)
+    kind = tag >> 3
+    if kind < 10:
+        return _decode_single(kind, value, at)[0]
+    (length, at), kind, items = _read_varint(value, at), kind - 10, []
+    assert at + length == len(value), f"a value of another form: {value!r}"
+    if _WIRE[kind] != 2 and length:
+        _, at = _read_varint(value, at + 1)
+    while at < len(value):
+        item, at = _decode_single(kind, value, at + (_WIRE[kind] == 2))
+        items.append(item)
+    return items
+
+
+def _decode_single(kind: int, raw: bytes, at: int) -> tuple[Any, int]:
+    """Read one value; return it and the place after it."""
+    if kind == _DOUBLE:
+        return struct.unpack_from("<d", raw, at)[0], at + 8
+    if kind == _FLOAT:
+        return struct.unpack_from("<f", raw, at)[0], at + 4
+    number, at = _read_varint(raw, at)
+    if kind in (_BYTES, _TEXT):
+        part = raw[at : at + number]
+        return (part.decode() if kind == _TEXT else part), at + number
+    if kind == _TIME:
+        return (None if number == _NO_TIME else _EPOCH + timedelta(seconds=number)), at
+    return (bool(number) if kind == _BOOL else number), at

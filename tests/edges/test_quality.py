@@ -1,0 +1,157 @@
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from freshet.flows.edges.quality import Judge, agree
+from freshet.schemas.finding import Cause, Check, Frame, Outcome
+
+VIEW = "edits_by_user"
+EQUAL = Check(
+    "edits_by_user.edits.online_equals_offline",
+    "the values are equal",
+    Frame.ROWS,
+    "ExpectOnlineToEqualOffline",
+    {"column_A": "on", "column_B": "off", "relative_tolerance": 1e-9},
+    Cause.VALUE_MISMATCH,
+    features=("edits",),
+)
+NOT_NULL = Check(
+    "edits_by_user.edits.online_is_not_null",
+    "the value is there",
+    Frame.ROWS,
+    "ExpectColumnValuesToNotBeNull",
+    {"column": "on"},
+    Cause.NULL_ONLINE,
+    features=("edits",),
+    given="off",
+)
+SETTLED = Check(
+    "edits_by_user.online_row_is_settled",
+    "the row is settled",
+    Frame.ROWS,
+    "ExpectColumnValuesToNotBeInSet",
+    {"column": "on", "value_set": ["pending"]},
+    None,
+    "warning",
+)
+CHECKS = (EQUAL, NOT_NULL, SETTLED)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge()
+
+
+def frame(*pairs: tuple[Any, Any]) -> pd.DataFrame:
+    lines = [(f"user {n}", "2026-03-01T12:00:00", n, *pair) for n, pair in enumerate(pairs)]
+    return pd.DataFrame(lines, columns=["entity", "event_timestamp", "version", "on", "off"], dtype=object)
+
+
+def test_importing_the_judge_does_not_import_great_expectations() -> None:
+    code = "import sys, freshet.flows.edges.quality; print('great_expectations' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_what_holds_of_every_line_is_ok(judge: Judge) -> None:
+    verdict = judge.judge(VIEW, frame((1, 1), (None, None), (0.1 + 0.2, 0.3), ("", "")), CHECKS, 1)
+
+    assert (verdict.outcome, verdict.compared, verdict.findings, verdict.reasons) == (Outcome.OK, 4, (), ())
+
+
+def test_a_finding_names_cause_feature_and_lines(judge: Judge) -> None:
+    verdict = judge.judge(VIEW, frame((1, 1), (2, 3), (None, 4), (5, None)), CHECKS, 1)
+
+    assert Outcome.VIOLATED is verdict.outcome
+    unequal, null = sorted(verdict.findings, key=lambda finding: finding.cause, reverse=True)
+    assert (EQUAL.name, Cause.VALUE_MISMATCH, ("edits",)) == (unequal.check, unequal.cause, unequal.features)
+    assert [*unequal.evidence] == [
+        {"entity": "user 1", "event_timestamp": "2026-03-01T12:00:00", "version": 1, "on": 2, "off": 3},
+        {"entity": "user 3", "event_timestamp": "2026-03-01T12:00:00", "version": 3, "on": 5, "off": None},
+    ]
+    assert (NOT_NULL.name, Cause.NULL_ONLINE, "user 2") == (null.check, null.cause, null.evidence[0]["entity"])
+    assert f"{EQUAL.name}: the values are equal; not so in 2 of 4 lines" == unequal.message
+
+
+def test_evidence_is_a_part_and_the_message_counts_the_whole(judge: Judge) -> None:
+    (finding,) = judge.judge(VIEW, frame(*[(1, 2)] * 300), CHECKS, 1).findings
+
+    assert len(finding.evidence) == 10
+    assert finding.message.endswith("300 of 300 lines")
+
+
+def test_an_empty_frame_is_inconclusive(judge: Judge) -> None:
+    verdict = judge.judge(VIEW, frame(), CHECKS, 1)
+
+    assert Outcome.INCONCLUSIVE is verdict.outcome
+    assert verdict.reasons == ("edits_by_user: 0 lines to judge, fewer than 1",)
+
+
+def test_too_few_lines_are_inconclusive_but_a_violation_among_them_is_one(judge: Judge) -> None:
+    assert Outcome.INCONCLUSIVE is judge.judge(VIEW, frame((1, 1)), CHECKS, 2).outcome
+    assert Outcome.VIOLATED is judge.judge(VIEW, frame((1, 2)), CHECKS, 2).outcome
+
+
+def test_a_check_without_a_cause_makes_it_inconclusive(judge: Judge) -> None:
+    verdict = judge.judge(VIEW, frame(("pending", "pending")), CHECKS, 1)
+
+    assert (verdict.outcome, verdict.findings) == (Outcome.INCONCLUSIVE, ())
+    assert verdict.reasons == ("edits_by_user.online_row_is_settled: the row is settled; not so in 1 of 1 lines",)
+
+
+@pytest.mark.parametrize("column", ["on", "off", "entity"])
+def test_a_frame_without_a_column_is_an_error_of_the_validator(judge: Judge, column: str) -> None:
+    verdict = judge.judge(VIEW, frame((1, 2)).drop(columns=column), CHECKS, 1)
+
+    assert Outcome.VALIDATOR_ERROR is verdict.outcome
+    assert column in "\n".join(verdict.reasons)
+
+
+def test_a_frame_of_values_that_cannot_be_hashed_is_an_error_of_the_validator(judge: Judge) -> None:
+    verdict = judge.judge(VIEW, frame(((1, 2), (1, 2)), (3, None)), CHECKS, 1)
+
+    assert Outcome.VALIDATOR_ERROR is verdict.outcome
+    assert verdict.reasons
+
+
+def test_a_check_that_raises_hides_no_other_check_s_finding(judge: Judge) -> None:
+    broken = Check("broken", "…", Frame.ROWS, "ExpectColumnValuesToNotBeNull", {"column": "nowhere"}, Cause.DTYPE)
+
+    verdict = judge.judge(VIEW, frame((1, 2)), (*CHECKS, broken), 1)
+
+    assert Outcome.VALIDATOR_ERROR is verdict.outcome
+    assert [finding.cause for finding in verdict.findings] == [Cause.VALUE_MISMATCH]
+    assert verdict.reasons[0].startswith("broken: ")
+
+
+def test_nothing_judged_is_kept(judge: Judge) -> None:
+    for _ in range(3):
+        judge.judge(VIEW, frame((1, 2)), CHECKS, 1)
+
+    assert judge.results_count == 0
+
+
+@pytest.mark.parametrize(
+    ("online", "offline", "tolerance", "same"),
+    [
+        (2**53 + 1, 2**53, 0.0, False),
+        (1.0 + 1e-10, 1.0, 1e-9, True),
+        (1.0 + 1e-8, 1.0, 1e-9, False),
+        (0.0, 1e-300, 1e-9, False),
+        (-0.0, 0.0, 1e-9, True),
+        (math.inf, math.inf, 1e-9, True),
+        (math.inf, 1e308, 1e-9, False),
+        ("3.5", 3.5, 1e-9, False),
+        ("", None, 0.0, False),
+        (False, None, 0.0, False),
+        (None, "", 0.0, True),
+    ],
+)
+def test_values_agree_within_the_tolerance_of_their_type(
+    online: Any, offline: Any, tolerance: float, same: bool
+) -> None:
+    assert same is agree(online, offline, tolerance)

@@ -1,0 +1,299 @@
+import struct
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from freshet.flows.edges.redis import MemoryOnlineStore, OnlineStore
+from freshet.schemas.dtypes import DTYPES
+from freshet.schemas.errors import Refused, Unavailable
+from freshet.schemas.view import Feature, StoredRow, View
+
+PROJECT = "contract"
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def view(name: str, entity: dict[str, pa.DataType], **features: str) -> View:
+    return View(
+        name,
+        "edits",
+        tuple(pa.field(column, kind) for column, kind in entity.items()),
+        tuple(Feature(feature, DTYPES[dtype], "") for feature, dtype in features.items()),
+    )
+
+
+BY_USER = view("by_user", {"user": pa.string()}, edits="int64", share="float64", words="array(string)")
+BY_USER_TOO = view("by_user_too", {"user": pa.string()}, edits="int64")
+BY_PAGE = view("by_page", {"wiki": pa.string(), "page": pa.int64(), "lang": pa.int32()}, edits="int64")
+VIEWS = (BY_USER, BY_USER_TOO, BY_PAGE)
+
+
+def rows(of: View, *found: tuple[tuple[Any, ...], datetime, int, dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            dict(zip(of.entity_names, entity, strict=True))
+            | {"event_timestamp": at, "created": at, "_version": version, "_partition": 0, "_offset": 0}
+            | values
+            for entity, at, version, values in found
+        ],
+        schema=of.row_schema,
+    )
+
+
+class Store(Protocol):
+    def write(self, view: View, rows: pa.Table) -> int: ...
+
+    def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]: ...
+
+    def sample(self, view: View, size: int, seed: int) -> list[tuple[Any, ...]]: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def client(online_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(online_url) as made:
+        made.flushdb()
+        yield made
+
+
+@pytest.fixture(params=["redis", "memory"])
+def store(request: pytest.FixtureRequest, online_url: str, client: redis.Redis) -> Iterator[Store]:
+    assert client.dbsize() == 0
+    made: Store = (
+        OnlineStore(online_url, PROJECT, VIEWS) if request.param == "redis" else MemoryOnlineStore(PROJECT, VIEWS)
+    )
+    yield made
+    made.close()
+
+
+def put(store: Store, at: datetime, version: int, edits: int) -> int:
+    return store.write(BY_USER_TOO, rows(BY_USER_TOO, (("ada",), at, version, {"edits": edits})))
+
+
+def served(store: Store) -> tuple[datetime, int, int]:
+    (row,) = store.read(BY_USER_TOO, [("ada",)])
+    assert row is not None
+    return row.event_timestamp, row.version, row.features["edits"]
+
+
+def test_a_row_is_read_as_it_was_written(store: Store) -> None:
+    values = {"edits": -3, "share": 0.5, "words": ["é", ""]}
+    at = NOON + timedelta(microseconds=1)
+
+    assert store.write(BY_USER, rows(BY_USER, (("ada",), at, 7, values))) == 1
+
+    assert store.read(BY_USER, [("ada",), ("bob",)]) == [StoredRow(("ada",), at, 7, values), None]
+
+
+def test_nulls_and_nan_are_read_as_none(store: Store) -> None:
+    store.write(BY_USER, rows(BY_USER, (("ada",), NOON, 1, {"edits": None, "share": float("nan"), "words": None})))
+
+    (row,) = store.read(BY_USER, [("ada",)])
+
+    assert row is not None
+    assert row.features == {"edits": None, "share": None, "words": None}
+
+
+def test_entities_of_several_columns_are_kept_apart(store: Store) -> None:
+    entities = [("de", 1, 2), ("de", 2, 1), ("", -(2**63), -(2**31))]
+
+    store.write(BY_PAGE, rows(BY_PAGE, *((entity, NOON, 1, {"edits": n}) for n, entity in enumerate(entities))))
+
+    assert [row and row.features["edits"] for row in store.read(BY_PAGE, entities)] == [0, 1, 2]
+    assert sorted(store.sample(BY_PAGE, 10, seed=1)) == sorted(entities)
+
+
+def test_views_of_one_entity_do_not_touch_each_other(store: Store) -> None:
+    put(store, NOON, 1, 5)
+
+    assert store.read(BY_USER, [("ada",)]) == [None]
+    assert store.sample(BY_USER, 10, seed=1) == []
+    assert store.sample(BY_USER_TOO, 10, seed=1) == [("ada",)]
+
+
+@pytest.mark.parametrize(
+    ("at", "version", "replaced"),
+    [
+        (NOON - timedelta(microseconds=1), 9, 0),
+        (NOON, 4, 0),
+        (NOON, 5, 1),
+        (NOON, 6, 1),
+        (NOON, 2**40, 1),
+        (NOON + timedelta(microseconds=1), 1, 1),
+        (NOON - timedelta(days=365 * 100), 9, 0),
+    ],
+)
+def test_a_row_replaces_what_is_not_greater(store: Store, at: datetime, version: int, replaced: int) -> None:
+    put(store, NOON, 5, 1)
+
+    assert put(store, at, version, 2) == replaced
+
+    assert served(store) == ((at, version, 2) if replaced else (NOON, 5, 1))
+
+
+def test_rows_of_one_entity_in_one_table_are_written_in_order(store: Store) -> None:
+    ordered = [(("ada",), NOON, 2, {"edits": 1}), (("ada",), NOON, 1, {"edits": 2}), (("ada",), NOON, 2, {"edits": 3})]
+
+    assert store.write(BY_USER_TOO, rows(BY_USER_TOO, *ordered)) == 2
+
+    assert served(store) == (NOON, 2, 3)
+
+
+def test_no_rows_are_no_work(store: Store) -> None:
+    assert store.write(BY_USER, rows(BY_USER)) == 0
+    assert store.read(BY_USER, []) == []
+
+
+def test_a_sample_is_the_same_for_the_same_seed_and_no_larger_than_asked(store: Store) -> None:
+    users = [(f"user {n}",) for n in range(2500)]
+    store.write(BY_USER_TOO, rows(BY_USER_TOO, *((user, NOON, 1, {"edits": 1}) for user in users)))
+
+    first = store.sample(BY_USER_TOO, 40, seed=3)
+
+    assert len(set(first)) == 40
+    assert set(first) <= set(users)
+    assert store.sample(BY_USER_TOO, 40, seed=3) == first
+    assert store.sample(BY_USER_TOO, 40, seed=4) != first
+    assert set(store.sample(BY_USER_TOO, 5000, seed=5)) == set(users)
+
+
+def test_a_sample_passes_over_projects_whose_names_end_alike(online_url: str, client: redis.Redis) -> None:
+    other = OnlineStore(client, f"my_{PROJECT}", VIEWS)
+    put(other, NOON, 1, 1)
+    own = OnlineStore(online_url, PROJECT, VIEWS)
+
+    assert own.sample(BY_USER_TOO, 10, seed=1) == []
+    assert other.sample(BY_USER_TOO, 10, seed=1) == [("ada",)]
+    own.close()
+
+
+INSTANTS = st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)) | st.sampled_from(  # noqa: DTZ001
+    [NOON, NOON + timedelta(microseconds=1), datetime.fromtimestamp(0, UTC), datetime.fromtimestamp(-1, UTC)]
+)
+VERSIONS = st.integers(0, 3) | st.integers(0, 2**63 - 1)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(INSTANTS, VERSIONS), min_size=1, max_size=12), st.data())
+def test_writers_in_any_order_end_at_the_greatest_row(
+    online_url: str, client: redis.Redis, written: list[tuple[datetime, int]], data: st.DataObject
+) -> None:
+    client.flushdb()
+    writers = [OnlineStore(online_url, PROJECT, VIEWS) for _ in range(2)]
+    twin = MemoryOnlineStore(PROJECT, VIEWS)
+
+    for edits, (at, version) in enumerate(written):
+        writer = writers[data.draw(st.integers(0, 1))]
+        assert put(twin, at, version, edits) == put(writer, at, version, edits)
+
+    assert served(writers[0]) == served(twin)
+    assert served(twin)[:2] == max(written)
+    for writer in writers:
+        writer.close()
+
+
+def test_the_script_is_loaded_again_after_the_server_lost_it(online_url: str, client: redis.Redis) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS)
+    put(store, NOON, 1, 1)
+    client.script_flush()
+
+    assert put(store, NOON, 2, 2) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("stored", [b"\x08", b"\xff" * 30, b"", struct.pack("<q", 5)])
+def test_a_time_that_cannot_be_read_does_not_hang_the_server(
+    online_url: str, client: redis.Redis, stored: bytes
+) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS)
+    put(store, NOON, 1, 1)
+    (key,) = client.keys()
+    client.hset(key, "_ts:by_user_too", stored)
+
+    assert put(store, NOON, 2, 2) in (0, 1)
+    store.close()
+
+
+def test_a_time_in_another_encoding_is_compared_as_a_time(online_url: str, client: redis.Redis) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS)
+    put(store, NOON, 3, 1)
+    (key,) = client.keys()
+    seconds_after_zero_nanos = b"\x10\x00" + (client.hget(key, "_ts:by_user_too") or b"")
+    client.hset(key, "_ts:by_user_too", seconds_after_zero_nanos)
+
+    assert put(store, NOON, 1, 2) == 1
+    assert served(store) == (NOON, 1, 2)
+    store.close()
+
+
+def test_unix_sockets_are_understood(online_url: str, client: redis.Redis) -> None:
+    path = client.config_get("unixsocket")["unixsocket"]
+    store = OnlineStore(f"unix://{path}?db=0", PROJECT, VIEWS)
+
+    assert put(store, NOON, 1, 1) == 1
+    store.close()
+    assert online_url
+
+
+def test_an_absent_server_is_named_without_its_password(tmp_path: Any) -> None:
+    absent = OnlineStore(f"unix://ada:secret@{tmp_path}/none?db=0", PROJECT, VIEWS, delays_seconds=(0.0, 0.0))
+
+    with pytest.raises(Unavailable) as raised:
+        put(absent, NOON, 1, 1)
+
+    assert str(raised.value).startswith(f"online store Redis at {tmp_path}/none cannot be used: ")
+    assert "No such file" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_refusing_server_is_not_asked_again(online_url: str, client: redis.Redis) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS, delays_seconds=(3600.0,))
+    put(store, NOON, 1, 1)
+    (key,) = client.keys()
+    client.delete(key)
+    client.set(key, "a string")
+
+    with pytest.raises(Unavailable, match="WRONGTYPE"):
+        put(store, NOON, 2, 2)
+    store.close()
+
+
+def test_a_wrong_password_is_not_tried_again(online_url: str) -> None:
+    store = OnlineStore(online_url.replace("//", "//ada:secret@"), PROJECT, VIEWS, delays_seconds=(3600.0,))
+
+    with pytest.raises(Unavailable) as raised:
+        put(store, NOON, 1, 1)
+
+    assert "secret" not in str(raised.value)
+
+
+def test_connections_that_die_are_made_again(online_url: str, client: redis.Redis) -> None:
+    store = OnlineStore(redis.Redis.from_url(online_url, retry=Retry(NoBackoff(), 0)), PROJECT, VIEWS, (0.0,))
+    put(store, NOON, 1, 1)
+    client.client_kill_filter(_type="normal", skipme=True)
+
+    assert put(store, NOON, 2, 2) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "redis://ada:pa/secret@localhost:1", "nonsense"])
+def test_a_url_that_is_not_redis_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(Refused, match="is not a Redis URL") as raised:
+        OnlineStore(url, PROJECT, VIEWS)
+
+    assert "secret" not in str(raised.value)
+
+
+def test_features_that_share_a_hash_field_are_refused() -> None:
+    views = [view("v", {"user": pa.string()}, f37660="int64", f43618="int64")]
+
+    with pytest.raises(Refused, match="has the same hash as v:"):
+        MemoryOnlineStore(PROJECT, views)
