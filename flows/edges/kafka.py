@@ -42,7 +42,7 @@ class Kafka:
 
     def config(self, **more: Any) -> dict[str, Any]:
         """Return a client's configuration; words of `more` join with dots."""
-        ours = {name.replace("_", "."): value for name, value in more.items()}
+        ours = {name if name.endswith("_cb") else name.replace("_", "."): value for name, value in more.items()}
         return {"bootstrap.servers": self.brokers, "socket.keepalive.enable": True, "log_level": 2, **ours, **self.options}
 
     def unavailable(self, error: object) -> Unavailable:
