@@ -51,6 +51,11 @@ def duration(text: str) -> timedelta:
         raise ValueError("a duration below 2.7 million years") from None
 
 
+def microseconds(count: int) -> timedelta:
+    """Return so many microseconds as a duration."""
+    return timedelta(microseconds=count)
+
+
 def spell(length: timedelta) -> str:
     """Write a duration with its largest whole unit, as `duration` reads it.
 

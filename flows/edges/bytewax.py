@@ -35,6 +35,10 @@ class Stop:
         """Ask the flow to end; also a signal handler."""
         self._event.set()
 
+    def wait(self, limit: timedelta) -> bool:
+        """Wait until the end is asked for, at most so long; say whether it was."""
+        return self._event.wait(limit.total_seconds())
+
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
         """End the flow on SIGTERM and SIGINT. Bytewax by itself dies of the first without closing anything."""

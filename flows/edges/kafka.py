@@ -311,6 +311,12 @@ class Producer:
                 break
         self._producer.poll(0)
 
+    def poll(self, wait_s: float) -> None:
+        """Hear reports for so long; also the way to wait between events."""
+        deadline = time.monotonic() + wait_s
+        while (left := deadline - time.monotonic()) > 0:
+            self._producer.poll(left)
+
     def _checked(self, event: Event | Mapping[str, object] | bytes | str) -> Event:
         model = self._contract.model
         if isinstance(event, model):

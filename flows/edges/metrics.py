@@ -94,7 +94,7 @@ class Metrics:
             FRESHNESS_BUCKETS,
         )
         self.registry.register(self.freshness)
-        for stream in streams:
+        for stream in streams:  # every label set from the start
             for outcome in OUTCOMES:
                 self.events.labels(stream, outcome)
             for reason in Reason:
@@ -105,6 +105,12 @@ class Metrics:
                 self.rows.labels(view, store)
             for kind in KINDS:
                 self.freshness.initialise(view, kind)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Return what a counter or gauge stands at."""
+        found = self.registry.get_sample_value(name, labels)
+        assert found is not None, (name, labels)
+        return found
 
 
 class Server:

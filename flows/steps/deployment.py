@@ -1,0 +1,118 @@
+"""From a compiled declaration to the deployment: what `plan` prints, `apply` makes, and the code evaluates."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from freshet.flows.steps.alerts import consumer_group, lag_alerts
+from freshet.flows.steps.checks import checks_of
+from freshet.schemas import units
+from freshet.schemas.declaration import Declaration
+from freshet.schemas.deployment import (
+    Deployment,
+    FeatureStoreConfig,
+    FeatureViewConfig,
+    MonitoringConfig,
+    ServingSetup,
+)
+from freshet.schemas.event import Contract
+from freshet.schemas.plan import Pipeline, ViewPlan
+
+RULES = "deploy/prometheus/rules.yml"
+_BYTES_OF_VARIABLE = 24
+"""What a string or list is taken to need, before anything is known of its values."""
+
+
+def deployment(
+    declaration: Declaration,
+    pipeline: Pipeline,
+    contracts: Mapping[str, Contract],
+    store: Mapping[str, Any],
+    online_endpoint: str,
+    epoch_text: str,
+) -> Deployment:
+    """Return the deployment. `store` is the content of feature_store.yaml; `online_endpoint` holds no credentials."""
+    serving = declaration.servingRequirements
+    topics = [contract.stream.topic for contract in contracts.values()]
+    offline = {"type": store["offline_store"]["type"], "path": declaration.infrastructure.offlineStore}
+    return Deployment(
+        featureStoreConfig=FeatureStoreConfig(
+            provider=store["provider"],
+            onlineStore={"type": store["online_store"]["type"], "url": online_endpoint},
+            offlineStore=offline,
+            registry={"type": store["registry"]["registry_type"], "path": ".freshet/registry.db"},
+        ),
+        featureViews=[_view(plan, declaration) for plan in pipeline.plans],
+        servingSetup=ServingSetup(
+            onlineEndpoint=online_endpoint,
+            materializationSchedule=f"push on every batch of events; parquet parts and commits every {epoch_text}",
+            latencyMetrics={
+                "freshet_freshness_seconds": {"objective": str(serving.freshnessTarget), "labels": ["feature_view", "kind"]},
+                "freshet_lag_seconds": {
+                    "objective": str(serving.freshnessTarget),
+                    "labels": ["consumergroup", "topic", "partition"],
+                },
+            },
+        ),
+        monitoringConfig=MonitoringConfig(
+            freshnessAlerts=[
+                {"name": alert["alert"], "expr": alert["expr"], "for": alert["for"], "file": RULES}
+                for alert in lag_alerts(declaration, pipeline, topics)
+            ],
+            consistencyChecks=[
+                {"name": check.name, "view": plan.view.name, "checks": check.description, "severity": check.severity}
+                for plan in pipeline.plans
+                for check in checks_of(plan.view, serving.freshnessTarget)
+            ],
+            dashboards=[],
+        ),
+        topics=[
+            {
+                "name": contract.stream.topic,
+                "partitions": contract.stream.partitions,
+                "stream": name,
+                "consumerGroup": consumer_group(declaration.project),
+            }
+            for name, contract in contracts.items()
+        ],
+    )
+
+
+def _view(plan: ViewPlan, declaration: Declaration) -> FeatureViewConfig:
+    view = plan.view
+    return FeatureViewConfig(
+        name=view.name,
+        features=[{"name": feature.name, "dtype": feature.dtype.name} for feature in view.features],
+        entities=[{"name": column.name, "dtype": str(column.type)} for column in view.entity],
+        ttl=units.spell(view.ttl),
+        source=view.source,
+        offlinePath=f"{declaration.infrastructure.offlineStore}/{view.name}",
+        state={
+            "reach": "lifetime" if plan.reach_us is None else units.spell(units.microseconds(plan.reach_us)),
+            "bytesPerEvent": _state_bytes(plan),
+            "parquetBytesPerRow": sum(map(_width, view.row_schema.types)),
+            "redisBytesPerEntity": _redis_bytes(plan),
+        },
+    )
+
+
+def _width(kind: pa.DataType) -> int:
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:  # Arrow's word for a type of variable width
+        return _BYTES_OF_VARIABLE
+
+
+def _state_bytes(plan: ViewPlan) -> int:
+    """Time, place in Kafka and availability; then what each aggregate keeps: presence, digits or keys, and prefixes."""
+    kept = {None: 0, "count": 9, "sum": 25, "avg": 25, "min": 17, "max": 17}
+    folds = sum(kept[aggregate.function if aggregate.argument is not None else None] for aggregate in plan.aggregates)
+    return 28 + folds + sum(_width(plan.inputs.field(name).type) + 1 for name in plan.payload)
+
+
+def _redis_bytes(plan: ViewPlan) -> int:
+    """The key, and for each hash field its 4-byte name, a tag, the value, and 2 bytes of a listpack's own."""
+    view = plan.view
+    key = 40 + sum(12 + len(column.name) + _width(column.type) for column in view.entity)
+    return key + 2 * (len(view.name) + 16) + sum(4 + 2 + 2 + _width(feature.dtype.arrow) for feature in view.features)

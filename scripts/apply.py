@@ -1,0 +1,91 @@
+"""Make the deployment: topics, Feast registry, store folders, deploy/ files. Doing it again changes nothing."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from freshet.flows.edges import feast, kafka
+from freshet.flows.live import Workspace, prepare
+from freshet.flows.settings import Settings
+from freshet.flows.steps.alerts import lag_alerts, rules_file, rules_test
+from freshet.flows.steps.deployment import RULES
+from freshet.schemas.errors import Problem, Refused
+from freshet.scripts.plan import applied_deployment, changes, planned_deployment
+
+
+def arguments(words: argparse.ArgumentParser) -> None:
+    """Add this verb's arguments."""
+    words.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def act(words: argparse.Namespace, settings: Settings) -> int:
+    """Apply, and say what was done."""
+    done = apply(Workspace.open(settings))
+    if words.json:
+        print(json.dumps(done, indent=2))
+        return 0
+    for topic, state in done["topics"].items():
+        print(f"topic {topic}: {state}")
+    for line in done["changes"] or ["no change"]:
+        print(line)
+    print(f"registry {done['registry']}")
+    for path in done["files"]:
+        print(f"wrote {path}")
+    return 0
+
+
+def apply(workspace: Workspace) -> dict[str, Any]:
+    """Make everything that the declaration implies; what can be refused is refused before anything is made."""
+    planned = planned_deployment(workspace).model_dump(mode="json")
+    before = applied_deployment(workspace)
+    _refuse_breaking(planned, before or {})
+    topics = kafka.create_topics(workspace.kafka, kafka.topics_of(workspace.contracts.values()))
+    workspace.online()  # a store that is not there, or a URL of no store, ends here
+    prepare(workspace)
+    project, pipeline = workspace.project, workspace.pipeline
+    config = feast.store_config(pipeline.project, workspace.online_url, project.registry)
+    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))
+    feast.write_store_config(project.feature_repo / "feature_store.yaml", config)
+    files = _write_rules(workspace)
+    _write(project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
+    return {"topics": topics, "changes": changes(planned, before), "registry": str(project.registry), "files": files}
+
+
+def _refuse_breaking(planned: dict[str, Any], before: dict[str, Any]) -> None:
+    """Refuse to change a view's columns in place: its old parquet parts would no longer be readable beside new ones."""
+    now = {view["name"]: view for view in planned["featureViews"]}
+    problems = []
+    for view in before.get("featureViews", []):
+        name = view["name"]
+        if name not in now:
+            continue
+        for part, what in (("entities", "its entity"), ("features", "its features or their types")):
+            if view[part] != now[name][part]:
+                hint = f"give the definitions `view: {name}_v2`: a new view beside the old one, which stays readable"
+                problems.append(Problem("feature view", name, f"would change {what} in place", "", hint))
+    if problems:
+        raise Refused(problems)
+
+
+def _write_rules(workspace: Workspace) -> list[str]:
+    declaration = workspace.source.declaration
+    topics = [contract.stream.topic for contract in workspace.contracts.values()]
+    alerts = lag_alerts(declaration, workspace.pipeline, topics)
+    rules = workspace.project.root / RULES
+    head = "# Made by `freshet apply` from the declaration; changes here are lost.\n"
+    _write(rules, head + yaml.safe_dump(rules_file(alerts, declaration.project), sort_keys=False, width=120))
+    test = rules.with_name("rules_test.yml")
+    _write(test, head + yaml.safe_dump(rules_test(alerts, declaration), sort_keys=False, width=120))
+    return [str(path.relative_to(workspace.project.root)) for path in (rules, test)]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file all at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
