@@ -5,7 +5,8 @@ on the disk: a reader sees the whole part or nothing. All parts of a folder have
 from the first part, so a part without rows is there from the start. Times are microseconds in UTC.
 
 A row may stand there in several versions. The final one has the greatest (`_version`, `created`) of its entity and
-time: Feast chooses by `created` alone, which rises with `_version`.
+time. Feast chooses by `created` alone, which rises with `_version`; its Dask store sorts by it unstably (feast/infra/
+offline_stores/dask.py, `_drop_duplicates`) and may give a superseded version, its DuckDB store does not.
 """
 
 import itertools
