@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -279,6 +280,16 @@ def test_a_torn_or_missing_registry_is_named(tmp_path: Path) -> None:
         feast.open_store(config)
     with pytest.raises(Unavailable, match=r"registry.db cannot be read"):
         feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_registry_of_another_user_is_refused(tmp_path: Path) -> None:
+    config = feast.store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
+    os.chown(tmp_path / "registry.db", 12345, -1)
+
+    with pytest.raises(Refused, match="belongs to another user; got uid 12345"):
+        feast.open_store(config)
 
 
 def test_one_entity_of_two_types_is_refused(tmp_path: Path) -> None:
