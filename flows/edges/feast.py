@@ -115,7 +115,8 @@ def store_config(project: str, online_url: str, registry_path: Path) -> dict[str
     """Return the content of feature_store.yaml; where the history is, the views themselves say.
 
     `online_url` is redis://, rediss://, unix:// or sqlite:///path/to/file; a credential in it may be `${NAME}`, which
-    Feast fills in from the environment when it reads the file. Raises `Refused` for any other URL.
+    Feast fills in from the environment when it reads the file; `apply` and `open_store` need it filled in. Raises
+    `Refused` for any other URL.
     """
     return {
         "project": project,
@@ -171,8 +172,8 @@ def write_store_config(path: Path, config: Mapping[str, Any]) -> None:
 def apply(config: Mapping[str, Any], objects: Sequence[Any]) -> None:
     """Register the objects, and take out views of ours that are no longer among them; the user's own stay.
 
-    The registry changes all at once. Raises `Unavailable` if the registry there cannot be read, `Refused` if it belongs
-    to another user.
+    The registry changes all at once. What a view that leaves has online stays there. Raises `Unavailable` if the
+    registry there cannot be read, `Refused` if it belongs to another user.
     """
     registry = Path(config["registry"]["path"])
     registry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

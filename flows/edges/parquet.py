@@ -5,15 +5,17 @@ on the disk: a reader sees the whole part or nothing. All parts of a folder have
 from the first part, so a part without rows is there from the start. Times are microseconds in UTC.
 
 A row may stand there in several versions. The final one has the greatest (`_version`, `created`) of its entity and
-time: Feast chooses by `created` alone, which rises with `_version`.
+time. Feast chooses by `created` alone, which rises with `_version`; its Dask store sorts by it unstably (feast/infra/
+offline_stores/dask.py, `_drop_duplicates`) and may give a superseded version, its DuckDB store does not.
 """
 
 import itertools
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +25,7 @@ from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.view import CREATED, VERSION, View
 
+_T = TypeVar("_T")
 _FIRST_PART = "part-0.parquet"
 _READ_ATTEMPTS = 5
 
@@ -49,7 +52,7 @@ class OfflineStore:
             fact, hint = f"cannot be written: {_reason(error)}", "name a folder that this user may write"
             raise Refused([Problem("offline store", str(first.parent), fact, hint=hint)]) from error
         for part in self._parts(name):
-            _check(part, _schema(part), schema)
+            _check(part, _opened(part, lambda file: file.schema_arrow), schema)
 
     def append(self, name: str, table: pa.Table) -> Path | None:
         """Make a table's rows durable and visible, all at once; return the new part, or None if there are no rows.
@@ -74,7 +77,7 @@ class OfflineStore:
         for _ in range(_READ_ATTEMPTS):
             parts = self._parts(name)
             try:
-                tables = [_read(part) for part in parts]
+                tables = [_opened(part, lambda file: file.read()) for part in parts]
             except FileNotFoundError:
                 continue  # a part was replaced or expired since the folder was listed: list it again
             if not tables:
@@ -179,26 +182,16 @@ def _last_of_each(rows: pa.Table, key: Sequence[str], order: Sequence[str]) -> p
     return rows.filter(last)
 
 
-def _read(part: Path) -> pa.Table:
+def _opened(part: Path, take: Callable[[pq.ParquetFile], _T]) -> _T:
+    """Take something from a part; raises `Unavailable` naming a torn one, FileNotFoundError for one that is gone."""
     try:
         with part.open("rb") as file:
-            return pq.ParquetFile(file).read()
-    except pa.ArrowInvalid as error:
-        raise Unavailable(_torn(part, error)) from error
-
-
-def _schema(part: Path) -> pa.Schema:
-    try:
-        with part.open("rb") as file:
-            return pq.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise Unavailable(_torn(part, error)) from error
-
-
-def _torn(part: Path, error: pa.ArrowInvalid) -> str:
-    return (
-        f"offline store part {part} is torn or not parquet: {error}. Hint: move it away; the run that wrote it is over"
-    )
+            return take(pq.ParquetFile(file))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
+        what = f"offline store part {part} is torn or not parquet: {error}. Hint: move it out of the folder"
+        raise Unavailable(what) from error
 
 
 def _check(part: Path, found: pa.Schema, expected: pa.Schema) -> None:
@@ -212,8 +205,7 @@ def _check(part: Path, found: pa.Schema, expected: pa.Schema) -> None:
 
 
 def _all_older(part: Path, column: str, older_than: datetime) -> bool:
-    with part.open("rb") as file:
-        metadata = pq.ParquetFile(file).metadata
+    metadata = _opened(part, lambda file: file.metadata)
     if metadata.num_rows == 0:
         return False
     place = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(column)

@@ -1,0 +1,253 @@
+import errno
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dask import dataframe
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from freshet.flows.edges.parquet import MemoryOfflineStore, OfflineStore
+from freshet.schemas.dtypes import DTYPES
+from freshet.schemas.errors import Refused, Unavailable
+from freshet.schemas.view import Feature, View
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+VIEW = View(
+    "by_user",
+    "edits",
+    (pa.field("user", pa.string()), pa.field("page", pa.int64())),
+    (Feature("edits", DTYPES["int64"], ""), Feature("words", DTYPES["array(string)"], "")),
+)
+
+
+class Store(Protocol):
+    def prepare(self, name: str, schema: pa.Schema) -> None: ...
+
+    def append(self, name: str, table: pa.Table) -> Path | None: ...
+
+    def read(self, name: str) -> pa.Table: ...
+
+    def final(self, view: View) -> pa.Table: ...
+
+    def newest(self, view: View) -> pa.Table: ...
+
+    def expire(self, name: str, column: str, older_than: datetime) -> int: ...
+
+
+def rows(*found: tuple[str, int, int, int]) -> pa.Table:
+    """Make rows from (user, minutes after noon, version, edits)."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "user": user, "page": 1, "event_timestamp": NOON + timedelta(minutes=minutes), "edits": edits,
+                "words": ["é"], "created": NOON + timedelta(microseconds=edits), "_version": version,
+                "_partition": 0, "_offset": edits,
+            }
+            for user, minutes, version, edits in found
+        ],
+        schema=VIEW.row_schema,
+    )  # fmt: skip
+
+
+def edits(table: pa.Table) -> list[int]:
+    return table["edits"].to_pylist()  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=["parquet", "memory"])
+def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Store]:
+    def made() -> Store:
+        return OfflineStore(tmp_path_factory.mktemp("offline")) if request.param == "parquet" else MemoryOfflineStore()
+
+    return made
+
+
+@pytest.fixture
+def store(fresh: Callable[[], Store]) -> Store:
+    made = fresh()
+    made.prepare("by_user", VIEW.row_schema)
+    return made
+
+
+def test_a_prepared_folder_has_a_schema_and_no_rows(store: Store) -> None:
+    store.prepare("by_user", VIEW.row_schema)
+
+    assert store.read("by_user").schema == VIEW.row_schema
+    assert store.read("by_user").num_rows == 0
+    assert store.final(VIEW).num_rows == 0
+    assert store.newest(VIEW).num_rows == 0
+
+
+def test_appended_rows_are_all_there(store: Store) -> None:
+    first = store.append("by_user", rows(("ada", 0, 1, 1), ("ada", 1, 1, 2)))
+    second = store.append("by_user", rows(("bob", 0, 1, 3)))
+    nothing = store.append("by_user", rows())
+
+    assert first != second
+    assert nothing is None
+    assert store.read("by_user") == rows(("ada", 0, 1, 1), ("ada", 1, 1, 2), ("bob", 0, 1, 3))
+
+
+def test_the_greatest_version_is_final_wherever_it_stands(store: Store) -> None:
+    store.append("by_user", rows(("ada", 0, 2, 1), ("ada", 0, 1, 2), ("bob", 5, 1, 3)))
+    store.append("by_user", rows(("ada", 1, 1, 4), ("ada", 0, 1, 5), ("bob", 4, 9, 6)))
+
+    assert edits(store.final(VIEW)) == [1, 4, 6, 3]
+    assert edits(store.newest(VIEW)) == [4, 3]
+
+
+def test_of_equal_versions_the_last_made_is_final(store: Store) -> None:
+    store.append("by_user", rows(("ada", 0, 1, 7)))
+    store.append("by_user", rows(("ada", 0, 1, 8)))
+    store.append("by_user", rows(("ada", 0, 1, 6)))
+
+    assert edits(store.final(VIEW)) == [8]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from(["", "ada", "bob"]), st.integers(0, 2), st.integers(1, 3)), max_size=6),
+        max_size=4,
+    )
+)
+def test_final_and_newest_are_what_sorting_by_hand_gives(
+    fresh: Callable[[], Store], batches: list[list[tuple[str, int, int]]]
+) -> None:
+    store = fresh()
+    store.prepare("by_user", VIEW.row_schema)
+    final: dict[tuple[str, int], tuple[int, int]] = {}
+    number = 0
+    for batch in batches:
+        numbered = [(*found, number := number + 1) for found in batch]
+        store.append("by_user", rows(*numbered))
+        for user, minutes, version, edit in numbered:
+            final[user, minutes] = max(final.get((user, minutes), (0, 0)), (version, edit))
+
+    newest = {user: final[user, minutes] for user, minutes in sorted(final)}
+
+    assert edits(store.final(VIEW)) == [edit for _, (_, edit) in sorted(final.items())]
+    assert edits(store.newest(VIEW)) == [edit for _, (_, edit) in sorted(newest.items())]
+
+
+def test_only_parts_that_are_wholly_old_expire(store: Store) -> None:
+    store.prepare("_events/edits", VIEW.row_schema)
+    for minutes in ((0, 1), (1, 5), (5, 6)):
+        store.append("_events/edits", rows(*(("ada", minute, 1, minute) for minute in minutes)))
+
+    gone = store.expire("_events/edits", "event_timestamp", NOON + timedelta(minutes=5))
+
+    assert gone == 1
+    assert edits(store.read("_events/edits")) == [1, 5, 5, 6]
+    assert store.expire("_events/edits", "event_timestamp", NOON + timedelta(days=1)) == 2
+    assert store.read("_events/edits").schema == VIEW.row_schema
+
+
+def test_a_folder_of_another_schema_is_refused(store: Store) -> None:
+    with pytest.raises(Refused, match=r"by_user.*has another schema; got more int64"):
+        store.prepare("by_user", VIEW.row_schema.append(pa.field("more", pa.int64())))
+
+
+def test_a_folder_that_was_never_prepared_is_named(store: Store) -> None:
+    with pytest.raises(Unavailable, match="other"):
+        store.read("other")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "offline"
+
+
+def prepared(root: Path) -> OfflineStore:
+    store = OfflineStore(root)
+    store.prepare("by_user", VIEW.row_schema)
+    return store
+
+
+def test_two_instances_never_use_one_name(root: Path) -> None:
+    one, other = prepared(root), prepared(root)
+
+    for number in range(3):
+        one.append("by_user", rows(("ada", number, 1, number)))
+        other.append("by_user", rows(("bob", number, 1, number)))
+
+    assert one.read("by_user").num_rows == 6
+    assert len(list((root / "by_user").iterdir())) == 7
+
+
+def test_parts_in_progress_are_seen_by_nobody(root: Path) -> None:
+    store = prepared(root)
+    part = store.append("by_user", rows(("ada", 0, 1, 1)))
+    assert part is not None
+    (part.parent / f".{part.name}.x.inprogress").write_bytes(part.read_bytes()[:100])
+
+    assert store.read("by_user").num_rows == 1
+    assert len(dataframe.read_parquet(part.parent)) == 1
+    assert duckdb.sql(f"SELECT count(*) FROM '{part.parent}/*.parquet'").fetchall() == [(1,)]
+
+
+def test_times_stay_microseconds_in_utc(root: Path) -> None:
+    part = prepared(root).append("by_user", rows(("ada", 0, 1, 1)))
+
+    assert part is not None
+    assert pq.read_schema(part).field("event_timestamp").type == pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize("tear", [lambda whole: whole[:-20], lambda whole: whole[:4] + bytes(400) + whole[404:]])
+def test_a_torn_part_is_named(root: Path, tear: Callable[[bytes], bytes]) -> None:
+    store = prepared(root)
+    part = store.append("by_user", rows(("ada", 0, 1, 1)))
+    assert part is not None
+    part.write_bytes(tear(part.read_bytes()))
+
+    with pytest.raises(Unavailable, match=rf"{part} is torn or not parquet"):
+        store.read("by_user")
+
+
+def test_a_part_without_an_end_is_named_at_the_start(root: Path) -> None:
+    part = prepared(root).append("by_user", rows(("ada", 0, 1, 1)))
+    assert part is not None
+    part.write_bytes(part.read_bytes()[:-20])
+
+    with pytest.raises(Unavailable, match=rf"{part} is torn or not parquet"):
+        prepared(root)
+
+
+def test_a_foreign_part_is_named(root: Path) -> None:
+    store = prepared(root)
+    foreign = root / "by_user" / "part-foreign.parquet"
+    pq.write_table(rows(("ada", 0, 1, 1)).drop_columns(["words"]), foreign)
+
+    for use in (lambda: store.read("by_user"), lambda: prepared(root)):
+        with pytest.raises(Refused, match=rf"{foreign}.*has another schema; got words list"):
+            use()
+
+
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+
+    with pytest.raises(Refused, match=os.strerror(errno.ENOTDIR)):
+        prepared(tmp_path / "file")
+
+
+def test_a_full_disk_is_named_and_nothing_of_the_part_is_seen(root: Path) -> None:
+    store = prepared(root)
+    resource: Any = pytest.importorskip("resource")
+    signals: Any = pytest.importorskip("signal")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signals.signal(signals.SIGXFSZ, signals.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(Unavailable, match=f"{root}/by_user cannot be written: {os.strerror(errno.EFBIG)}"):
+            store.append("by_user", rows(*(("ada", number, 1, number) for number in range(1000))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signals.signal(signals.SIGXFSZ, handler)
+
+    assert [path.name for path in (root / "by_user").iterdir()] == ["part-0.parquet"]
+    assert store.append("by_user", rows(("ada", 0, 1, 1))) is not None
