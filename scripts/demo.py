@@ -1,0 +1,303 @@
+"""Everything at once on embedded parts: a broker, an online store, the materializer, a producer, and the checks.
+
+Made edits flow for some seconds, or those of --events FILE with their times shifted to end now. Then what Feast reads online
+is compared with the newest offline rows, and all offline rows with DuckDB's own answer over the same events.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from prometheus_client.parser import text_string_to_metric_families
+
+import freshet.schemas
+from freshet.flows.edges import event_file, feast, kafka
+from freshet.flows.edges.broker import Broker
+from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.edges.valkey import Valkey
+from freshet.flows.live import Workspace
+from freshet.flows.materializer import archive_name
+from freshet.flows.settings import Settings
+from freshet.flows.steps.oracle import compare
+from freshet.flows.validator import exit_code
+from freshet.schemas.errors import Unavailable
+from freshet.schemas.event import Contract
+from freshet.schemas.view import View
+from freshet.scripts import check
+from freshet.scripts.apply import apply
+from freshet.scripts.cli import wrong_use
+from freshet.scripts.made_edits import edits, user
+
+_WAIT_LIMIT_S = 60.0
+_SEED = 2015
+
+
+def arguments(words: argparse.ArgumentParser) -> None:
+    """Add this verb's arguments."""
+    words.add_argument("--seconds", type=float, default=15, help="how long made edits flow (15)")
+    words.add_argument("--rate", type=float, default=400, metavar="N", help="made edits a second (400)")
+    words.add_argument("--events", metavar="FILE", help="send these events instead, shifted to end now")
+    words.add_argument("--speed", type=float, metavar="N", help="N times as fast as they happened; all at once if not given")
+    words.add_argument("--keep", action="store_true", help="leave everything running, and say how to look")
+
+
+def act(words: argparse.Namespace, settings: Settings) -> int:
+    """Run the demo; exits 0 if nothing disagrees."""
+    for name in ("seconds", "rate", "speed"):
+        if getattr(words, name) is not None and getattr(words, name) <= 0:
+            raise wrong_use(f"--{name}", f"is {getattr(words, name)}", "write a number above 0")
+    with contextlib.ExitStack() as parts:
+        stack = _start(parts, settings)
+        sender = _Sender(stack.workspace.contracts["wiki_edits"], stack.workspace.kafka, words)
+        sender.start()
+        _show(stack, sender)
+        sender.check()
+        if words.keep:
+            _keep(stack)
+        stack.materializer.send_signal(signal.SIGTERM)
+        if stack.materializer.wait(_WAIT_LIMIT_S) != 0:
+            raise Unavailable(f"the materializer ended with {stack.materializer.returncode}:\n{stack.said()}")
+        return _summary(stack.workspace)
+
+
+@dataclass
+class _Stack:
+    """What the demo started."""
+
+    workspace: Workspace
+    materializer: "subprocess.Popen[bytes]"
+    log: Path
+    metrics: str
+
+    def said(self) -> str:
+        """Return the last lines of the materializer's log."""
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+
+    def samples(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Return all metrics of the materializer by name and labels."""
+        try:
+            with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:  # noqa: S310  # ours
+                text = answer.read().decode()
+        except OSError as error:
+            if self.materializer.poll() is not None:
+                raise Unavailable(f"the materializer ended with {self.materializer.returncode}:\n{self.said()}") from error
+            return {}
+        families = text_string_to_metric_families(text)
+        return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+
+
+def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
+    """Start all parts, each ended with the demo."""
+    root = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="freshet-demo-")))
+    packaged = Path(freshet.schemas.__file__).parent.parent
+    for folder in ("feature_repo", "schemas/events", "schemas/samples"):
+        shutil.copytree(packaged / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "*store.yaml"))
+    broker = parts.enter_context(Broker.start())
+    valkey = parts.enter_context(Valkey.start())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = dataclasses.replace(
+        settings, project=root, brokers=broker.address, online_store=valkey.url, metrics_address=metrics, kafka={}
+    )
+    workspace = Workspace.open(settings)
+    for topic, count in kafka.topics_of(workspace.contracts.values()).items():
+        broker.create_topic(topic, count)
+    apply(workspace)
+    environment = {
+        **os.environ,
+        "FRESHET_PROJECT": str(root),
+        "FRESHET_BROKERS": broker.address,
+        "FRESHET_ONLINE_STORE": valkey.url,
+        "FRESHET_METRICS_ADDRESS": metrics,
+    }
+    log = root / "materializer.log"
+    with log.open("wb") as out:
+        command = [sys.executable, "-m", "freshet.scripts.cli", "run", "materializer"]
+        materializer = subprocess.Popen(command, env=environment, stdout=out, stderr=out)  # noqa: S603  # our own
+    parts.callback(_end, materializer)
+    print(f"broker {broker.address}, online store {valkey.url}, metrics http://{metrics}/metrics")
+    print(f"project {workspace.pipeline.project}: {len(workspace.pipeline.views)} feature views, declared in features.yaml")
+    return _Stack(workspace, materializer, log, metrics)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_WAIT_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _Sender(threading.Thread):
+    """Publishes the demo's events beside everything else."""
+
+    def __init__(self, contract: Contract, cluster: kafka.Kafka, words: argparse.Namespace) -> None:
+        super().__init__(name="producer", daemon=True)
+        self._contract, self._cluster, self._words = contract, cluster, words
+        self._error: BaseException | None = None
+        self.sent_count = 0
+
+    def run(self) -> None:
+        """Publish until there is no more."""
+        try:
+            with kafka.Producer(self._cluster, self._contract) as producer:
+                for wait_s, event in self._timed():
+                    if wait_s > 0:
+                        producer.poll(wait_s)
+                    producer.send(event)
+                    self.sent_count += 1
+        except BaseException as error:  # noqa: BLE001  # handed to the main thread, which raises it
+            self._error = error
+
+    def check(self) -> None:
+        """Raise what went wrong while publishing."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+
+    def _timed(self) -> Iterator[tuple[float, Any]]:
+        """Give each event and how long to wait for its turn."""
+        started = time.monotonic()
+        if self._words.events is None:
+            count = int(self._words.seconds * self._words.rate)
+            made = edits(_SEED)
+            for number in range(count):
+                yield started + number / self._words.rate - time.monotonic(), next(made)
+            return
+        events = [json.loads(line) for line in event_file.lines(self._words.events)]
+        times = [datetime.fromisoformat(event[self._contract.stream.event_time]) for event in events]
+        if not events:
+            raise wrong_use("--events", "names a file without events", "give one event a line")
+        first, last, speed = min(times), max(times), self._words.speed
+        shift = datetime.now(UTC) + (timedelta(0) if speed is None else (last - first) / speed) - last
+        for event, at in zip(events, times, strict=True):
+            event[self._contract.stream.event_time] = (at + shift).isoformat()
+            turn = started + (0 if speed is None else (at - first).total_seconds() / speed)
+            yield turn - time.monotonic(), json.dumps(event)
+
+
+def _show(stack: _Stack, sender: _Sender) -> None:
+    """Print a line a second until everything that was sent is durable."""
+    view = stack.workspace.pipeline.views[0]
+    online = OnlineStore(stack.workspace.online_url, stack.workspace.pipeline.project, stack.workspace.pipeline.views)
+    watched: tuple[Any, ...] | None = (user(0),)
+    before, deadline = 0.0, time.monotonic() + _WAIT_LIMIT_S
+    print("     events/s   events     rows online   lag   freshness p50   p99   one entity's features, changing")
+    for second in itertools.count(1):
+        sender.join(1.0)
+        samples = stack.samples()
+        taken = _total(samples, "freshet_events_total")
+        rows = _total(samples, "freshet_rows_total", store="online")
+        lag = _total(samples, "kafka_consumergroup_lag_sum")
+        if watched is None or (stored := online.read(view, [watched])[0]) is None:
+            found = online.sample(view, 1, _SEED)
+            watched, stored = (found[0], online.read(view, found)[0]) if found else (None, None)
+        if taken > before or second % 5 == 0:
+            features = "" if stored is None else f"{stored.entity[0]}: " + ", ".join(
+                f"{name}={value}" for name, value in list(stored.features.items())[:3]
+            )
+            p50, p99 = (_quantile(samples, share) for share in (0.5, 0.99))
+            print(f"{second:3d}s {taken - before:8.0f} {taken:8.0f} {rows:15.0f} {lag:5.0f} {p50:>15} {p99:>5}   {features}")
+        if taken > before or sender.is_alive():
+            deadline = time.monotonic() + _WAIT_LIMIT_S
+        before = taken
+        if not sender.is_alive() and taken >= sender.sent_count and lag == 0:
+            return
+        if stack.materializer.poll() is not None or time.monotonic() > deadline:
+            raise Unavailable(f"the materializer took {taken:.0f} of {sender.sent_count} events:\n{stack.said()}")
+
+
+_Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def _total(samples: _Samples, name: str, **labels: str) -> float:
+    wanted = set(labels.items())
+    return sum(value for (found, pairs), value in samples.items() if found == name and wanted <= set(pairs))
+
+
+def _quantile(samples: _Samples, share: float) -> str:
+    """Return the bucket's bound under which the share of all rows were readable."""
+    buckets: dict[float, float] = {}
+    for (name, pairs), value in samples.items():
+        if name == "freshet_freshness_seconds_bucket":
+            bound = float(dict(pairs)["le"])
+            buckets[bound] = buckets.get(bound, 0) + value
+    total = buckets.get(float("inf"), 0)
+    bound = next((bound for bound in sorted(buckets) if total and buckets[bound] >= share * total), None)
+    return "-" if bound is None else f"<{bound * 1000:.0f}ms" if bound < 1 else f"<{bound:g}s"
+
+
+def _summary(workspace: Workspace) -> int:
+    """Compare everything with everything, and say what was compared; returns the exit code."""
+    offline = OfflineStore(workspace.offline_root)
+    config = feast.store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
+    store = feast.open_store(config)
+    differing = 0
+    print("\nwhat Feast reads online, against the newest offline rows")
+    for view in workspace.pipeline.views:
+        newest = offline.newest(view)
+        entities = list(zip(*(newest.column(name).to_pylist() for name in view.entity_names), strict=True))
+        served = feast.read_online(store, view, entities)
+        wrong = _differing(view, newest, served)
+        differing += len(wrong)
+        print(f"  {view.name}: {len(entities) * len(view.features)} values of {len(entities)} entities, {len(wrong)} mismatches")
+        for line in wrong[:3]:
+            print(f"    {line}")
+    print("all offline rows, against DuckDB's own answer to the declared SQL over the same events")
+    for plan in workspace.pipeline.plans:
+        answer = compare(plan, offline.read(archive_name(plan.view.source)), offline.final(plan.view))
+        differing += answer.differing_count
+        print(f"  {plan.view.name}: {answer.values_count} values of {answer.rows_count} rows, {answer.differing_count} mismatches")
+        for row in answer.differing[:3]:
+            print(f"    {row}")
+    print("freshet check")
+    verdicts = check.check(workspace)
+    check.report(verdicts)
+    print(f"mismatches: {differing}")
+    return 1 if differing else exit_code(verdicts)
+
+
+def _differing(view: View, newest: pa.Table, served: Sequence[Any]) -> list[str]:
+    """Say which entities Feast serves something else for."""
+    wrong = []
+    for row, online in zip(newest.to_pylist(), served, strict=True):
+        expected = {feature.name: row[feature.name] for feature in view.features}
+        if online is None or online.event_timestamp != row["event_timestamp"] or dict(online.features) != expected:
+            wrong.append(f"{[row[name] for name in view.entity_names]}: offline {expected}, online {online}")
+    return wrong
+
+
+def _keep(stack: _Stack) -> None:
+    """Wait for Ctrl-C, everything running."""
+    root = stack.workspace.project.root
+    settings = stack.workspace.settings
+    print(f"\neverything keeps running; the project is in {root}. In another terminal:")
+    print(f"  export FRESHET_PROJECT={root} FRESHET_BROKERS={settings.brokers} FRESHET_ONLINE_STORE={settings.online_store}")
+    print("  freshet check")
+    print("  freshet produce FILE")
+    print(f"  curl http://{stack.metrics}/metrics")
+    print("Ctrl-C ends it.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        stack.materializer.wait()
