@@ -436,3 +436,72 @@ def test_of_a_right_history_there_is_no_finding(judge: Judge, rows: list[Row], l
     verdict = world.check(judge)
 
     assert (verdict.outcome, verdict.findings, verdict.reasons) == (Outcome.OK, (), ())
+
+
+@dataclass
+class Live:
+    """A flow at work: whenever a store is touched it has written a little more, online always before offline.
+
+    Of each step it takes the number of rows to write online, and of those waiting to write offline.
+    """
+
+    rows: list[Row]
+    steps: list[tuple[int, int]]
+
+    def __post_init__(self) -> None:
+        self.world = World()
+        self.online_count = self.offline_count = self.looked_at_count = 0
+
+    def go_on(self) -> None:
+        more_online, more_offline = self.steps.pop() if self.steps else (0, 0)
+        behind, self.online_count = self.online_count, min(len(self.rows), self.online_count + more_online)
+        self.world.put_online(*self.rows[behind : self.online_count])
+        behind, self.offline_count = self.offline_count, min(self.online_count, self.offline_count + more_offline)
+        self.world.put_offline(*self.rows[behind : self.offline_count])
+
+    def lag_seconds(self) -> Mapping[tuple[str, int], float | None]:
+        self.go_on()
+        if not self.world.waits:
+            self.looked_at_count = self.online_count
+        return FRESH if self.offline_count >= self.looked_at_count else SLOW
+
+    def wait(self, length: timedelta) -> None:
+        self.go_on()
+        self.world.wait(length)
+
+    def sample(self, view: View, size: int, seed: int) -> list[tuple[Any, ...]]:
+        self.go_on()
+        return self.world.sample(view, size, seed)
+
+    def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
+        self.go_on()
+        return self.world.read(view, entities)
+
+
+@dataclass
+class LiveOffline:
+    flow: Live
+
+    def read(self, name: str) -> pa.Table:
+        self.flow.go_on()
+        return self.flow.world.offline.read(name)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.sampled_from(["ann", "bob"]), st.integers(0, 3)), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=9),
+)
+def test_a_flow_at_work_is_never_accused(
+    judge: Judge, events: list[tuple[str, int]], steps: list[tuple[int, int]]
+) -> None:
+    rows = [row(user, seconds, version, edits=version, share=0.5) for version, (user, seconds) in enumerate(events, 1)]
+    flow = Live(rows, steps)
+
+    (verdict,) = check_round(
+        pipeline_of(VIEW), flow, LiveOffline(flow), flow.lag_seconds, judge,
+        freshness_target=TARGET, sample_count=100, seed=1, grace=GRACE, wait=flow.wait,
+    )  # fmt: skip
+
+    assert verdict.findings == ()
+    assert verdict.outcome in {Outcome.OK, Outcome.INCONCLUSIVE}
