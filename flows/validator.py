@@ -69,14 +69,14 @@ def check_round(
 
     What is not ok at once is read again after `grace`, which is longer than a row may take to become visible offline.
     Only then is an online row that stands nowhere offline called lost, and only if the lag by then is shorter than the
-    grace: so everything that was online before it has been committed. Raises what the stores raise.
+    grace: so everything that was online before it has been committed. For this the lag is asked for after the first
+    look and before the second. Raises what the stores raise.
     """
     samples = [_Sample(view, online, offline, sample_count, seed) for view in pipeline.views]
-    verdicts = {}
-    lags = lag_seconds()
     for own in samples:
         own.look()
-        verdicts[own.view.name] = own.judge(judge, freshness_target, lags, committed=False)
+    lags = lag_seconds()
+    verdicts = {own.view.name: own.judge(judge, freshness_target, lags, committed=False) for own in samples}
     unsettled = [own for own in samples if verdicts[own.view.name].outcome is not Outcome.OK]
     if unsettled:
         wait(grace)

@@ -100,10 +100,7 @@ class Judge:
         return {result.expectation_config.meta["check"]: result for result in report.results}
 
     def _expectation(self, check: Check) -> Any:
-        own = {"ExpectOnlineToEqualOffline": _online_equals_offline}
-        kind = (
-            own[check.expectation]() if check.expectation in own else getattr(self._gx.expectations, check.expectation)
-        )
+        kind = self._own.get(check.expectation) or getattr(self._gx.expectations, check.expectation)
         arguments = dict(check.arguments)
         if check.given:
             from great_expectations.expectations.row_conditions import Column  # noqa: PLC0415  # see the top

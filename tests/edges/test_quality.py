@@ -151,7 +151,5 @@ def test_nothing_judged_is_kept(judge: Judge) -> None:
         (None, "", 0.0, True),
     ],
 )
-def test_values_agree_within_the_tolerance_of_their_type(
-    online: Any, offline: Any, tolerance: float, same: bool
-) -> None:
+def test_values_agree_within_their_tolerance(online: object, offline: object, tolerance: float, same: object) -> None:
     assert same is agree(online, offline, tolerance)
