@@ -166,6 +166,18 @@ class LiveReader:
         self.partition.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How many messages of a partition are not yet durable, and how long the oldest has waited; None if not known.
+
+    `age_s` is a lower bound where `is_exact` is false: the message is older than what was seen of the partition.
+    """
+
+    messages_count: int | None
+    age_s: float | None
+    is_exact: bool
+
+
 class LagCollector(Collector):
     """Lag in messages and seconds, asked of Kafka at each scrape: it does not depend on the flow's being well."""
 
@@ -175,9 +187,9 @@ class LagCollector(Collector):
         self._clocks = {(topic, part): LagClock() for topic, count in topics.items() for part in range(count)}
         self._lock = threading.Lock()
 
-    def lags_s(self, now_s: float) -> dict[tuple[str, int], tuple[int | None, float | None]]:
-        """Return for each (topic, partition) the messages not committed and the age of the oldest; None if not known."""
-        found: dict[tuple[str, int], tuple[int | None, float | None]] = {}
+    def lags(self, now_s: float) -> dict[tuple[str, int], Lag]:
+        """Return the lag of each (topic, partition); raises `Unavailable`."""
+        found: dict[tuple[str, int], Lag] = {}
         with self._lock:
             for topic, count in self._topics.items():
                 committed = self._offsets.committed(topic, count)
@@ -185,7 +197,11 @@ class LagCollector(Collector):
                     clock, done = self._clocks[topic, part], committed[part]
                     clock.observe(end, now_s)
                     done = 0 if done is None and end == 0 else done
-                    found[topic, part] = (None if done is None else max(0, end - done), clock.lag_s(done, now_s))
+                    if done is None:
+                        found[topic, part] = Lag(None, None, is_exact=False)
+                    else:
+                        exact = done >= end or clock.reaches(done)
+                        found[topic, part] = Lag(max(0, end - done), clock.lag_s(done, now_s), is_exact=exact)
         return found
 
     def collect(self) -> Iterator[Metric]:
@@ -195,17 +211,17 @@ class LagCollector(Collector):
         sums = GaugeMetricFamily("kafka_consumergroup_lag_sum", "The same, of a topic.", labels=labels[:2])
         seconds = GaugeMetricFamily("freshet_lag_seconds", "Age of the oldest of them.", labels=labels)
         try:
-            found = self.lags_s(time.time())
+            found = self.lags(time.time())
         except Unavailable as error:
             LOG.warning("%s", error)
             return
         totals = dict.fromkeys(self._topics, 0)
-        for (topic, part), (count, age_s) in found.items():
-            if count is not None:
-                messages.add_metric([self._group, topic, str(part)], count)
-                totals[topic] += count
-            if age_s is not None:
-                seconds.add_metric([self._group, topic, str(part)], age_s)
+        for (topic, part), lag in found.items():
+            if lag.messages_count is not None:
+                messages.add_metric([self._group, topic, str(part)], lag.messages_count)
+                totals[topic] += lag.messages_count
+            if lag.age_s is not None:
+                seconds.add_metric([self._group, topic, str(part)], lag.age_s)
         for topic, total in totals.items():
             sums.add_metric([self._group, topic], total)
         yield from (messages, sums, seconds)

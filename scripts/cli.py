@@ -86,9 +86,11 @@ def _log(settings: Settings) -> None:
     form = "%(asctime)s %(levelname)-7s %(message)s"
     if settings.log == "json":
         form = '{"time":"%(asctime)s","level":"%(levelname)s","logger":"%(name)s","message":%(message)r}'
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
-    for noisy in ("feast", "great_expectations", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(form))
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])  # what libraries log below is about themselves
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    logging.getLogger("freshet").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             raise wrong_use(f"--{name}", f"is {getattr(words, name)}", "write a number above 0")
     with contextlib.ExitStack() as parts:
         stack = _start(parts, settings)
+        stack.wait_until_ready()
         sender = _Sender(stack.workspace.contracts["wiki_edits"], stack.workspace.kafka, words)
         sender.start()
         _show(stack, sender)
@@ -87,6 +88,22 @@ class _Stack:
     materializer: "subprocess.Popen[bytes]"
     log: Path
     metrics: str
+
+    def wait_until_ready(self) -> None:
+        """Wait until the materializer answers; raises `Unavailable` if it ends or does not."""
+        deadline = time.monotonic() + _WAIT_LIMIT_S
+        while not self.samples():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the materializer does not answer at {self.metrics}:\n{self.said()}")
+            self.ended_within(0.1)
+
+    def ended_within(self, limit_s: float) -> bool:
+        """Wait so long, or until the materializer ends; say whether it did."""
+        try:
+            self.materializer.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def said(self) -> str:
         """Return the last lines of the materializer's log."""
@@ -206,7 +223,7 @@ def _show(stack: _Stack, sender: _Sender) -> None:
     before, deadline = 0.0, time.monotonic() + _WAIT_LIMIT_S
     print("     events/s   events     rows online   lag   freshness p50   p99   one entity's features, changing")
     for second in itertools.count(1):
-        sender.join(1.0)
+        stack.ended_within(1.0)
         samples = stack.samples()
         taken = _total(samples, "freshet_events_total")
         rows = _total(samples, "freshet_rows_total", store="online")

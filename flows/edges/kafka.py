@@ -23,6 +23,7 @@ from confluent_kafka import (
 from confluent_kafka import Producer as RawProducer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event
@@ -322,9 +323,7 @@ class Producer:
         if isinstance(event, model):
             return event
         try:
-            if isinstance(event, bytes | str):
-                return model.model_validate_json(event)
-            return model.model_validate(event)
+            return model.model_validate_json(event if isinstance(event, bytes | str) else to_json(event))
         except ValidationError as error:
             name = self._contract.name
             raise Refused(

@@ -216,7 +216,7 @@ def joined(view: View, entities: Sequence[Entity], looks: Sequence[Look], *, com
             superseded = reached.get((entity, row.event_timestamp), -1) > row.version
             lost = committed and row is before and not superseded
             line["offline_row"] = "found" if found else "absent" if lost else "pending"
-        stored: Mapping[str, Any] = row.values if row else {}  # noqa: PD011  # no frame
+        stored: Mapping[str, Any] = row.features if row else {}
         for feature in view.features:
             name, value = feature.name, stored.get(feature.name)
             line[f"on_{name}"] = comparable(value) if found else None

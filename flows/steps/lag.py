@@ -23,8 +23,12 @@ class LagClock:
             self._samples.pop()
         self._samples.append((end_offset, now_s))
 
+    def reaches(self, committed: int) -> bool:
+        """Say whether the samples go back to a committed offset; if not, its lag is at least what `lag_s` says."""
+        return bool(self._samples) and committed >= self._samples[0][0]
+
     def lag_s(self, committed: int | None, now_s: float) -> float | None:
-        """Return how old the first event not yet committed is at most; 0 if there is none, None if it is not known.
+        """Return how long the first event not yet committed has waited; 0 if there is none, None if it is not known.
 
         >>> clock = LagClock()
         >>> clock.observe(100, 0.0); clock.observe(200, 10.0)
