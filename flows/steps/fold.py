@@ -40,13 +40,16 @@ class ShardFold:
         return max(NEVER_US, min(self._clocks.values()) - self._memory_us)
 
     def fold(self, items: Sequence[ShardInput], now_us: int) -> WindowedRows | None:
-        """Take what waits; return the rows it makes or corrects."""
+        """Take what waits; return the rows it makes or corrects.
+
+        The clocks of before decide what is forgotten: these events may be as old as those allow.
+        """
         tables: list[pa.Table] = []
+        horizon_us = self.horizon_us(items[-1].partitions_count)
         for item in items:
             self._clocks[item.partition] = max(item.newest_us, self._clocks.get(item.partition, NEVER_US))
             if item.inputs is not None:
                 tables.append(item.inputs)
         if not tables:
             return None
-        horizon_us = self.horizon_us(items[-1].partitions_count)
         return self.shard.add(pa.concat_tables(tables), horizon_us=horizon_us, now_us=now_us)
