@@ -1,7 +1,8 @@
 """What a declaration compiles to: for each view the SQL of its row-level parts and the windows between them.
 
 An event passes three stages: `inputs_sql` computes what the windows need of it, the windows fold that per entity, and
-`finish_sql` computes the features from the folds. Stages one and three are row-level and run in DuckDB; stage two is ours.
+`finish_sql` computes the features from the folds. Stages one and three are row-level and run in DuckDB; stage two is
+ours.
 """
 
 from dataclasses import dataclass
@@ -35,9 +36,9 @@ class ViewPlan:
     `inputs_sql` reads `events` (a contract's accepted events) and gives `inputs`: the entity, `event_timestamp`,
     `_partition`, `_offset`, `_available_at`, the aggregates' arguments `_a0`… with their FILTER folded in, and the
     `payload`, `_p0`…: plain columns that outer expressions name. `finish_sql` reads `rows`, where the arguments have
-    become window values `_w0`… in the order of `aggregates`, and gives the view's `row_schema`. `reach_us` is the longest
-    frame; None where a row depends on everything up to its time. `argument_features` names, for each argument, the features
-    that need it.
+    become window values `_w0`… in the order of `aggregates`, and gives the view's `row_schema`. `reach_us` is the
+    longest frame; None where a row depends on everything up to its time. `argument_features` names, for each argument,
+    the features that need it.
     """
 
     view: View

@@ -1,8 +1,12 @@
 """What is wrong with one definition, all of it, each with its place and what to write instead."""
 
+# ruff: noqa: S608  # only what `check` has passed is put into SQL
+
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -40,12 +44,15 @@ _REFUSED = {
     "POSITIONAL_REFERENCE": ("names a column by its position", "write the column's name"),
     "COLLATE": ("has a COLLATE", "compare lower(…) or strip_accents(…)"),
 }
-_PASSED = frozenset("CONSTANT CAST CASE COMPARISON CONJUNCTION BETWEEN LAMBDA TYPE".split())
-_MOVING_COLUMNS = frozenset(
-    "current_date current_time current_timestamp localtime localtimestamp today now current_user current_role session_user "
-    "current_catalog current_database current_schema".split()
+_PASSED = frozenset(["CONSTANT", "CAST", "CASE", "COMPARISON", "CONJUNCTION", "BETWEEN", "LAMBDA", "TYPE"])
+_MOVING = (
+    "now today current_date current_time current_timestamp localtime localtimestamp current_localtime "
+    "current_localtimestamp get_current_time get_current_timestamp transaction_timestamp ago age random uuid "
+    "gen_random_uuid current_setting"
 )
+_MOVING_NAMES = frozenset(_MOVING.split())
 _UNKNOWN_WINDOW = re.compile(r'window "(.*)" does not exist')
+_FRAME = "RANGE BETWEEN INTERVAL '10 minutes' PRECEDING AND CURRENT ROW"
 _ASCENDING = ("ORDER_DEFAULT", "ASCENDING")
 
 
@@ -72,7 +79,7 @@ class Checker:
         dtype: Dtype,
         contract: Contract,
         statement: Statement,
-        broken_windows: Set[str] = frozenset(),
+        broken_windows: AbstractSet[str] = frozenset(),
     ) -> None:
         """The connection must have the contract's columns as an empty table `events`.
 
@@ -119,7 +126,7 @@ class Checker:
                 hint = f"did you mean {meant}?" if meant else f"`windows:` has {listed(known)}"
                 self._say("names an unknown window", name, hint, self._statement.find(name))
         else:
-            several = f'at or near ";"' in problem.message
+            several = 'at or near ";"' in problem.message
             hint = "write one expression, without ;" if several else "check the SQL there"
             self._say("has SQL that does not parse", problem.message, hint, problem.byte)
 
@@ -128,27 +135,35 @@ class Checker:
     def _look(self, node: Node, around: int | None, bound: frozenset[str], inside: Node | None) -> None:
         """Check a node and all in it; `inside` is the window that it is an argument of."""
         byte, kind = location(node, around), node["class"]
-        if kind in _REFUSED:
-            self._say(*_refusal(kind), byte=byte)
-            return
         if kind == "WINDOW":
             self._look_at_window(node, byte, bound, inside)
-            return
+        elif is_lambda(node):
+            self._look(node["expr"], byte, bound | parameters(node), inside)
+        elif kind in _REFUSED:
+            fact, hint = _REFUSED[kind]
+            self._say(fact, "", hint, byte)
+        elif kind == "LAMBDA" and self._is_old_lambda(node):
+            self._say("has a lambda with an arrow", self._statement.words(node), "write lambda x: …", byte)
+        else:
+            self._look_at_call(node, byte, bound)
+            for child in children(node):
+                self._look(child, byte, bound, inside)
+
+    def _look_at_call(self, node: Node, byte: int | None, bound: frozenset[str]) -> None:
+        """Check a node by itself."""
+        kind = node["class"]
         if kind == "COLUMN_REF":
             if not is_bound(node, bound):
                 self._look_at_column(node, byte)
         elif kind == "FUNCTION":
             self._look_at_function(node, byte)
-        elif is_lambda(node):
-            self._look(node["expr"], byte, bound | parameters(node), inside)
-            return
-        elif kind == "OPERATOR":
-            if node["type"] not in OPERATORS:
-                self._say("has an operator that is not allowed", node["type"].lower(), "write it with functions", byte)
-        elif kind not in _PASSED:
-            self._say("has SQL that is not allowed", kind.lower(), "write it with functions", byte)
-        for child in children(node):
-            self._look(child, byte, bound, inside)
+        elif kind not in _PASSED and node["type"] not in OPERATORS:
+            self._say("has SQL that is not allowed", self._statement.words(node), "write it with functions", byte)
+
+    def _is_old_lambda(self, node: Node) -> bool:
+        """Say whether `x -> …` cannot be JSON's arrow, since there is no column x."""
+        names = [part["column_names"][0] for part in walk(node["lhs"]) if part["class"] == "COLUMN_REF"]
+        return bool(names) and not any(name.casefold() in self._columns for name in names)
 
     def _look_at_column(self, node: Node, byte: int | None) -> None:
         names = node["column_names"]
@@ -156,9 +171,8 @@ class Checker:
         if len(names) > 1:
             self._say("names a column with a table", ".".join(names), f"write {names[-1]}", byte)
         elif names[0].casefold() not in self._columns:
-            if names[0].casefold() in _MOVING_COLUMNS:
-                hint = f"write {EVENT_TIME}: a value must be the same whenever it is computed"
-                self._say("asks for something that is not in the event", names[0], hint, byte)
+            if names[0].casefold() in _MOVING_NAMES:
+                self._say(*_moving(names[0]), byte)
                 return
             meant = nearest(names[0], known)
             hint = f"did you mean {meant}?" if meant else f"{self._contract.name} has {listed(known)}"
@@ -169,14 +183,18 @@ class Checker:
         if node["schema"] or node["catalog"]:
             self._say("calls a function with a dot", f"{node['schema']}.{name}", f"write {name}(…)", byte)
         elif name in AGGREGATES:
-            window = f"PARTITION BY {self._contract.stream.key} ORDER BY {EVENT_TIME} RANGE BETWEEN INTERVAL '1 hour' PRECEDING AND CURRENT ROW"
+            window = f"PARTITION BY {self._contract.stream.key} ORDER BY {EVENT_TIME} {_FRAME}"
             self._say("has an aggregate without OVER", name, f"write {name}(…) OVER ({window})", byte)
+        elif name in _MOVING_NAMES:
+            self._say(*_moving(name), byte)
         elif name not in ALLOWED:
             meant = nearest(name, [*ALLOWED, *AGGREGATES])
             hint = f"did you mean {meant}?" if meant else "see the list of allowed functions in the README"
             self._say("calls a function that is not on the list of allowed ones", name, hint, byte)
         elif node["distinct"] or node["order_bys"]["orders"] or node["filter"]:
-            self._say("has DISTINCT, ORDER BY or FILTER in a function that takes one event", name, f"write {name}(…)", byte)
+            self._say(
+                "has DISTINCT, ORDER BY or FILTER in a function that takes one event", name, f"write {name}(…)", byte
+            )
 
     # Windows
 
@@ -194,7 +212,9 @@ class Checker:
         if node["distinct"]:
             self._say("has DISTINCT in a window", name, f"write {name}(…) without it", byte)
         if node["arg_orders"]:
-            self._say("has ORDER BY among the arguments of a window", name, "leave it out: the result is the same", byte)
+            self._say(
+                "has ORDER BY among the arguments of a window", name, "leave it out: the result is the same", byte
+            )
         if len(node["arguments"]) > 1:
             self._say("has a window of several arguments", name, f"write {name}(…) of one argument", byte)
         for part in (*(argument["expression"] for argument in node["arguments"]), node["filter_expr"]):
@@ -203,9 +223,10 @@ class Checker:
         self._look_at_partition(node, byte)
         if self._look_at_order(node, byte):
             try:
-                frame(self._connection, node)
+                frame(self._connection, node, self._statement.words)
             except FrameProblem as problem:
-                self._say(*problem.args, byte=location(node["start_expr"] or node, byte))
+                at = location(node["start_expr"] or node, byte)
+                self._say(problem.fact, problem.got, problem.hint, at)
 
     def _look_at_partition(self, node: Node, byte: int | None) -> None:
         key = self._contract.stream.key
@@ -215,35 +236,39 @@ class Checker:
             at = location(part, byte)
             if part["class"] != "COLUMN_REF":
                 hint = "partition by columns of the event; compute others where it is produced"
-                self._say("has PARTITION BY an expression", write(self._connection, part), hint, at)
+                self._say("has PARTITION BY an expression", self._statement.words(part), hint, at)
                 continue
             before = len(self.problems)
             self._look_at_column(part, at)
             if len(self.problems) == before:
                 self._look_at_entity_type(self._columns[part["column_names"][0].casefold()], at)
 
-    def _look_at_entity_type(self, field: pa.Field, byte: int | None) -> None:
+    def _look_at_entity_type(self, field: "pa.Field[Any]", byte: int | None) -> None:
         if not (pa.types.is_string(field.type) or pa.types.is_int64(field.type)):
             got = f"{field.name} of type {field.type}"
-            self._say("has an entity that is neither text nor a whole number", got, "partition by str or int fields", byte)
+            self._say(
+                "has an entity that is neither text nor a whole number", got, "partition by str or int fields", byte
+            )
 
     def _look_at_order(self, node: Node, byte: int | None) -> bool:
         """Say whether the order is right; a frame is judged only then."""
         orders = node["orders"]
         if not orders:
-            hint = f"write ORDER BY {EVENT_TIME} RANGE BETWEEN … PRECEDING AND CURRENT ROW: without it later events count"
+            hint = f"write ORDER BY {EVENT_TIME} {_FRAME}: without it later events count"
             self._say("has a window without ORDER BY", "", hint, byte)
             return False
         only = orders[0]["expression"]
-        names = only.get("column_names", ()) if only["class"] == "COLUMN_REF" else ()
+        names: list[str] = only["column_names"] if only["class"] == "COLUMN_REF" else []
         own = self._contract.stream.event_time
         by_time = len(names) == 1 and names[0].casefold() in (EVENT_TIME, own.casefold())
         if len(orders) > 1 or not by_time or orders[0]["type"] not in _ASCENDING:
             spelled = ", ".join(
-                write(self._connection, order["expression"]) + (" DESC" if order["type"] == "DESCENDING" else "")
+                self._statement.words(order["expression"]) + (" DESC" if order["type"] == "DESCENDING" else "")
                 for order in orders
             )
-            self._say("has a window in another order than time", spelled, f"write ORDER BY {EVENT_TIME}", location(only, byte))
+            self._say(
+                "has a window in another order than time", spelled, f"write ORDER BY {EVENT_TIME}", location(only, byte)
+            )
             return False
         return True
 
@@ -275,7 +300,10 @@ class Checker:
                 return {**part, "column_names": [self._columns[part["column_names"][0].casefold()].name]}
             if part["class"] == "WINDOW":
                 order = [{**part["orders"][0], "expression": time}]
-                inner = {key: rewrite({"inner": part[key]}, spell)["inner"] for key in ("partitions", "arguments", "filter_expr")}
+                inner = {
+                    key: rewrite({"inner": part[key]}, spell)["inner"]
+                    for key in ("partitions", "arguments", "filter_expr")
+                }
                 return {**part, **inner, "orders": order}
             return None
 
@@ -319,9 +347,9 @@ class Checker:
         return True
 
 
-def _refusal(kind: str) -> tuple[str, str, str]:
-    fact, hint = _REFUSED[kind]
-    return fact, "", hint
+def _moving(name: str) -> tuple[str, str, str]:
+    hint = f"use the event's own columns, such as {EVENT_TIME}: a replay must give the same value"
+    return "asks for something that is not in the event", name, hint
 
 
 def types_of(connection: duckdb.DuckDBPyConnection, expressions: Sequence[str]) -> list[str]:
@@ -342,62 +370,69 @@ def base_type(text: str) -> str:
     return re.sub(r"\(.*\)", "", text)
 
 
+Words = Callable[[Node], str]
+"""Spells a node."""
+
+
 class FrameProblem(Exception):
-    """A window's frame that is not computed: fact, what was found, hint."""
+    """A window's frame that is not computed."""
+
+    def __init__(self, fact: str, got: str, hint: str = f"write {_FRAME}") -> None:
+        super().__init__(fact)
+        self.fact, self.got, self.hint = fact, got, hint
 
 
-def frame(connection: duckdb.DuckDBPyConnection, window: Node) -> Range:
-    """Return the frame of a window, or raise `FrameProblem`."""
+def frame(connection: duckdb.DuckDBPyConnection, window: Node, words: Words) -> Range:
+    """Return the frame of a window, or raise `FrameProblem`, which says it in the words of the user."""
     read = _FRAMES.get((window["start"], window["end"]))
     if read is None:
-        raise FrameProblem("has a frame that is not computed", _frame_words(connection, window), _FRAME_HINT)
+        raise FrameProblem("has a frame that is not computed", _frame_words(window, words))
     if window["exclude_clause"] != "NO_OTHER":
         got = "EXCLUDE " + window["exclude_clause"].replace("_", " ")
-        raise FrameProblem("has a frame that is not computed", got, _FRAME_HINT)
-    return read(connection, window)
+        raise FrameProblem("has a frame that is not computed", got)
+    return read(connection, window, words)
 
 
-def _range(connection: duckdb.DuckDBPyConnection, window: Node) -> Range:
+def _range(connection: duckdb.DuckDBPyConnection, window: Node, words: Words) -> Range:
     """RANGE BETWEEN a duration PRECEDING AND CURRENT ROW."""
     node = window["start_expr"]
-    got = write(connection, node)
+    got = words(node)
     for part in walk(node):
         name = part.get("function_name", "").casefold()
         if part["class"] not in (*_PASSED, "FUNCTION") or (part["class"] == "FUNCTION" and name not in ALLOWED):
-            raise FrameProblem("has a frame that is not constant", got, _FRAME_HINT)
+            raise FrameProblem("has a frame that is not constant", got)
     try:
         with deadline(connection, CHECK_SECONDS_MAX):
-            found = connection.sql(f"SELECT {got} AS preceding").to_arrow_table().column(0)
+            found = connection.sql(f"SELECT {write(connection, node)} AS preceding").to_arrow_table().column(0)
     except duckdb.Error as error:
-        raise FrameProblem("has a frame that DuckDB cannot read", explain(error)[0], _FRAME_HINT) from None
+        raise FrameProblem("has a frame that DuckDB cannot read", explain(error)[0]) from None
     if found.type != pa.month_day_nano_interval() or found[0].as_py() is None:
-        raise FrameProblem("has a frame that is not a duration", got, _FRAME_HINT)
+        raise FrameProblem("has a frame that is not a duration", got)
     length = found[0].as_py()
     if length.months:
         hint = "write days: months differ in length"
         raise FrameProblem("has a frame of months", got, hint)
     preceding_us = length.days * _MICROSECONDS_PER_DAY + length.nanoseconds // 1000
     if preceding_us <= 0:
-        raise FrameProblem("has a frame that is not longer than zero", got, _FRAME_HINT)
+        raise FrameProblem("has a frame that is not longer than zero", got)
     if preceding_us > _PRECEDING_DAYS_MAX * _MICROSECONDS_PER_DAY:
-        raise FrameProblem("has a frame of more than 100 years", got, _FRAME_HINT)
+        raise FrameProblem("has a frame of more than 100 years", got)
     return Range(preceding_us)
 
 
-_FRAMES: Mapping[tuple[str, str], Callable[[duckdb.DuckDBPyConnection, Node], Range]] = {
+_FRAMES: Mapping[tuple[str, str], Callable[[duckdb.DuckDBPyConnection, Node, Words], Range]] = {
     ("EXPR_PRECEDING_RANGE", "CURRENT_ROW_RANGE"): _range,
 }
-_FRAME_HINT = "write RANGE BETWEEN INTERVAL '10 minutes' PRECEDING AND CURRENT ROW"
 
 
-def _frame_words(connection: duckdb.DuckDBPyConnection, window: Node) -> str:
+def _frame_words(window: Node, words: Words) -> str:
     """Return a frame as SQL spells it; DuckDB's names of bounds end in the unit."""
 
     def bound(word: str, node: Node | None) -> str:
         first, second = word.split("_")[:2]
         if node is None:
             return f"{first} {second}"
-        return f"{write(connection, node)} {second}"
+        return f"{words(node)} {second}"
 
     ends = (window["start"], window["end"])
     unit = next((unit for unit in ("ROWS", "GROUPS") if any(word.endswith(unit) for word in ends)), "RANGE")

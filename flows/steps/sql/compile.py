@@ -1,15 +1,28 @@
 """Definitions into views, and each view around its windows: what goes in, what is folded, what comes out."""
 
+# ruff: noqa: S608  # only what `check` has passed is put into SQL
+
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 import duckdb
 import pyarrow as pa
 
 from freshet.flows.steps.sql.check import Checker, Expression, frame, types_of
 from freshet.flows.steps.sql.engine import engine
-from freshet.flows.steps.sql.parse import Node, SyntaxProblem, expression, parse, quoted, rewrite, statement, walk, write
+from freshet.flows.steps.sql.parse import (
+    Node,
+    SyntaxProblem,
+    expression,
+    parse,
+    quoted,
+    rewrite,
+    statement,
+    walk,
+    write,
+)
 from freshet.schemas.declaration import NAME, Source, ViewOptions
 from freshet.schemas.dtypes import Dtype
 from freshet.schemas.errors import Problem, Refused, listed, nearest
@@ -50,9 +63,7 @@ def _offer(connection: duckdb.DuckDBPyConnection, columns: pa.Schema) -> None:
 # Reading
 
 
-def _windows(
-    connection: duckdb.DuckDBPyConnection, source: Source
-) -> tuple[dict[str, tuple[str, str]], list[Problem]]:
+def _windows(connection: duckdb.DuckDBPyConnection, source: Source) -> tuple[dict[str, tuple[str, str]], list[Problem]]:
     """Return text and place of the named windows that are SQL, and what is wrong with the others."""
     windows: dict[str, tuple[str, str]] = {}
     problems: list[Problem] = []
@@ -89,7 +100,9 @@ def _read(
         meant = nearest(definition.source, contracts)
         hint = f"did you mean {meant}?" if meant else f"there is {listed([*contracts])}"
         got = repr(definition.source)
-        return None, [Problem("feature", definition.name, "has an unknown source", got, hint, source.place(*at, "source"))]
+        return None, [
+            Problem("feature", definition.name, "has an unknown source", got, hint, source.place(*at, "source"))
+        ]
     folded = [column.casefold() for column in contract.columns.names]
     twice = [name for name in contract.columns.names if folded.count(name.casefold()) > 1]
     if twice:
@@ -123,18 +136,32 @@ def _views(
         definition = one.definition
         name = definition.view or f"{definition.source}_by_{'_'.join(one.entity)}".lower()
         if not NAME.fullmatch(name):
-            say(one, "makes a view whose name cannot name a folder", repr(name), "name it with `view:`", "transformation")
+            say(
+                one,
+                "makes a view whose name cannot name a folder",
+                repr(name),
+                "name it with `view:`",
+                "transformation",
+            )
         group = groups.setdefault(name, [])
         first = (group or [one])[0]
         if (first.definition.source, first.entity) != (definition.source, one.entity):
             fact = f"shares view {name} with {first.definition.name}, but neither stream nor entity may differ there"
-            got = f"{definition.source} by {listed(one.entity)}, not {first.definition.source} by {listed(first.entity)}"
+            got = (
+                f"{definition.source} by {listed(one.entity)}, not {first.definition.source} by {listed(first.entity)}"
+            )
             say(one, fact, got, "give it another `view:`", "view" if definition.view else "transformation")
         if definition.name in {column.casefold() for column in (*one.entity, EVENT_TIME, CREATED)}:
             say(one, "has the name of one of the view's own columns", definition.name, "rename the feature", "name")
         if CREATED in {column.casefold() for column in one.entity}:
             got = listed(one.entity)
-            say(one, f"has an entity with the name of the view's own column {CREATED}", got, "rename the field", "source")
+            say(
+                one,
+                f"has an entity with the name of the view's own column {CREATED}",
+                got,
+                "rename the field",
+                "source",
+            )
         group.append(one)
     complete = len(expressions) == len(source.declaration.featureDefinitions)
     for name in source.declaration.views if complete else ():
@@ -143,6 +170,10 @@ def _views(
             hint = f"did you mean {meant}?" if meant else f"there is {listed([*groups])}"
             problems.append(Problem("view", name, "has options but no feature", "", hint, source.place("views", name)))
     return [(_view(source, contracts, name, group), group) for name, group in groups.items()], problems
+
+
+def _owner(one: Expression) -> str:
+    return f"{one.definition.source} by {listed(one.entity)}"
 
 
 def _view(source: Source, contracts: Mapping[str, Contract], name: str, group: Sequence[Expression]) -> View:
@@ -196,7 +227,7 @@ class _Split:
             if feature not in features:
                 features.append(feature)
             index = [*self.arguments].index(argument)
-        return Aggregate(function, index, result, frame(self.connection, window))
+        return Aggregate(function, index, result, frame(self.connection, window, partial(write, self.connection)))
 
     def _argument(self, window: Node, function: str) -> str | None:
         """Return what is folded of each event; FILTER makes it NULL, which every aggregate skips.
@@ -259,8 +290,8 @@ def _finish_sql(view: View, outers: Sequence[str], table: str, rest: Sequence[st
 def _kept(value: str, dtype: Dtype) -> str:
     """Return a value as both stores keep it: NaN is NULL, times are whole seconds."""
     if dtype.element is not None:
-        kept = _kept("x", dtype.element)
-        return value if kept == "x" else f"list_transform({value}, lambda x: {kept})"
+        kept = _kept("_x", dtype.element)
+        return value if kept == "_x" else f"list_transform({value}, lambda _x: {kept})"
     if dtype.is_float:
         return f"CASE WHEN NOT isnan({value}) THEN {value} END"
     if dtype.name == "unix_timestamp":
@@ -271,8 +302,8 @@ def _kept(value: str, dtype: Dtype) -> str:
 def _oracle_sql(connection: duckdb.DuckDBPyConnection, view: View, members: Sequence[Expression]) -> str:
     """Return the declared SQL in DuckDB's own windows over `events`: a row for each entity and time that has one.
 
-    Windows are computed where they stand in the declaration, FILTER and all; only then come the expressions around
-    them, since DuckDB has no TRY around windows. Of events tied in time the last by partition and offset gives the plain
+    Windows are computed as they stand in the declaration, FILTER and all; only then come the expressions around them,
+    since DuckDB has no TRY around windows. Of events tied in time the last by partition and offset gives the plain
     columns. TRY inside of windows is for arguments that FILTER drops: DuckDB computes those too.
     """
     computed: list[str] = []
@@ -291,7 +322,9 @@ def _oracle_sql(connection: duckdb.DuckDBPyConnection, view: View, members: Sequ
 
     outers = [write(connection, rewrite(one.node, replace)) for one in members]
     entity = [quoted(name) for name in view.entity_names]
-    last = f"row_number() OVER (PARTITION BY {', '.join(entity)}, {EVENT_TIME} ORDER BY {PARTITION} DESC, {OFFSET} DESC)"
+    last = (
+        f"row_number() OVER (PARTITION BY {', '.join(entity)}, {EVENT_TIME} ORDER BY {PARTITION} DESC, {OFFSET} DESC)"
+    )
     known = " AND ".join(f"{name} IS NOT NULL" for name in entity)
     windowed = f"SELECT *, {', '.join([*computed, f'{last} AS _last'])} FROM events WHERE {known}"
     return _finish_sql(view, outers, f"({windowed}) WHERE _last = 1", ())

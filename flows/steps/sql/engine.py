@@ -1,6 +1,8 @@
 """A DuckDB for expressions of others: no files, no network, no extensions, no settings, bounded memory and time."""
 
+import atexit
 import json
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,54 @@ def engine() -> duckdb.DuckDBPyConnection:
     return connection
 
 
+class _Watchdog:
+    """One thread that counts ticks for all connections: a `threading.Timer` a call would cost more than the call."""
+
+    TICK_SECONDS = 0.1
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ticks_left: dict[duckdb.DuckDBPyConnection, int] = {}
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def arm(self, connection: duckdb.DuckDBPyConnection, seconds: float) -> None:
+        """Start counting."""
+        with self._lock:
+            self._ticks_left[connection] = math.ceil(seconds / self.TICK_SECONDS)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._watch, name="sql-deadlines", daemon=True)
+                self._thread.start()
+                atexit.register(
+                    self._stop
+                )  # else the interpreter ends with its frame, and DuckDB's objects in it, alive
+
+    def disarm(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Stop counting; afterwards the connection is not interrupted any more."""
+        with self._lock:
+            self._ticks_left.pop(connection, None)
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self.TICK_SECONDS):
+            self._tick()
+
+    def _tick(self) -> None:
+        with self._lock:
+            for connection, left in [*self._ticks_left.items()]:
+                self._ticks_left[connection] = left - 1
+                if left == 0:
+                    del self._ticks_left[connection]
+                    connection.interrupt()
+
+
+_WATCHDOG = _Watchdog()
+
+
 @contextmanager
 def deadline(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
     """Interrupt what runs on the connection after so long; it then raises `duckdb.InterruptException`.
@@ -45,17 +95,15 @@ def deadline(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[
     DuckDB looks for interrupts between vectors of rows, not within one call of a function: functions that can work or
     grow without bound are therefore not on the allow-list.
     """
-    timer = threading.Timer(seconds, connection.interrupt)
-    timer.daemon = True
-    timer.start()
+    _WATCHDOG.arm(connection, seconds)
     try:
         yield
     finally:
-        timer.cancel()
+        _WATCHDOG.disarm(connection)
 
 
 def explain(error: duckdb.Error) -> tuple[str, int | None]:
-    """Return what DuckDB says of an error, on one line, and the byte in the statement where it stands, if it says so."""
+    """Return what DuckDB says of an error, on one line, and the byte of the statement where it stands, if known."""
     text = str(error)
     if isinstance(error, duckdb.InterruptException):
         return "takes too long", None
@@ -64,6 +112,6 @@ def explain(error: duckdb.Error) -> tuple[str, int | None]:
         found: dict[str, Any] = json.loads(text[start:]) if start >= 0 else {}
     except json.JSONDecodeError:
         found = {}
-    message = str(found.get("exception_message", text)).split("\n", 1)[0].strip()
+    message = str(found.get("exception_message", text)).split("\n", 1)[0].strip(" .")
     position = found.get("position")
     return message, int(position) if position is not None else None

@@ -2,12 +2,12 @@
 
 Left out, and why:
 
-- `now`, `current_date`, `today`, `age` of one argument, `random`, `uuid`, `nextval`: another value at another time, so that
-  a replay would differ (`current_localtime` even calls itself consistent);
-- `current_setting`, `getvariable`, `current_user`, `version`, `read_*`, `glob`, `query`, `query_table`: they look outside
-  of the event;
-- `range`, `generate_series`, `repeat`, `lpad`, `rpad`, `list_resize`, `printf`, `format`, factorial: an argument, perhaps
-  from an event, says how much memory or time they take, and no deadline stops them within a call;
+- `now`, `current_date`, `today`, `age` of one argument, `random`, `uuid`, `nextval`: another value at another time, so
+  that a replay would differ (`current_localtime` even calls itself consistent);
+- `current_setting`, `getvariable`, `current_user`, `version`, `read_*`, `glob`, `query`, `query_table`: they look
+  outside of the event;
+- `range`, `generate_series`, `repeat`, `lpad`, `rpad`, `list_resize`, `printf`, `format`, factorial: an argument,
+  perhaps from an event, says how much memory or time they take, and no deadline stops them within a call;
 - `unnest`: gives several rows for one event;
 - `list_aggregate`: takes the name of any aggregate, some of them random; `list_sum` and its like stand for it;
 - `hash`: differs between versions of DuckDB; `md5` does not. `list_distinct`: its order is not stated.
@@ -16,42 +16,63 @@ Left out, and why:
 from collections.abc import Mapping
 
 _GROUPS: Mapping[str, str] = {
-    "arithmetic": "+ - * / // % ** ^ & | << >> ~ @ add subtract multiply divide mod fmod fdiv abs sign signbit ceil ceiling floor "
-    "round round_even trunc sqrt cbrt exp ln log log2 log10 pow power gcd lcm greatest_common_divisor least_common_multiple "
-    "sin cos tan cot asin acos atan atan2 sinh cosh tanh asinh acosh atanh degrees radians pi even gamma lgamma nextafter "
-    "isnan isinf isfinite greatest least bit_count xor",
-    "conditions": "nullif if coalesce ifnull constant_or_null",
-    "text": "|| ~~ !~~ ~~* !~~* ~~~ ^@ like_escape not_like_escape ilike_escape not_ilike_escape lower upper lcase ucase length "
-    "len strlen char_length character_length octet_length bit_length ascii ord unicode chr concat concat_ws contains "
-    "starts_with ends_with prefix suffix instr strpos position left right substr substring overlay replace translate reverse "
-    "trim ltrim rtrim split string_split str_split string_to_array split_part strip_accents nfc_normalize array_to_string "
-    "levenshtein damerau_levenshtein editdist3 hamming mismatches jaccard jaro_similarity jaro_winkler_similarity "
-    "url_encode url_decode parse_filename parse_dirname parse_dirpath parse_path",
-    "regular expressions": "regexp_matches regexp_full_match regexp_extract regexp_extract_all regexp_replace regexp_escape "
-    "regexp_split_to_array string_split_regex str_split_regex",
-    "bytes and digests": "md5 md5_number sha1 sha256 hex unhex to_hex from_hex base64 to_base64 from_base64 to_base bin unbin "
-    "encode decode",
-    "dates and times": "date_part datepart date_trunc datetrunc date_diff datediff date_sub datesub date_add time_bucket "
-    "timezone strftime strptime try_strptime epoch epoch_ms epoch_us epoch_ns to_timestamp make_date make_time make_timestamp "
-    "make_timestamp_ms make_timestamp_ns make_timestamptz year month day hour minute second millisecond microsecond "
-    "nanosecond quarter week weekday weekofyear dayofweek dayofmonth dayofyear isodow isoyear yearweek decade century "
-    "millennium era dayname monthname last_day days_in_month julian to_microseconds to_milliseconds to_seconds to_minutes "
-    "to_hours to_days to_weeks to_months to_quarters to_years to_decades to_centuries to_millennia normalized_interval",
-    "lists": "&& <@ @> list_value list_pack array_value array_length list_contains array_contains list_has array_has "
-    "list_has_any array_has_any list_has_all array_has_all list_position array_position list_indexof array_indexof "
-    "list_extract array_extract list_element list_slice array_slice list_concat list_cat array_concat array_cat list_append "
-    "array_append list_prepend array_prepend list_reverse array_reverse list_sort array_sort list_reverse_sort "
-    "array_reverse_sort list_unique array_unique list_where list_select list_zip flatten list_transform list_apply "
-    "array_transform array_apply apply list_filter array_filter filter list_reduce array_reduce reduce list_sum list_avg "
-    "list_min list_max list_count list_product list_median list_first list_last list_any_value list_bool_and list_bool_or "
-    "list_stddev_pop list_stddev_samp list_var_pop list_var_samp list_dot_product list_inner_product list_distance "
-    "list_cosine_distance list_cosine_similarity",
-    "structs and maps": "row struct_pack struct_extract struct_extract_at struct_insert struct_update struct_concat struct_keys "
-    "struct_values map map_keys map_values map_entries map_from_entries map_extract map_extract_value map_contains "
-    "map_concat element_at cardinality",
-    "json": "-> ->> json json_extract json_extract_path json_extract_string json_extract_path_text json_value json_exists "
-    "json_type json_valid json_array_length json_keys json_contains json_structure json_array json_object json_quote "
-    "json_merge_patch to_json array_to_json row_to_json",
+    "arithmetic": """
+        + - * / // % ** ^ & | << >> ~ @ add subtract multiply divide mod fmod fdiv abs sign signbit ceil ceiling
+        floor round round_even trunc sqrt cbrt exp ln log log2 log10 pow power gcd lcm greatest_common_divisor
+        least_common_multiple sin cos tan cot asin acos atan atan2 sinh cosh tanh asinh acosh atanh degrees
+        radians pi even gamma lgamma nextafter isnan isinf isfinite greatest least bit_count xor
+    """,
+    "conditions": """
+        nullif if coalesce ifnull constant_or_null
+    """,
+    "text": """
+        || ~~ !~~ ~~* !~~* ~~~ ^@ like_escape not_like_escape ilike_escape not_ilike_escape lower upper lcase
+        ucase length len strlen char_length character_length octet_length bit_length ascii ord unicode chr
+        concat concat_ws contains starts_with ends_with prefix suffix instr strpos position left right substr
+        substring overlay replace translate reverse trim ltrim rtrim split string_split str_split
+        string_to_array split_part strip_accents nfc_normalize array_to_string levenshtein damerau_levenshtein
+        editdist3 hamming mismatches jaccard jaro_similarity jaro_winkler_similarity url_encode url_decode
+        parse_filename parse_dirname parse_dirpath parse_path
+    """,
+    "regular expressions": """
+        regexp_matches regexp_full_match regexp_extract regexp_extract_all regexp_replace regexp_escape
+        regexp_split_to_array string_split_regex str_split_regex
+    """,
+    "bytes and digests": """
+        md5 md5_number sha1 sha256 hex unhex to_hex from_hex base64 to_base64 from_base64 to_base bin unbin
+        encode decode
+    """,
+    "dates and times": """
+        date_part datepart date_trunc datetrunc date_diff datediff date_sub datesub date_add time_bucket
+        timezone strftime strptime try_strptime epoch epoch_ms epoch_us epoch_ns to_timestamp make_date
+        make_time make_timestamp make_timestamp_ms make_timestamp_ns make_timestamptz year month day hour minute
+        second millisecond microsecond nanosecond quarter week weekday weekofyear dayofweek dayofmonth dayofyear
+        isodow isoyear yearweek decade century millennium era dayname monthname last_day days_in_month julian
+        to_microseconds to_milliseconds to_seconds to_minutes to_hours to_days to_weeks to_months to_quarters
+        to_years to_decades to_centuries to_millennia normalized_interval
+    """,
+    "lists": """
+        && <@ @> list_value list_pack array_value array_length list_contains array_contains list_has array_has
+        list_has_any array_has_any list_has_all array_has_all list_position array_position list_indexof
+        array_indexof list_extract array_extract list_element list_slice array_slice list_concat list_cat
+        array_concat array_cat list_append array_append list_prepend array_prepend list_reverse array_reverse
+        list_sort array_sort list_reverse_sort array_reverse_sort list_unique array_unique list_where
+        list_select list_zip flatten list_transform list_apply array_transform array_apply apply list_filter
+        array_filter filter list_reduce array_reduce reduce list_sum list_avg list_min list_max list_count
+        list_product list_median list_first list_last list_any_value list_bool_and list_bool_or list_stddev_pop
+        list_stddev_samp list_var_pop list_var_samp list_dot_product list_inner_product list_distance
+        list_cosine_distance list_cosine_similarity
+    """,
+    "structs and maps": """
+        row struct_pack struct_extract struct_extract_at struct_insert struct_update struct_concat struct_keys
+        struct_values map map_keys map_values map_entries map_from_entries map_extract map_extract_value
+        map_contains map_concat element_at cardinality
+    """,
+    "json": """
+        -> ->> json json_extract json_extract_path json_extract_string json_extract_path_text json_value
+        json_exists json_type json_valid json_array_length json_keys json_contains json_structure json_array
+        json_object json_quote json_merge_patch to_json array_to_json row_to_json
+    """,
 }
 
 ALLOWED = frozenset(word for words in _GROUPS.values() for word in words.split())
@@ -61,12 +82,14 @@ AGGREGATES = ("count", "sum", "avg", "min", "max")
 """What is computed over a window."""
 
 OPERATORS = frozenset(
-    "OPERATOR_NOT OPERATOR_IS_NULL OPERATOR_IS_NOT_NULL OPERATOR_COALESCE OPERATOR_TRY COMPARE_IN COMPARE_NOT_IN ARRAY_EXTRACT "
-    "ARRAY_SLICE STRUCT_EXTRACT ARRAY_CONSTRUCTOR".split()
-)
+    {
+        "OPERATOR_NOT", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL", "OPERATOR_COALESCE", "OPERATOR_TRY", "COMPARE_IN",
+        "COMPARE_NOT_IN", "ARRAY_EXTRACT", "ARRAY_SLICE", "STRUCT_EXTRACT", "ARRAY_CONSTRUCTOR",
+    }
+)  # fmt: skip
 """DuckDB's own operators that are no functions."""
 
-_WHOLE = "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT HUGEINT".split()
+_WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
 _NUMBERS = frozenset([*_WHOLE, "DECIMAL", "FLOAT", "DOUBLE"])
 _TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
 _ORDERED = frozenset([*_NUMBERS, *_TIMES, "BOOLEAN", "VARCHAR"])

@@ -4,6 +4,8 @@ A node is the JSON of `json_serialize_sql`: a mapping with a `class`. Named wind
 them. The format belongs to one version of DuckDB, which is why that is pinned.
 """
 
+# ruff: noqa: S608  # only what `check` has passed is put into SQL
+
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from freshet.flows.steps.sql.engine import CHECK_SECONDS_MAX, deadline
 Node = dict[str, Any]
 
 _NOWHERE = 2**64 - 1
+_NO_MORE = {"modifiers": [], "cte_map": {"map": []}, "aggregate_handling": "STANDARD_HANDLING"}
 _WHOLE_STATEMENT = ("where_clause", "having", "qualify", "sample", "group_expressions", "modifiers")
 
 
@@ -43,6 +46,11 @@ class Statement:
         found = re.search(rf'\bOVER\s*\(?\s*"?({re.escape(window)})\b', expression.text, re.IGNORECASE)
         return found and expression.start + len(expression.text[: found.start(1)].encode())
 
+    def words(self, node: Node) -> str:
+        """Return a node as the user wrote it."""
+        start = node["query_location"]
+        return self.sql.encode()[start : start + node["query_location_length"]].decode(errors="replace")
+
     def place(self, byte: int | None = None) -> str:
         """Return the place of a byte, as `features.yaml:12 (column 5)`; columns count characters of the expression."""
         for piece in self.pieces:
@@ -58,8 +66,8 @@ class Statement:
 def statement(text: str, place: str, windows: Mapping[str, tuple[str, str]], opening: str, closing: str) -> Statement:
     """Put an expression between brackets, and the windows it may name behind it.
 
-    `windows` has text and place by name. Brackets, since nothing well-formed leaves them: `1) AS v FROM x; SELECT (2` does
-    leave parentheses.
+    `windows` has text and place by name. Brackets, since nothing well-formed leaves them: `1) AS v FROM x; SELECT (2`
+    does leave parentheses.
     """
     sql = f"SELECT [{opening}\n"
     pieces = [Piece(len(sql.encode()), text, place)]
@@ -109,9 +117,9 @@ def expression(connection: duckdb.DuckDBPyConnection, sql: str) -> Node:
 
 def write(connection: duckdb.DuckDBPyConnection, node: Node) -> str:
     """Return a tree as SQL."""
-    template = json.loads(connection.execute("SELECT json_serialize_sql('SELECT 1')").fetchall()[0][0])
-    template["statements"][0]["node"]["select_list"] = [node]
-    found = connection.execute("SELECT json_deserialize_sql(?::JSON)", [json.dumps(template)]).fetchall()
+    select = {"type": "SELECT_NODE", "select_list": [node], "from_table": {"type": "EMPTY"}, **_NO_MORE}
+    tree = json.dumps({"statements": [{"node": select}]})
+    found = connection.execute("SELECT json_deserialize_sql(?::JSON)", [tree]).fetchall()
     return str(found[0][0]).removeprefix("SELECT ")
 
 
@@ -172,7 +180,7 @@ def is_bound(node: Node, bound: frozenset[str]) -> bool:
 
 
 def rewrite(node: Node, replace: Callable[[Node], Node | None]) -> Node:
-    """Return a copy in which `replace` stands for every node that it returns something for; parameters are no columns."""
+    """Return a copy with what `replace` returns in the place of each node; None keeps it. Parameters are no columns."""
 
     def copy(value: Any, bound: frozenset[str]) -> Any:
         if isinstance(value, list):

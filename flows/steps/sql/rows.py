@@ -1,20 +1,21 @@
 """The row-level parts at work: arguments of windows from events, features from window values."""
 
+# ruff: noqa: S608  # only what `check` has passed is put into SQL
+
 import json
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from freshet.flows.steps.sql.engine import BATCH_SECONDS_MAX, CHECK_SECONDS_MAX, deadline, engine, explain
+from freshet.flows.steps.sql.engine import BATCH_SECONDS_MAX, deadline, engine, explain
 from freshet.flows.steps.sql.parse import write
 from freshet.schemas.plan import ViewPlan
 
 
 class Failure(NamedTuple):
-    """An event on which an expression fails: its row in the batch, the features that need the expression, and why."""
+    """An event on which an expression fails: its row in the batch, the features that need the first such, and why."""
 
     row: int
     features: str
@@ -27,6 +28,7 @@ class Projector:
     def __init__(self, plan: ViewPlan) -> None:
         self._plan = plan
         self._connection = engine()
+        self._prepared = _Prepared(self._connection, "events", plan.inputs_sql)
         self._arguments = _arguments(self._connection, plan.inputs_sql)
 
     def project(self, events: pa.Table) -> tuple[pa.Table, list[Failure]]:
@@ -34,7 +36,7 @@ class Projector:
         try:
             return self._inputs(events), []
         except duckdb.Error as error:
-            failures = [*self._failures(events)]
+            failures = self._failures(events)
             if not failures:
                 raise AssertionError(f"{self._plan.inputs_sql}: {explain(error)[0]}, but on no event") from error
         fails = np.zeros(events.num_rows, np.bool_)
@@ -42,49 +44,77 @@ class Projector:
         return self._inputs(events.filter(pa.array(~fails))), failures
 
     def _inputs(self, events: pa.Table) -> pa.Table:
-        return _run(self._connection, "events", events, self._plan.inputs_sql, BATCH_SECONDS_MAX)
+        return self._prepared.run(events)
 
-    def _failures(self, events: pa.Table) -> Iterator[Failure]:
+    def _failures(self, events: pa.Table) -> list[Failure]:
         """Find the events that fail: TRY says which may, and each alone says why."""
+        found: dict[int, Failure] = {}
         for argument, features in zip(self._arguments, self._plan.argument_features, strict=True):
+            alone = _Prepared(self._connection, "suspect", f"SELECT {argument} AS value FROM suspect")
             for row in self._suspects(events, argument):
                 try:
-                    alone = f"SELECT {argument} AS value FROM events"
-                    _run(self._connection, "events", events.slice(row, 1), alone, CHECK_SECONDS_MAX)
+                    if row not in found:
+                        alone.run(events.slice(row, 1))
                 except duckdb.Error as error:
-                    yield Failure(row, features, explain(error)[0])
+                    found[row] = Failure(row, features, explain(error)[0])
+        return [found[row] for row in sorted(found)]
 
     def _suspects(self, events: pa.Table, argument: str) -> list[int]:
         """Return the rows on which TRY gives nothing; all of them where TRY does not help, as with memory."""
-        tried = f"SELECT TRY(struct_pack(v := {argument})) IS NULL AS failed FROM events"
+        tried = f"SELECT TRY(struct_pack(v := {argument})) IS NULL AS failed FROM suspects"
         try:
-            failed = _run(self._connection, "events", events, tried, BATCH_SECONDS_MAX).column("failed")
+            failed = _Prepared(self._connection, "suspects", tried).run(events).column("failed")
         except duckdb.Error:
             return list(range(events.num_rows))
-        return np.flatnonzero(failed.to_numpy()).tolist()  # type: ignore[no-any-return]  # pyarrow is untyped
+        return [int(row) for row in np.flatnonzero(failed.to_numpy())]
 
 
 class Finisher:
     """Computes one view's features from its window values. Holds a DuckDB of its own: one thread at a time."""
 
     def __init__(self, plan: ViewPlan) -> None:
-        self._plan = plan
-        self._connection = engine()
+        self._row_schema = plan.view.row_schema
+        self._prepared = _Prepared(engine(), "rows", plan.finish_sql)
 
     def finish(self, rows: pa.Table) -> pa.Table:
         """Return rows of the view's `row_schema`, in the order of the windowed rows; what fails is NULL."""
-        finished = _run(self._connection, "rows", rows, self._plan.finish_sql, BATCH_SECONDS_MAX)
-        return finished.cast(self._plan.view.row_schema)
+        return self._prepared.run(rows).cast(self._row_schema)
 
 
-def _run(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table, sql: str, seconds: float) -> pa.Table:
-    connection.register(name, table)
-    with deadline(connection, seconds):
-        return connection.sql(sql).to_arrow_table()
+class _Current:
+    """The table that a prepared query reads next, handed over by Arrow's stream interface without a copy."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __arrow_c_schema__(self) -> object:
+        return self.table.schema.__arrow_c_schema__()
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.table.__arrow_c_stream__(requested_schema)  # type: ignore[no-untyped-call]
+
+
+class _Prepared:
+    """One SELECT over a table that changes from call to call, its schema seldom: binding costs most of a small call."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> None:
+        self._connection, self._name, self._sql = connection, name, sql
+        self._current: _Current | None = None
+
+    def run(self, table: pa.Table) -> pa.Table:
+        """Return what the SELECT gives over a table."""
+        if self._current is None or self._current.table.schema != table.schema:
+            self._current = _Current(table.schema.empty_table())
+            self._connection.register(self._name, self._current)
+            self._connection.execute(f"PREPARE select_{self._name} AS {self._sql}")
+        self._current.table = table
+        with deadline(self._connection, BATCH_SECONDS_MAX):
+            selected: pa.Table = self._connection.sql(f"EXECUTE select_{self._name}").to_arrow_table()
+        return selected
 
 
 def _arguments(connection: duckdb.DuckDBPyConnection, inputs_sql: str) -> tuple[str, ...]:
-    """Return the expressions that `inputs_sql` calls `_a0`, `_a1`, …"""
+    """Return the expressions that `inputs_sql` gives as arguments, in their order."""
     found = connection.execute("SELECT json_serialize_sql(?)", [inputs_sql]).fetchall()
     items = json.loads(found[0][0])["statements"][0]["node"]["select_list"]
     return tuple(write(connection, {**item, "alias": ""}) for item in items if item["alias"].startswith("_a"))
