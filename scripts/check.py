@@ -93,5 +93,3 @@ def report(verdicts: Sequence[Verdict]) -> None:
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
     return dataclasses.asdict(verdict)
-
-

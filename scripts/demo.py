@@ -56,7 +56,9 @@ def arguments(words: argparse.ArgumentParser) -> None:
     words.add_argument("--seconds", type=float, default=15, help="how long made edits flow (15)")
     words.add_argument("--rate", type=float, default=400, metavar="N", help="made edits a second (400)")
     words.add_argument("--events", metavar="FILE", help="send these events instead, shifted to end now")
-    words.add_argument("--speed", type=float, metavar="N", help="N times as fast as they happened; all at once if not given")
+    words.add_argument(
+        "--speed", type=float, metavar="N", help="N times as fast as they happened; all at once if not given"
+    )
     words.add_argument("--keep", action="store_true", help="leave everything running, and say how to look")
 
 
@@ -112,14 +114,18 @@ class _Stack:
     def samples(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Return all metrics of the materializer by name and labels."""
         try:
-            with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:  # noqa: S310  # ours
+            with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:  # ours
                 text = answer.read().decode()
         except OSError as error:
             if self.materializer.poll() is not None:
-                raise Unavailable(f"the materializer ended with {self.materializer.returncode}:\n{self.said()}") from error
+                raise Unavailable(
+                    f"the materializer ended with {self.materializer.returncode}:\n{self.said()}"
+                ) from error
             return {}
         families = text_string_to_metric_families(text)
-        return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+        return {
+            (one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples
+        }
 
 
 def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
@@ -153,7 +159,9 @@ def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
         materializer = subprocess.Popen(command, env=environment, stdout=out, stderr=out)  # noqa: S603  # our own
     parts.callback(_end, materializer)
     print(f"broker {broker.address}, online store {valkey.url}, metrics http://{metrics}/metrics")
-    print(f"project {workspace.pipeline.project}: {len(workspace.pipeline.views)} feature views, declared in features.yaml")
+    print(
+        f"project {workspace.pipeline.project}: {len(workspace.pipeline.views)} feature views, declared in features.yaml"
+    )
     return _Stack(workspace, materializer, log, metrics)
 
 
@@ -232,11 +240,16 @@ def _show(stack: _Stack, sender: _Sender) -> None:
             found = online.sample(view, 1, _SEED)
             watched, stored = (found[0], online.read(view, found)[0]) if found else (None, None)
         if taken > before or second % 5 == 0:
-            features = "" if stored is None else f"{stored.entity[0]}: " + ", ".join(
-                f"{name}={value}" for name, value in list(stored.features.items())[:3]
+            features = (
+                ""
+                if stored is None
+                else f"{stored.entity[0]}: "
+                + ", ".join(f"{name}={value}" for name, value in list(stored.features.items())[:3])
             )
             p50, p99 = (_quantile(samples, share) for share in (0.5, 0.99))
-            print(f"{second:3d}s {taken - before:8.0f} {taken:8.0f} {rows:15.0f} {lag:5.0f} {p50:>15} {p99:>5}   {features}")
+            print(
+                f"{second:3d}s {taken - before:8.0f} {taken:8.0f} {rows:15.0f} {lag:5.0f} {p50:>15} {p99:>5}   {features}"
+            )
         if taken > before or sender.is_alive():
             deadline = time.monotonic() + _WAIT_LIMIT_S
         before = taken
@@ -279,14 +292,18 @@ def _summary(workspace: Workspace) -> int:
         served = feast.read_online(store, view, entities)
         wrong = _differing(view, newest, served)
         differing += len(wrong)
-        print(f"  {view.name}: {len(entities) * len(view.features)} values of {len(entities)} entities, {len(wrong)} mismatches")
+        print(
+            f"  {view.name}: {len(entities) * len(view.features)} values of {len(entities)} entities, {len(wrong)} mismatches"
+        )
         for line in wrong[:3]:
             print(f"    {line}")
     print("all offline rows, against DuckDB's own answer to the declared SQL over the same events")
     for plan in workspace.pipeline.plans:
         answer = compare(plan, offline.read(archive_name(plan.view.source)), offline.final(plan.view))
         differing += answer.differing_count
-        print(f"  {plan.view.name}: {answer.values_count} values of {answer.rows_count} rows, {answer.differing_count} mismatches")
+        print(
+            f"  {plan.view.name}: {answer.values_count} values of {answer.rows_count} rows, {answer.differing_count} mismatches"
+        )
         for row in answer.differing[:3]:
             print(f"    {row}")
     print("freshet check")
@@ -311,7 +328,9 @@ def _keep(stack: _Stack) -> None:
     root = stack.workspace.project.root
     settings = stack.workspace.settings
     print(f"\neverything keeps running; the project is in {root}. In another terminal:")
-    print(f"  export FRESHET_PROJECT={root} FRESHET_BROKERS={settings.brokers} FRESHET_ONLINE_STORE={settings.online_store}")
+    print(
+        f"  export FRESHET_PROJECT={root} FRESHET_BROKERS={settings.brokers} FRESHET_ONLINE_STORE={settings.online_store}"
+    )
     print("  freshet check")
     print("  freshet produce FILE")
     print(f"  curl http://{stack.metrics}/metrics")

@@ -99,7 +99,12 @@ def _texts(project: str) -> dict[str, str]:
     events = [
         {**_GOOD, "left_at": f"2026-03-01T12:{minute:02d}:00Z", "visitor": visitor, "path": path, "seconds": seconds}
         for minute, (visitor, path, seconds) in enumerate(
-            [("ada", "/docs/windows", 41.5), ("bob", "/", 2.0), ("ada", "/blog/late-events", 3.5), ("ada", "/docs", 12.0)]
+            [
+                ("ada", "/docs/windows", 41.5),
+                ("bob", "/", 2.0),
+                ("ada", "/blog/late-events", 3.5),
+                ("ada", "/docs", 12.0),
+            ]
         )
     ]
     samples = "schemas/samples/page_views"

@@ -32,11 +32,19 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     views = [view for view in workspace.pipeline.views if view.source == stream]
     started = time.monotonic()
     done = replay(
-        workspace.pipeline, workspace.contracts, {stream: words.events}, words.out, now_us=lambda: time.time_ns() // 1000
+        workspace.pipeline,
+        workspace.contracts,
+        {stream: words.events},
+        words.out,
+        now_us=lambda: time.time_ns() // 1000,
     )
-    count = {outcome: int(done.metrics.value("freshet_events_total", stream=stream, outcome=outcome)) for outcome in _OUTCOMES}
+    count = {
+        outcome: int(done.metrics.value("freshet_events_total", stream=stream, outcome=outcome))
+        for outcome in _OUTCOMES
+    }
     rows = {
-        view.name: int(done.metrics.value("freshet_rows_total", feature_view=view.name, store="offline")) for view in views
+        view.name: int(done.metrics.value("freshet_rows_total", feature_view=view.name, store="offline"))
+        for view in views
     }
     reasons = Counter(reject.reason.value for reject in done.rejects)
     summary = {"events": count, "rows": rows, "rejects": dict(reasons), "out": str(words.out)}

@@ -142,13 +142,20 @@ def test_history_at_random_times_is_the_newest_row_before(
     entities = sorted({entity for entity, _ in rows})
     times = sorted(time for _, time in rows)
     asked = [
-        (chance.choice([*chance.choices(entities, k=9), f"nobody {number}"]), chance.randint(times[0] - 10**6, times[-1]))
+        (
+            chance.choice([*chance.choices(entities, k=9), f"nobody {number}"]),
+            chance.randint(times[0] - 10**6, times[-1]),
+        )
         for number in range(250)
     ]
     if offline == "dask":
-        versions = done.offline.read(f"wiki_edits_by_{by}").group_by([by, "event_timestamp"]).aggregate([([], "count_all")])
+        versions = (
+            done.offline.read(f"wiki_edits_by_{by}").group_by([by, "event_timestamp"]).aggregate([([], "count_all")])
+        )
         corrected = {row[by] for row in versions.to_pylist() if row["count_all"] > 1}
-        first = {entity: min(time for other, time in rows if other == entity) for entity, _ in asked if entity in entities}
+        first = {
+            entity: min(time for other, time in rows if other == entity) for entity, _ in asked if entity in entities
+        }
         asked = [(e, t) for e, t in asked if e in first and t >= first[e] and e not in corrected]
         assert asked
     frame = pd.DataFrame(

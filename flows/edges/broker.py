@@ -68,7 +68,9 @@ class Broker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -77,7 +79,9 @@ def _library() -> ctypes.CDLL:
     found: Iterator[Path] = (path for pattern in _LIBRARIES for path in sorted(packages.glob(pattern)))
     path = next(found, None)
     if path is None:
-        raise Unavailable(f"embedded broker: no librdkafka beside {packages}. Hint: install confluent-kafka from a wheel")
+        raise Unavailable(
+            f"embedded broker: no librdkafka beside {packages}. Hint: install confluent-kafka from a wheel"
+        )
     library = ctypes.CDLL(str(path))
     library.rd_kafka_conf_new.restype = ctypes.c_void_p
     library.rd_kafka_new.restype = ctypes.c_void_p

@@ -35,7 +35,9 @@ def lines(path: str) -> Iterator[bytes]:
 def polls(path: str, topic: str, *, batch_events: int = _BATCH_EVENTS) -> Iterator[Poll]:
     """Give the events of a file in batches, in the file's order."""
     try:
-        yield from _parquet(Path(path), topic, batch_events) if path.endswith(".parquet") else _json(path, topic, batch_events)
+        yield from (
+            _parquet(Path(path), topic, batch_events) if path.endswith(".parquet") else _json(path, topic, batch_events)
+        )
     except FileNotFoundError:
         raise _refused(path, "is not there") from None
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
@@ -95,7 +97,9 @@ def _parquet(path: Path, topic: str, batch_events: int) -> Iterator[Poll]:
 def _poll(topic: str, partition: int, count: int, values: list[bytes | None], offsets: Any) -> Poll:
     nothing: list[bytes | None] = [None] * len(values)
     unknown_ms = np.full(len(values), -1, np.int64)
-    return Poll(topic, partition, count, values, nothing, nothing, unknown_ms, offsets, int(offsets[-1]) + 1, at_end=False)
+    return Poll(
+        topic, partition, count, values, nothing, nothing, unknown_ms, offsets, int(offsets[-1]) + 1, at_end=False
+    )
 
 
 def _plain(value: object) -> object:

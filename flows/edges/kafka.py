@@ -44,7 +44,13 @@ class Kafka:
     def config(self, **more: Any) -> dict[str, Any]:
         """Return a client's configuration; words of `more` join with dots."""
         ours = {name if name.endswith("_cb") else name.replace("_", "."): value for name, value in more.items()}
-        return {"bootstrap.servers": self.brokers, "socket.keepalive.enable": True, "log_level": 2, **ours, **self.options}
+        return {
+            "bootstrap.servers": self.brokers,
+            "socket.keepalive.enable": True,
+            "log_level": 2,
+            **ours,
+            **self.options,
+        }
 
     def unavailable(self, error: object) -> Unavailable:
         """Return the exception that says which cluster does not answer, and why."""
@@ -224,7 +230,9 @@ class GroupOffsets:
 
     def commit(self, topic: str, partition: int, offset: int) -> None:
         """Commit one offset: everything before it is done with. Raises `Unavailable`."""
-        self._asked(lambda: self._consumer.commit(offsets=[TopicPartition(topic, partition, offset)], asynchronous=False))
+        self._asked(
+            lambda: self._consumer.commit(offsets=[TopicPartition(topic, partition, offset)], asynchronous=False)
+        )
 
     def committed(self, topic: str, count: int) -> dict[int, int | None]:
         """Return each partition's committed offset, None where there is none."""
@@ -327,7 +335,9 @@ class Producer:
         except ValidationError as error:
             name = self._contract.name
             raise Refused(
-                Problem("event", ".".join(map(str, found["loc"])) or name, f"breaks the contract of {name}", found["msg"])
+                Problem(
+                    "event", ".".join(map(str, found["loc"])) or name, f"breaks the contract of {name}", found["msg"]
+                )
                 for found in error.errors(include_url=False)
             ) from error
 
@@ -349,7 +359,9 @@ class Producer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.flush()
 

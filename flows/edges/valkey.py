@@ -47,7 +47,9 @@ class Valkey:
             except (redis.ConnectionError, redis.BusyLoadingError) as error:
                 if time.monotonic() > deadline:
                     server.close()
-                    raise Unavailable(f"embedded online store {binary} does not answer on port {port}: {error}") from error
+                    raise Unavailable(
+                        f"embedded online store {binary} does not answer on port {port}: {error}"
+                    ) from error
                 time.sleep(0.02)
             else:
                 client.close()
@@ -60,7 +62,9 @@ class Valkey:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -48,7 +48,10 @@ def deployment(
             onlineEndpoint=online_endpoint,
             materializationSchedule=f"push on every batch of events; parquet parts and commits every {epoch_text}",
             latencyMetrics={
-                "freshet_freshness_seconds": {"objective": str(serving.freshnessTarget), "labels": ["feature_view", "kind"]},
+                "freshet_freshness_seconds": {
+                    "objective": str(serving.freshnessTarget),
+                    "labels": ["feature_view", "kind"],
+                },
                 "freshet_lag_seconds": {
                     "objective": str(serving.freshnessTarget),
                     "labels": ["consumergroup", "topic", "partition"],
