@@ -95,9 +95,10 @@ class Workspace:
 
 
 class Alignment:
-    """Keeps partitions side by side while catching up: reading them one after another would make every row a correction.
+    """Keeps partitions side by side while catching up.
 
-    A partition whose records are ahead of the slowest by more than half a minute (of Kafka's own time) waits.
+    Reading them one after another would make every row a correction. A partition whose records are ahead of the
+    slowest by more than half a minute (of Kafka's own time) waits.
     """
 
     def __init__(self) -> None:
@@ -123,7 +124,7 @@ class Alignment:
 class LiveReader:
     """Reads one Kafka partition for the flow, and commits what is durable.
 
-    With `until` it ends there; otherwise it goes on. `committed` is what earlier runs committed: a commit never goes back.
+    With `until` it ends there; otherwise it goes on. `committed` is what earlier runs committed: no commit goes back.
     """
 
     key: str
@@ -235,8 +236,8 @@ class LagCollector(Collector):
 class OnlyNew:
     """An offline store that is given only what it does not have.
 
-    A run reads its topics from the beginning, and makes the same versions of the same rows again. What stands there from
-    earlier runs is known by (entity, event time, version), events by their offset.
+    A run reads its topics from the beginning, and makes the same versions of the same rows again. What stands there
+    from earlier runs is known by (entity, event time, version), events by their offset.
     """
 
     store: OfflineStore

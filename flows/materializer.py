@@ -12,11 +12,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import bytewax.operators as op
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
@@ -257,5 +256,5 @@ class _RejectWriter:
         """All is told already."""
 
 
-def _plain(column: pa.Array) -> npt.NDArray[np.generic]:
-    return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]  # pyarrow is untyped
+def _plain(column: pa.Array) -> Any:
+    return column.to_numpy(zero_copy_only=False)

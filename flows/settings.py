@@ -14,7 +14,7 @@
 | FRESHET_LOG | json or text | text |
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +41,7 @@ class Settings:
     kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-_READ = {
+_READ: dict[str, Callable[[str], object]] = {
     "project": Path,
     "shards": int,
     "epoch": units.duration,

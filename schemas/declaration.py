@@ -198,7 +198,7 @@ def _load(text: str, file: str) -> tuple[dict[str, Any], Places, list[Problem]]:
         fact = f"is not YAML: {getattr(error, 'problem', None) or error}"
         return (
             {},
-            lines,
+            places,
             [Problem("declaration", file, fact, hint="check the indentation and quotes there", place=place)],
         )
     if not isinstance(data, dict):

@@ -1,6 +1,7 @@
-"""The deployment: what `freshet plan` prints and `freshet apply` makes. Keys are spelled as the user's schema spells them.
+"""The deployment: what `freshet plan` prints and `freshet apply` makes.
 
-Every entry names something that `apply` makes or that the code evaluates; an empty list is honest, a constant is not.
+Keys are spelled as the user's schema spells them. Every entry names something that `apply` makes or that the code
+evaluates; an empty list is honest, a constant is not.
 """
 
 from typing import Any

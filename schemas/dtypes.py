@@ -24,7 +24,7 @@ class Dtype:
     @property
     def is_float(self) -> bool:
         """Whether a value may be NaN, which Feast cannot hold and both stores keep as null."""
-        return pa.types.is_floating(self.arrow)
+        return bool(pa.types.is_floating(self.arrow))
 
 
 _SMALL = ("TINYINT", "SMALLINT", "INTEGER", "UTINYINT", "USMALLINT")

@@ -10,9 +10,9 @@ import numpy.typing as npt
 class Poll:
     """Messages of one partition, in the order of their offsets; all lists are equally long, and may be empty.
 
-    `versions` holds the value of the header `schemas.event.VERSION_HEADER`, or None. `timestamps_ms` is Kafka's own time of
-    each record; -1 where there is none, as in a file. `end_offset` is the offset after the partition's last message
-    when it was polled, and `at_end` says that nothing more was there.
+    `versions` holds the value of the header `schemas.event.VERSION_HEADER`, or None. `timestamps_ms` is Kafka's own
+    time of each record; -1 where there is none, as in a file. `end_offset` is the offset after the partition's last
+    message when it was polled, and `at_end` says that nothing more was there.
     """
 
     topic: str

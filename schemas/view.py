@@ -73,9 +73,9 @@ class View:
 class RowBatch:
     """Rows of one view made by one shard: `rows` has the view's `row_schema`.
 
-    `available_at` says for each row when the event that made or corrected it became readable in Kafka (µs since the epoch,
-    int64): freshness is counted from there. `corrected` is true for rows that a late event rewrote. `newest` is true for the
-    rows that go online: of one batch only an entity's newest row does.
+    `available_at` says for each row when the event that made or corrected it became readable in Kafka (µs since the
+    epoch, int64): freshness is counted from there. `corrected` is true for rows that a late event rewrote. `newest` is
+    true for the rows that go online: of one batch only an entity's newest row does.
     """
 
     view: str

@@ -1,7 +1,7 @@
 """Compare a sample of online rows with their offline versions, and the freshness with its target, once.
 
-Great Expectations decides, by a suite made from the declaration. Exits 0 if all is well, 1 on a violation, 3 if nothing can
-be said, 4 if the validator itself failed.
+Great Expectations decides, by a suite made from the declaration. Exits 0 if all is well, 1 on a violation, 3 if nothing
+can be said, 4 if the validator itself failed.
 """
 
 import argparse

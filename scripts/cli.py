@@ -1,7 +1,7 @@
 """The `freshet` command.
 
-Exit codes: 0 success, 1 a finding, 2 wrong use or declaration, 3 inconclusive, 4 the validator itself failed, 5 an outside
-system is unavailable. A user's mistake never shows a traceback.
+Exit codes: 0 success, 1 a finding, 2 wrong use or declaration, 3 inconclusive, 4 the validator itself failed, 5 an
+outside system is unavailable. A user's mistake never shows a traceback.
 """
 
 import argparse

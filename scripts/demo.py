@@ -1,7 +1,7 @@
 """Everything at once on embedded parts: a broker, an online store, the materializer, a producer, and the checks.
 
-Made edits flow for some seconds, or those of --events FILE with their times shifted to end now. Then what Feast reads online
-is compared with the newest offline rows, and all offline rows with DuckDB's own answer over the same events.
+Made edits flow for some seconds, or those of --events FILE with their times shifted to end now. Then what Feast reads
+online is compared with the newest offline rows, and all offline rows with DuckDB's own answer over the same events.
 """
 
 import argparse
@@ -159,9 +159,8 @@ def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
         materializer = subprocess.Popen(command, env=environment, stdout=out, stderr=out)  # noqa: S603  # our own
     parts.callback(_end, materializer)
     print(f"broker {broker.address}, online store {valkey.url}, metrics http://{metrics}/metrics")
-    print(
-        f"project {workspace.pipeline.project}: {len(workspace.pipeline.views)} feature views, declared in features.yaml"
-    )
+    views = workspace.pipeline.views
+    print(f"project {workspace.pipeline.project}: {len(views)} feature views, declared in features.yaml")
     return _Stack(workspace, materializer, log, metrics)
 
 
@@ -247,9 +246,8 @@ def _show(stack: _Stack, sender: _Sender) -> None:
                 + ", ".join(f"{name}={value}" for name, value in list(stored.features.items())[:3])
             )
             p50, p99 = (_quantile(samples, share) for share in (0.5, 0.99))
-            print(
-                f"{second:3d}s {taken - before:8.0f} {taken:8.0f} {rows:15.0f} {lag:5.0f} {p50:>15} {p99:>5}   {features}"
-            )
+            counts = f"{second:3d}s {taken - before:8.0f} {taken:8.0f} {rows:15.0f} {lag:5.0f}"
+            print(f"{counts} {p50:>15} {p99:>5}   {features}", flush=True)
         if taken > before or sender.is_alive():
             deadline = time.monotonic() + _WAIT_LIMIT_S
         before = taken
@@ -275,8 +273,8 @@ def _quantile(samples: _Samples, share: float) -> str:
             bound = float(dict(pairs)["le"])
             buckets[bound] = buckets.get(bound, 0) + value
     total = buckets.get(float("inf"), 0)
-    bound = next((bound for bound in sorted(buckets) if total and buckets[bound] >= share * total), None)
-    return "-" if bound is None else f"<{bound * 1000:.0f}ms" if bound < 1 else f"<{bound:g}s"
+    found = next((bound for bound in sorted(buckets) if total and buckets[bound] >= share * total), None)
+    return "-" if found is None else f"<{found * 1000:.0f}ms" if found < 1 else f"<{found:g}s"
 
 
 def _summary(workspace: Workspace) -> int:
@@ -292,18 +290,16 @@ def _summary(workspace: Workspace) -> int:
         served = feast.read_online(store, view, entities)
         wrong = _differing(view, newest, served)
         differing += len(wrong)
-        print(
-            f"  {view.name}: {len(entities) * len(view.features)} values of {len(entities)} entities, {len(wrong)} mismatches"
-        )
+        values_count = len(entities) * len(view.features)
+        print(f"  {view.name}: {values_count} values of {len(entities)} entities, {len(wrong)} mismatches")
         for line in wrong[:3]:
             print(f"    {line}")
     print("all offline rows, against DuckDB's own answer to the declared SQL over the same events")
     for plan in workspace.pipeline.plans:
         answer = compare(plan, offline.read(archive_name(plan.view.source)), offline.final(plan.view))
         differing += answer.differing_count
-        print(
-            f"  {plan.view.name}: {answer.values_count} values of {answer.rows_count} rows, {answer.differing_count} mismatches"
-        )
+        counts = f"{answer.values_count} values of {answer.rows_count} rows"
+        print(f"  {plan.view.name}: {counts}, {answer.differing_count} mismatches")
         for row in answer.differing[:3]:
             print(f"    {row}")
     print("freshet check")
@@ -328,9 +324,8 @@ def _keep(stack: _Stack) -> None:
     root = stack.workspace.project.root
     settings = stack.workspace.settings
     print(f"\neverything keeps running; the project is in {root}. In another terminal:")
-    print(
-        f"  export FRESHET_PROJECT={root} FRESHET_BROKERS={settings.brokers} FRESHET_ONLINE_STORE={settings.online_store}"
-    )
+    print(f"  export FRESHET_PROJECT={root} FRESHET_BROKERS={settings.brokers}")
+    print(f"  export FRESHET_ONLINE_STORE={settings.online_store}")
     print("  freshet check")
     print("  freshet produce FILE")
     print(f"  curl http://{stack.metrics}/metrics")

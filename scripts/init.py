@@ -17,14 +17,19 @@ _FEATURES = """\
 project: {project}
 
 windows:
-  visitor_10m: PARTITION BY visitor ORDER BY event_timestamp RANGE BETWEEN INTERVAL '10 minutes' PRECEDING AND CURRENT ROW
+  visitor_10m: >-
+    PARTITION BY visitor ORDER BY event_timestamp
+    RANGE BETWEEN INTERVAL '10 minutes' PRECEDING AND CURRENT ROW
 
 views:
   page_views_by_visitor: {{ttl: 1 day}}
 
 featureDefinitions:
   - {{name: visitor_views_10m, dtype: int64, source: page_views, transformation: count(*) OVER visitor_10m}}
-  - {{name: visitor_mean_seconds_10m, dtype: float64, source: page_views, transformation: avg(seconds) OVER visitor_10m}}
+  - name: visitor_mean_seconds_10m
+    dtype: float64
+    source: page_views
+    transformation: avg(seconds) OVER visitor_10m
   - name: visitor_bounce_share_10m
     dtype: float64
     source: page_views

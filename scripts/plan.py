@@ -12,6 +12,8 @@ from freshet.flows.steps.deployment import deployment
 from freshet.schemas import units
 from freshet.schemas.deployment import Deployment
 
+_SIZES = ("bytesPerEvent", "parquetBytesPerRow", "redisBytesPerEntity")
+
 
 def arguments(words: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
@@ -78,9 +80,9 @@ def _print(planned: Deployment, workspace: Workspace) -> None:
         print(f"  feature view {view.name} by {entity}, ttl {view.ttl}, reach {view.state['reach']}")
         for feature in view.features:
             print(f"    {feature['name']} {feature['dtype']}")
+        state, parquet, redis = (view.state[name] for name in _SIZES)
         print(
-            f"    about {view.state['bytesPerEvent']} B of state an event in reach,"
-            f" {view.state['parquetBytesPerRow']} B of parquet a row, {view.state['redisBytesPerEntity']} B of Redis an entity"
+            f"    about {state} B of state an event in reach, {parquet} B a row of parquet, {redis} B of Redis an entity"
         )
     print(f"  online   {planned.servingSetup.onlineEndpoint} ({planned.featureStoreConfig.onlineStore['type']})")
     print(f"  offline  {planned.featureStoreConfig.offlineStore['path']} (parquet, read by Feast's DuckDB store)")

@@ -1,4 +1,4 @@
-"""Publish events from a file or standard input (-), one JSON document a line or parquet, checked against their contract.
+"""Publish events from a file or standard input (-), one JSON document a line or parquet, each checked.
 
 An event that breaks its contract is not sent: it is named, with its line and what is wrong, and the exit code is 1.
 """

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,7 +52,7 @@ def freshet(environment: dict[str, str], *words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def done(real_kafka: str, valkey_url: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+def done(real_kafka: str, valkey_url: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     root = tmp_path_factory.mktemp("wikipedia")
     shutil.copytree(REPO / "feature_repo", root / "feature_repo", ignore=shutil.ignore_patterns("*store.yaml", "__*"))
     shutil.copytree(REPO / "schemas" / "events", root / "schemas" / "events", ignore=shutil.ignore_patterns("__*"))
@@ -75,7 +74,7 @@ def done(real_kafka: str, valkey_url: str, data: Path, tmp_path_factory: pytest.
     with gzip.open(data / "wikipedia" / "user_channel_features.csv.gz", "rt", encoding="utf-8", newline="") as file:
         expected = list(csv.DictReader(file))
     workspace = Workspace.open(settings.read({name: environment[name] for name in environment if name in SETTINGS}))
-    yield Done(workspace, OfflineStore(workspace.offline_root), expected, events)
+    return Done(workspace, OfflineStore(workspace.offline_root), expected, events)
 
 
 SETTINGS = ("FRESHET_PROJECT", "FRESHET_BROKERS", "FRESHET_ONLINE_STORE", "FRESHET_METRICS_ADDRESS")

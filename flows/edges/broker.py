@@ -1,7 +1,8 @@
 """The embedded broker: librdkafka's own mock cluster, in a process of its own.
 
-It speaks Kafka's protocol on loopback and keeps everything in memory, at most 5 MiB a partition; it has no admin calls,
-no transactions and no look-up by time. Good for a laptop and for most tests; every guarantee holds on a real Kafka only.
+It speaks Kafka's protocol on loopback and keeps everything in memory, at most 5 MiB a partition; it has no admin
+calls, no transactions and no look-up by time. Good for a laptop and for most tests; every guarantee holds on a real
+Kafka only.
 
 The cluster is reached through the C symbols that confluent-kafka's wheel exports (rdkafka_mock.h). They can abort their
 process, and must not see a fork, so `Broker` runs this module as a child and talks to it over pipes:

@@ -133,7 +133,7 @@ class BatchLogic(StatefulBatchLogic[X, Y, None], Generic[X, Y]):
         """Keep nothing: a run starts from the beginning of the topic."""
 
 
-class Writer(Protocol[X]):  # type: ignore[misc]  # X only goes in
+class Writer(Protocol[X]):
     """What a sink partition writes to."""
 
     def write(self, items: list[X]) -> None:
@@ -160,7 +160,7 @@ class KeyedSink(FixedPartitionedSink[X, None], Generic[X]):
     def __init__(
         self, parts_count: int, part_of: Callable[[str], int], open_writer: Callable[[int], Writer[X]]
     ) -> None:
-        self._count, self.part_fn, self._open = parts_count, part_of, open_writer  # type: ignore[method-assign]  # by design
+        self._count, self.part_fn, self._open = parts_count, part_of, open_writer
 
     def list_parts(self) -> list[str]:
         """Return the parts' names, which sort like their numbers: Bytewax picks a part by its place in that order."""

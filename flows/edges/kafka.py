@@ -76,7 +76,7 @@ def partitions_count(kafka: Kafka, topic: str) -> int:
 def create_topics(kafka: Kafka, topics: Mapping[str, int]) -> dict[str, str]:
     """Make topics with so many partitions; say for each whether it was `created` or `exists`.
 
-    The embedded broker knows no such call; it makes a topic, with its own number of partitions, when it is asked for it.
+    The embedded broker knows no such call; it makes a topic, with its own number of partitions, when asked for it.
     """
     admin = AdminClient(kafka.config())
     try:
@@ -143,7 +143,7 @@ class PartitionReader:
     def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
         """Return what is there, at most so many messages; None if nothing is.
 
-        Errors that librdkafka retries by itself are waited out for a minute; then, and for others at once, `Unavailable`.
+        What librdkafka retries by itself is waited out for a minute; then, or for others at once, `Unavailable`.
         """
         messages = self._consumer.consume(messages_count, wait_s)
         good: list[Message] = []
@@ -242,16 +242,10 @@ class GroupOffsets:
 
     def end_offsets(self, topic: str, count: int) -> dict[int, int]:
         """Return the offset after each partition's last message."""
-        return {
-            partition: int(
-                self._asked(
-                    lambda at=partition: self._consumer.get_watermark_offsets(
-                        TopicPartition(topic, at), timeout=_ANSWER_LIMIT_S
-                    )
-                )[1]
-            )
-            for partition in range(count)
-        }
+        return {partition: self._end_offset(TopicPartition(topic, partition)) for partition in range(count)}
+
+    def _end_offset(self, part: TopicPartition) -> int:
+        return int(self._asked(lambda: self._consumer.get_watermark_offsets(part, timeout=_ANSWER_LIMIT_S))[1])
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:

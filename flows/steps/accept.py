@@ -85,7 +85,8 @@ class PartitionJudge:
 
     def _late(self, time: int, clock: int) -> str:
         behind = timedelta(microseconds=int(clock - time))
-        return f"{_instant(time)} is {behind} behind its partition's newest event; the stream allows {self.stream.lateness}"
+        allowed = self.stream.lateness
+        return f"{_instant(time)} is {behind} behind its partition's newest event; the stream allows {allowed}"
 
     def _future(self, time: int, available: int) -> str:
         ahead = timedelta(microseconds=int(time - available))

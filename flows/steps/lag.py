@@ -1,8 +1,8 @@
 """Lag in seconds, from offsets alone.
 
-The end offset of a partition is sampled now and then. What was committed at offset c is as old as the moment when the end
-offset was c, interpolated between samples (kafka-lag-exporter's method). So lag is 0, not growing, on an idle topic, and
-works on brokers that cannot look up offsets by time.
+The end offset of a partition is sampled now and then. What was committed at offset c is as old as the moment when the
+end offset was c, interpolated between samples (kafka-lag-exporter's method). So lag is 0, not growing, on an idle
+topic, and works on brokers that cannot look up offsets by time.
 """
 
 from bisect import bisect_right
@@ -18,7 +18,7 @@ class LagClock:
         self._samples: deque[tuple[int, float]] = deque(maxlen=_SAMPLES_COUNT)
 
     def observe(self, end_offset: int, now_s: float) -> None:
-        """Note the end offset at an instant (seconds, any origin). A stretch without change keeps its newest instant."""
+        """Note the end offset at an instant (seconds, any origin); of a stretch without change the newest counts."""
         while self._samples and self._samples[-1][0] >= end_offset:
             self._samples.pop()
         self._samples.append((end_offset, now_s))

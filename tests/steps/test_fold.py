@@ -1,5 +1,7 @@
 """One shard in the flow: what it may forget never depends on how its stream is cut into polls."""
 
+import itertools
+
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +53,7 @@ def test_the_final_rows_do_not_depend_on_how_partitions_are_cut_into_polls(
     final: dict[int, tuple[int, int]] = {}
 
     bounds = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         items = []
         for partition in sorted({part for _, part, _ in events[start:end]}):
             mine = [event for event in events[start:end] if event[1] == partition]

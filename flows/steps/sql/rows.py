@@ -91,7 +91,7 @@ class _Current:
         return self.table.schema.__arrow_c_schema__()
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        return self.table.__arrow_c_stream__(requested_schema)  # type: ignore[no-untyped-call]
+        return self.table.__arrow_c_stream__(requested_schema)
 
 
 class _Prepared:

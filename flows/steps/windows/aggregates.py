@@ -205,8 +205,8 @@ class Extreme:
         self._keyed = _keys_of(self.input_type) is not None
         if self._keyed:
             bounds = np.iinfo(np.int64)
-            ufunc, identity = (np.maximum, bounds.min) if self.greatest else (np.minimum, bounds.max)
-            self._panes = PaneFold(f"{self.name}.key", ufunc, identity)
+            ufunc, self._bound = (np.maximum, bounds.min) if self.greatest else (np.minimum, bounds.max)
+            self._panes = PaneFold(f"{self.name}.key", ufunc, self._bound)
         else:
             self._panes = PaneFold(f"{self.name}.value", _GREATEST if self.greatest else _LEAST, None)
 
@@ -217,7 +217,7 @@ class Extreme:
         if self._keyed:
             to_keys = _keys_of(self.input_type)
             assert to_keys is not None
-            column = np.where(present, to_keys(values), self._panes.identity)
+            column = np.where(present, to_keys(values), np.int64(self._bound))
         else:
             column = np.empty(len(values), object)
             column[:] = values.to_pylist()
@@ -272,7 +272,7 @@ def _balanced(values: Ints) -> tuple[Ints, Ints]:
     >>> [part.tolist() for part in _balanced(np.array([5, -1, 2**31, 2**40 + 3]))]
     [[5, -1, -2147483648, 3], [0, 0, 1, 256]]
     """
-    carried = (values + _HALF) >> _DIGIT_BITS
+    carried: Ints = (values + _HALF) >> _DIGIT_BITS
     return values - (carried << _DIGIT_BITS), carried
 
 
@@ -284,7 +284,7 @@ def _digits_of_integers(values: Ints) -> dict[int, Ints]:
 
 
 def _digits_of_decimals(values: pa.Array) -> dict[int, Ints]:
-    """Return the digits of decimals as whole numbers of their last place, from their 128 bits (Arrow columnar format)."""
+    """Return the digits of decimals as whole numbers of their last place, from their 128 bits (Arrow's format)."""
     scale = values.type.scale if pa.types.is_decimal(values.type) else 0
     wide = pc.fill_null(values.cast(pa.decimal128(38, scale)), Decimal(0))
     wide = wide.combine_chunks() if isinstance(wide, pa.ChunkedArray) else wide

@@ -7,7 +7,7 @@ the next `insert`.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -139,7 +139,7 @@ class Segments:
         behind = np.zeros(len(touched), np.bool_)
         tied = kept.copy()
         for name in _ORDER:
-            stored = self.columns[name][last] if self.used else np.zeros(len(touched), np.int64)
+            stored: Any = self.columns[name][last] if self.used else np.zeros(len(touched), np.int64)
             behind |= tied & (first[name] < stored)
             tied &= first[name] == stored
         points = end.copy()

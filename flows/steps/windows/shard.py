@@ -25,8 +25,8 @@ _COMPACT_MIN_POSITIONS = 1 << 16
 class WindowedRows:
     """Rows of one batch before their outer expressions are computed.
 
-    `table` has the entity, `event_timestamp`, `created`, `_version`, `_partition`, `_offset`, the payload and the window
-    values. `available_at` (µs, int64) is when the event that made or corrected the row became readable in Kafka;
+    `table` has the entity, `event_timestamp`, `created`, `_version`, `_partition`, `_offset`, the payload and the
+    window values. `available_at` (µs, int64) is when the event that made or corrected the row became readable in Kafka;
     `corrected` marks rows whose own events are all older than this batch; `newest` the last row of each entity here.
     """
 
@@ -39,7 +39,7 @@ class WindowedRows:
 class WindowShard:
     """The events of one shard of one view that can still matter, and the folds over them.
 
-    `add` takes the inputs of accepted events (`ViewPlan.inputs`) in any order and returns the rows they make or correct.
+    `add` takes the inputs of accepted events (`ViewPlan.inputs`) in any order; it returns rows they make or correct.
     """
 
     def __init__(self, plan: ViewPlan) -> None:
@@ -105,8 +105,9 @@ class WindowShard:
         keys = []
         for code in distinct.tolist():
             key: tuple[object, ...] = ()
+            left = code
             for domain in reversed(values):
-                code, index = divmod(code, len(domain))
+                left, index = divmod(left, len(domain))
                 key = (domain[index], *key)
             keys.append(key)
         return self._segments.slots_of(keys)[inverse]
@@ -152,16 +153,14 @@ class WindowShard:
         for preceding in {aggregate.frame.preceding_us for aggregate in plan.aggregates} | ({plan.reach_us} - {None}):
             assert preceding is not None
             low[preceding] = segments.first_at_or_after(head, high, instants - preceding)
-        if plan.reach_us is None:
-            versions = segments.forgotten[owners] + high - head
-        else:
-            versions = high - low[plan.reach_us]
+        reach = plan.reach_us
+        versions: Ints = segments.forgotten[owners] + high - head if reach is None else high - low[reach]
         created = max(now_us, self._created_us + 1) + np.arange(len(positions))
         self._created_us = int(created[-1]) if len(created) else self._created_us
         columns: dict[str, pa.Array] = {}
         keys = [segments.keys[slot] for slot in owners.tolist()]
         for index, column in enumerate(plan.view.entity):
-            columns[column.name] = pa.array([key[index] for key in keys], column.type)  # type: ignore[index]  # a tuple
+            columns[column.name] = pa.array([key[index] for key in keys], column.type)
         columns[EVENT_TIME] = _timestamps(instants)
         columns[CREATED] = _timestamps(created)
         columns[VERSION] = pa.array(versions, pa.int64())
