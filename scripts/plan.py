@@ -81,9 +81,8 @@ def _print(planned: Deployment, workspace: Workspace) -> None:
         for feature in view.features:
             print(f"    {feature['name']} {feature['dtype']}")
         state, parquet, redis = (view.state[name] for name in _SIZES)
-        print(
-            f"    about {state} B of state an event in reach, {parquet} B a row of parquet, {redis} B of Redis an entity"
-        )
+        sizes = f"{state} B of state an event in reach, {parquet} B of parquet a row"
+        print(f"    about {sizes}, {redis} B of Redis an entity")
     print(f"  online   {planned.servingSetup.onlineEndpoint} ({planned.featureStoreConfig.onlineStore['type']})")
     print(f"  offline  {planned.featureStoreConfig.offlineStore['path']} (parquet, read by Feast's DuckDB store)")
     checks, alerts = planned.monitoringConfig.consistencyChecks, planned.monitoringConfig.freshnessAlerts

@@ -139,7 +139,7 @@ def served(**values: Any) -> World:
     def serve(stored: StoredRow | None) -> StoredRow | None:
         if stored is None or stored.entity != ("bob",):
             return stored
-        return replace(stored, values={**stored.values, **values})  # noqa: PD011  # no frame
+        return replace(stored, features={**stored.features, **values})
 
     world = right()
     world.serve = serve
@@ -341,7 +341,7 @@ def test_an_entity_that_never_rests_is_still_compared(judge: Judge) -> None:
     assert Outcome.OK is world.check(judge).outcome
 
     world = without_offline_row()
-    world.serve = lambda stored: stored and replace(stored, values={"edits": 9, "share": 0.6})
+    world.serve = lambda stored: stored and replace(stored, features={"edits": 9, "share": 0.6})
     world.meanwhile = go_on
 
     assert Cause.VALUE_MISMATCH in {finding.cause for finding in world.check(judge).findings}
