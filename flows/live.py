@@ -8,7 +8,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -87,11 +88,13 @@ class Workspace:
         return consumer_group(self.pipeline.project)
 
     def online(self) -> Online:
-        """Open the online store: our own writer for Redis, Feast's for any other."""
+        """Open the online store: our own writer for Redis, Feast's for any other. Raises `Unavailable`."""
         if self.online_url.startswith("sqlite:"):
             config = store_config(self.pipeline.project, self.online_url, self.project.registry)
             return FeastOnlineStore(open_store(config), self.pipeline.views)
-        return OnlineStore(self.online_url, self.pipeline.project, self.pipeline.views)
+        store = OnlineStore(self.online_url, self.pipeline.project, self.pipeline.views)
+        store.ping()
+        return store
 
 
 class Alignment:
@@ -357,15 +360,18 @@ def open_live(workspace: Workspace, *, until_end: bool = False) -> Live:
         offline=OnlyNew.read(offline, workspace.pipeline, contracts),
         now_us=lambda: time.time_ns() // 1000,
         metrics=metrics,
-        on_reject=_log_reject,
+        on_rejects=_log_rejects,
     )
     dataflow = build(workspace.pipeline, contracts, edges, workspace.settings.shards)
     return Live(dataflow, edges.stop, metrics, lag, offline, workspace, readers)
 
 
-def _log_reject(stream: str, reject: Reject) -> None:
-    place = f"{reject.topic}/{reject.partition}@{reject.offset}"
-    LOG.warning("rejected an event of %s at %s: %s: %s", stream, place, reject.reason, reject.detail)
+def _log_rejects(stream: str, rejects: Sequence[Reject]) -> None:
+    """Log one line a reason, with the first event it befell: garbage must not flood the log."""
+    for reason, count in Counter(reject.reason for reject in rejects).items():
+        first = next(reject for reject in rejects if reject.reason is reason)
+        place = f"{first.topic}/{first.partition}@{first.offset}"
+        LOG.warning("rejected %d of %s as %s, the first at %s: %s", count, stream, reason, place, first.detail)
 
 
 def flow() -> Dataflow:

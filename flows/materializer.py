@@ -27,10 +27,11 @@ from freshet.flows.steps.intake import Intake, Taken
 from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher
 from freshet.flows.steps.windows.shard import WindowedRows
+from freshet.schemas.errors import RejectLimit
 from freshet.schemas.event import Contract
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
-from freshet.schemas.rejects import Reject
+from freshet.schemas.rejects import Reason, Reject
 from freshet.schemas.view import RowBatch, View
 
 
@@ -52,8 +53,8 @@ class Offline(Protocol):
 class Edges:
     """Everything outside that the flow touches. `now_us` is the clock, µs since the epoch.
 
-    `on_reject` is told of every event that was not accepted; `archive_name` says under which name a stream's accepted
-    events are kept.
+    `on_rejects` is told of every event that was not accepted, a poll's at a time. After `reject_limit` of them with no
+    event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data.
     """
 
     keys: Sequence[str]
@@ -62,7 +63,8 @@ class Edges:
     offline: Offline
     now_us: Callable[[], int]
     metrics: Metrics
-    on_reject: Callable[[str, Reject], None]
+    on_rejects: Callable[[str, Sequence[Reject]], None]
+    reject_limit: int = 10_000
     stop: Stop = field(default_factory=Stop)
 
 
@@ -240,17 +242,32 @@ class _ArchiveWriter:
         self._waiting = {}
 
 
+_OUT_OF_TIME = (Reason.LATE, Reason.FUTURE)
+
+
 class _RejectWriter:
-    """Tells of what was not accepted."""
+    """Tells of what was not accepted, and stops the flow when nothing else comes."""
 
     def __init__(self, edges: Edges) -> None:
         self._edges = edges
+        self._in_a_row: dict[str, int] = {}
 
     def write(self, items: list[Taken]) -> None:
-        """Tell of each reject."""
+        """Tell of the rejects of each poll; raises `RejectLimit`."""
         for taken in items:
-            for reject in taken.rejects:
-                self._edges.on_reject(taken.stream, reject)
+            if not taken.rejects:
+                continue
+            self._edges.on_rejects(taken.stream, taken.rejects)
+            wrong = [reject for reject in taken.rejects if reject.reason not in _OUT_OF_TIME]
+            before = 0 if taken.events.num_rows else self._in_a_row.get(taken.stream, 0)
+            self._in_a_row[taken.stream] = before + len(wrong)
+            if self._in_a_row[taken.stream] > self._edges.reject_limit:
+                last, count = wrong[-1], self._in_a_row[taken.stream]
+                place = f"{last.topic}/{last.partition}@{last.offset}"
+                raise RejectLimit(
+                    f'stream "{taken.stream}" gave {count} events in a row that cannot be used, the last at {place} as'
+                    f" {last.reason}: {last.detail}. Hint: deploy the contract that its producers use, and start again"
+                )
 
     def flush(self) -> None:
         """All is told already."""

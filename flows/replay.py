@@ -3,7 +3,7 @@
 For unit tests of features, for backfill, and to look into a wrong value.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -67,9 +67,9 @@ class Replayed:
     metrics: Metrics
     rejects: list[Reject] = field(default_factory=list)
 
-    def on_reject(self, _stream: str, reject: Reject) -> None:
-        """Keep a reject."""
-        self.rejects.append(reject)
+    def on_rejects(self, _stream: str, rejects: Sequence[Reject]) -> None:
+        """Keep rejects."""
+        self.rejects.extend(rejects)
 
 
 def replay(
@@ -82,6 +82,9 @@ def replay(
     now_us: Callable[[], int],
 ) -> Replayed:
     """Run the dataflow over one file a stream; rows are written as parquet to `out`, a folder a view."""
+    for path in files.values():
+        if path != "-":
+            next(event_file.polls(path, ""), None)  # what cannot be read is refused before anything is made
     offline = OfflineStore(out)
     for view in pipeline.views:
         offline.prepare(view.name, view.row_schema)
@@ -94,7 +97,7 @@ def replay(
         offline=_WithoutArchive(offline),
         now_us=now_us,
         metrics=done.metrics,
-        on_reject=done.on_reject,
+        on_rejects=done.on_rejects,
     )
     bytewax.run(build(pipeline, contracts, edges, shards_count), epoch=timedelta(seconds=1))
     return done

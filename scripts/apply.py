@@ -43,8 +43,10 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     planned = planned_deployment(workspace).model_dump(mode="json")
     before = applied_deployment(workspace)
     _refuse_breaking(planned, before or {})
+    if not workspace.online_url.startswith("sqlite:"):
+        workspace.online()  # a store that does not answer ends it here, before anything is made
     topics = kafka.create_topics(workspace.kafka, kafka.topics_of(workspace.contracts.values()))
-    workspace.online()  # a store that is not there, or a URL of no store, ends here
+
     prepare(workspace)
     project, pipeline = workspace.project, workspace.pipeline
     config = feast.store_config(pipeline.project, workspace.online_url, project.registry)

@@ -3,10 +3,8 @@
 import argparse
 import dataclasses
 
-from freshet.flows.edges.bytewax import root_cause
 from freshet.flows.live import Workspace, open_live
 from freshet.flows.settings import Settings
-from freshet.schemas.errors import FreshetError
 
 
 def arguments(words: argparse.ArgumentParser) -> None:
@@ -21,12 +19,5 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     """Run until stopped."""
     if words.metrics:
         settings = dataclasses.replace(settings, metrics_address=words.metrics)
-    live = open_live(Workspace.open(settings), until_end=words.until_end)
-    try:
-        live.run(workers_count=words.workers)
-    except Exception as error:
-        cause = root_cause(error)  # Bytewax wraps what a step raises, more than once
-        if isinstance(cause, FreshetError):
-            raise cause from error
-        raise
+    open_live(Workspace.open(settings), until_end=words.until_end).run(workers_count=words.workers)
     return 0

@@ -6,6 +6,7 @@ an epoch, so an epoch that closed is in every store.
 """
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.run import cli_main
+
+from freshet.schemas.errors import FreshetError
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -175,16 +178,23 @@ class KeyedSink(FixedPartitionedSink[X, None], Generic[X]):
 def run(flow: Dataflow, *, workers_count: int = 1, epoch: timedelta = timedelta(seconds=1)) -> None:
     """Run a dataflow in this process until its sources end.
 
-    Bytewax turns an exception of a step into one of its own; `root_cause` finds the first.
+    Bytewax wraps what a step raises in exceptions of its own; an error of ours comes out as it was raised.
     """
-    cli_main(flow, workers_per_process=workers_count, epoch_interval=epoch)
+    os.environ["RUST_BACKTRACE"] = "0"  # an exception crosses Bytewax as a panic; its Rust frames help nobody
+    try:
+        cli_main(flow, workers_per_process=workers_count, epoch_interval=epoch)
+    except Exception as error:  # whatever Bytewax makes of it: looked into, and raised again
+        ours = next((cause for cause in _chain(error) if isinstance(cause, FreshetError)), None)
+        if ours is None:
+            raise
+        raise ours from error
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """Return the exception that a chain began with."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    return error
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an exception and all that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-__all__ = ["BatchLogic", "KeyedSink", "PollSource", "Reader", "Stop", "Writer", "root_cause", "run"]
+__all__ = ["BatchLogic", "KeyedSink", "PollSource", "Reader", "Stop", "Writer", "run"]

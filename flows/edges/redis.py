@@ -129,6 +129,10 @@ class OnlineStore:
             found += [layout.row(entity, stored) for (entity, _), stored in zip(part, values, strict=True)]
         return found
 
+    def ping(self) -> None:
+        """Make sure that the store answers; raises `Unavailable`."""
+        self._attempt(self._client.ping)
+
     def sample(self, view: View, size: int, seed: int) -> list[tuple[Any, ...]]:
         """Return up to `size` entities that have a row of the view, the same ones for the same seed and store.
 
@@ -215,6 +219,9 @@ class MemoryOnlineStore:
         hashes = [self._hashes.get(key, {}) for key in layout.keys_of(entities)]
         values = [[stored.get(field) for field in layout.fields] for stored in hashes]
         return [layout.row(entity, stored) for entity, stored in zip(entities, values, strict=True)]
+
+    def ping(self) -> None:
+        """Answer."""
 
     def sample(self, view: View, size: int, seed: int) -> list[tuple[Any, ...]]:
         """Return up to `size` entities that have a row of the view, the same ones for the same seed and store."""
