@@ -86,11 +86,13 @@ def _log(settings: Settings) -> None:
     form = "%(asctime)s %(levelname)-7s %(message)s"
     if settings.log == "json":
         form = '{"time":"%(asctime)s","level":"%(levelname)s","logger":"%(name)s","message":%(message)r}'
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(form))
-    logging.basicConfig(level=logging.ERROR, handlers=[handler])  # what libraries log below is about themselves
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    logging.getLogger("freshet").setLevel(logging.INFO)
+    for name, level in (("", logging.ERROR), ("freshet", logging.INFO)):  # libraries talk about themselves below ERROR
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(form))
+        handler.setLevel(level)
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 if __name__ == "__main__":
