@@ -126,8 +126,8 @@ def write(connection: duckdb.DuckDBPyConnection, node: Node) -> str:
 def quoted(name: str) -> str:
     """Return a name as SQL reads it whatever it is: `user` and `order` too.
 
-    >>> quoted("order")
-    '"order"'
+    >>> quoted("user")
+    '"user"'
     """
     return '"' + name.replace('"', '""') + '"'
 
