@@ -115,7 +115,7 @@ def sql_sum(values: list[Any]) -> Any:
     try:
         return float(exact)
     except OverflowError:  # beyond the greatest double
-        return math.copysign(math.inf, exact)
+        return math.inf if exact > 0 else -math.inf
 
 
 def sql_order(value: Any) -> Any:
