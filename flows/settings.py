@@ -47,7 +47,9 @@ _READ: dict[str, Callable[[str], object]] = {
     "epoch": units.duration,
     "archive_retention": units.duration,
 }
-_OF_OTHERS = frozenset({"FRESHET_REQUIRE", "FRESHET_TEST_KAFKA", "FRESHET_KAFKA_DIR", "FRESHET_KAFKA_PORT"})
+_OF_OTHERS = frozenset(
+    f"FRESHET_{name}" for name in ("REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT")
+)
 """What the scripts around Freshet read."""
 
 
