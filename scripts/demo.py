@@ -28,10 +28,10 @@ from typing import Any
 import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 
-import freshet.schemas
 from freshet.flows.edges import event_file, feast, kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.project import PACKAGED
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.valkey import Valkey
 from freshet.flows.live import Workspace
@@ -131,9 +131,8 @@ class _Stack:
 def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
     """Start all parts, each ended with the demo."""
     root = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="freshet-demo-")))
-    packaged = Path(freshet.schemas.__file__).parent.parent
     for folder in ("feature_repo", "schemas/events", "schemas/samples"):
-        shutil.copytree(packaged / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "*store.yaml"))
+        shutil.copytree(PACKAGED / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "*store.yaml"))
     broker = parts.enter_context(Broker.start())
     valkey = parts.enter_context(Valkey.start())
     with socket.socket() as free:

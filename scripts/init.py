@@ -5,9 +5,9 @@ It runs as it stands: `freshet -C DIR plan`, `freshet -C DIR replay DIR/events.j
 
 import argparse
 import json
-from importlib.resources import files
 from pathlib import Path
 
+from freshet.flows.edges.project import PACKAGED
 from freshet.flows.settings import Settings
 from freshet.schemas.declaration import NAME
 from freshet.scripts.cli import wrong_use
@@ -100,7 +100,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
 
 def _texts(project: str) -> dict[str, str]:
     """Return every file of a new project."""
-    definitions = files("freshet.feature_repo").joinpath("definitions.py").read_text(encoding="utf-8")
+    definitions = (PACKAGED / "feature_repo" / "definitions.py").read_text(encoding="utf-8")
     events = [
         {**_GOOD, "left_at": f"2026-03-01T12:{minute:02d}:00Z", "visitor": visitor, "path": path, "seconds": seconds}
         for minute, (visitor, path, seconds) in enumerate(
