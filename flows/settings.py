@@ -47,8 +47,10 @@ _READ: dict[str, Callable[[str], object]] = {
     "epoch": units.duration,
     "archive_retention": units.duration,
 }
-_OF_OTHERS = frozenset({"FRESHET_REQUIRE", "FRESHET_TEST_KAFKA", "FRESHET_KAFKA_DIR", "FRESHET_KAFKA_PORT"})
-"""What the scripts around Freshet read."""
+_OF_OTHERS = frozenset(
+    {"FRESHET_REQUIRE", "FRESHET_TEST_KAFKA", "FRESHET_DATA", "FRESHET_KAFKA_DIR", "FRESHET_KAFKA_PORT"}
+)
+"""What the scripts and tests around Freshet read."""
 
 
 def read(environment: Mapping[str, str]) -> Settings:
