@@ -1,6 +1,7 @@
 """README.md says what is so: its commands run, its tables are the code's, the demo prints what it shows."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from freshet.flows import settings
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.kafka import Kafka, Producer, partitions_count
 from freshet.flows.edges.project import Project
+from freshet.flows.live import Workspace
 from freshet.flows.steps.sql.functions import AGGREGATES, ALLOWED
+from freshet.scripts.apply import write_rules, write_store_config
 from freshet.scripts.cli import VERBS, main
 
 REPO = Path(__file__).parent.parent
@@ -68,6 +71,25 @@ def test_the_functions_listed_are_the_ones_allowed() -> None:
     assert listed == ALLOWED
     for aggregate in AGGREGATES:
         assert f"`{aggregate}`" in README
+
+
+def test_the_generated_files_in_the_repository_are_what_the_declaration_gives(project: Path) -> None:
+    workspace = Workspace.open(settings.Settings(project=project))
+    write_store_config(workspace)
+
+    for path in ["feature_repo/feature_store.yaml", *write_rules(workspace)]:
+        assert (REPO / path).read_text() == (project / path).read_text(), f"{path}: run `freshet apply`"
+
+
+def test_feast_apply_works_by_itself(project: Path) -> None:
+    shutil.copy(REPO / "feature_repo" / "feature_store.yaml", project / "feature_repo")
+    feast = Path(sys.executable).with_name("feast")
+
+    done = subprocess.run([feast, "apply"], cwd=project / "feature_repo", capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    for view in ("wiki_edits_by_user", "wiki_edits_by_page", "wiki_edits_by_channel"):
+        assert view in done.stdout
 
 
 def test_the_demo_prints_what_the_readme_shows() -> None:
