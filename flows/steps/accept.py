@@ -61,20 +61,27 @@ class PartitionJudge:
             *((int(index), Reason.LATE, self._late(times[index], clock[index])) for index in np.flatnonzero(late)),
         ]
         rest = np.flatnonzero(~future & ~late)
-        repeated = self._repeated(events, rest, times)
+        repeated = self._repeated(events, rest, times, clock - lateness_us)
         return Judged(rest[~repeated], tuple(sorted(rejected)), rest[repeated])
 
     def _repeated(
-        self, events: pa.Table, rest: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+        self,
+        events: pa.Table,
+        rest: npt.NDArray[np.int64],
+        times: npt.NDArray[np.int64],
+        horizon: npt.NDArray[np.int64],
     ) -> npt.NDArray[np.bool_]:
+        """Say which ids were accepted before, at a time that is still within each event's own horizon."""
         if self.stream.event_id is None:
             return np.zeros(len(rest), np.bool_)
         ids: Sequence[object] = events.column(self.stream.event_id).take(pa.array(rest)).to_pylist()
         repeated = np.zeros(len(rest), np.bool_)
-        for index, (event_id, time) in enumerate(zip(ids, times[rest].tolist(), strict=True)):
+        for index, (event_id, time, oldest) in enumerate(
+            zip(ids, times[rest].tolist(), horizon[rest].tolist(), strict=True)
+        ):
             if event_id is None:
                 continue
-            if event_id in self.seen:
+            if self.seen.get(event_id, NEVER_US) >= oldest:
                 repeated[index] = True
             else:
                 self.seen[event_id] = time

@@ -20,11 +20,11 @@ def lag_alerts(declaration: Declaration, pipeline: Pipeline, topics: Sequence[st
     return [
         {
             "alert": "FreshetLag",
-            "expr": f'max by (topic) (freshet_lag_seconds{{consumergroup="{group}",topic="{topic}"}}) > {bound_s:g}',
+            "expr": f'max by (topic) (freshet_lag_seconds{{consumergroup="{group}",topic="{topic}"}}) > {bound_s:.15g}',
             "for": "1m",
             "labels": {"severity": "page", "project": declaration.project},
             "annotations": {
-                "summary": f"{topic} is {{{{ $value | humanizeDuration }}}} behind; {bound_s:g} s are declared",
+                "summary": f"{topic} is {{{{ $value | humanizeDuration }}}} behind; {bound_s:.15g} s are declared",
                 "description": f"Rows of {views} are older than their declared freshness. Ask `freshet check`.",
             },
         }
@@ -51,7 +51,7 @@ def rules_test(alerts: Sequence[dict[str, Any]], declaration: Declaration) -> di
             cases.append(
                 {
                     "interval": "15s",
-                    "input_series": [{"series": series, "values": f"{value:g}x20"}],
+                    "input_series": [{"series": series, "values": f"{value:.15g}x20"}],
                     "alert_rule_test": [
                         {
                             "eval_time": "3m",

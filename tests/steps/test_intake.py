@@ -1,0 +1,118 @@
+"""From a poll to what the windows need: an event is accepted by all views of its stream, or by none."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from pydantic import AwareDatetime
+
+from freshet.flows.steps.accept import PartitionJudge
+from freshet.flows.steps.intake import Intake, Taken
+from freshet.flows.steps.sql import compile_views
+from freshet.schemas import declaration
+from freshet.schemas.event import Event, Stream, contract
+from freshet.schemas.poll import Poll
+from freshet.schemas.rejects import Reason
+
+WINDOW = "ORDER BY event_timestamp RANGE BETWEEN INTERVAL '1 hour' PRECEDING AND CURRENT ROW"
+DECLARED = {
+    "featureDefinitions": [
+        {
+            "name": "clicks_1h",
+            "dtype": "int64",
+            "source": "clicks",
+            "transformation": f"count(*) OVER (PARTITION BY user {WINDOW})",
+        },
+        {
+            "name": "cost_1h",
+            "dtype": "int64",
+            "source": "clicks",
+            "transformation": f"sum(CAST(cost AS BIGINT)) OVER (PARTITION BY page {WINDOW})",
+        },
+    ],
+    "servingRequirements": {},
+}
+
+
+class Click(Event):
+    stream = Stream("clicks", "user", "at", "id", lateness=timedelta(seconds=10))
+
+    at: AwareDatetime
+    user: str
+    id: str
+    page: str | None
+    cost: str
+
+
+MADE, _ = contract("clicks", Click)
+assert MADE is not None
+CONTRACT = MADE
+PIPELINE = compile_views(declaration.read(json.dumps(DECLARED)), {"clicks": CONTRACT})
+
+
+def click(number: int, **changes: Any) -> bytes:
+    at = f"2026-03-01T12:00:{number:02d}Z"
+    return json.dumps({"at": at, "user": "ada", "id": str(number), "page": "home", "cost": "1", **changes}).encode()
+
+
+def take(*values: bytes | None, judge: PartitionJudge | None = None) -> Taken:
+    count = len(values)
+    nothing: list[bytes | None] = [None] * count
+    keys: list[bytes | None] = [b"k%d" % index for index in range(count)]
+    poll = Poll("clicks", 1, 3, list(values), keys, nothing, np.full(count, -1), np.arange(70, 70 + count), 70 + count, at_end=True)
+    return Intake(CONTRACT, PIPELINE.plans).take(judge or PartitionJudge(CONTRACT.stream), poll)
+
+
+def test_each_message_is_an_event_a_reject_or_a_duplicate() -> None:
+    taken = take(click(1), b"{", click(30), click(2), click(30), click(31, cost="much"), click(32))
+
+    assert taken.events.column("_offset").to_pylist() == [70, 72, 76]
+    assert taken.duplicates_count == 1
+    assert {reject.offset: reject.reason for reject in taken.rejects} == {
+        71: Reason.UNDECODABLE,
+        73: Reason.LATE,
+        75: Reason.TRANSFORM,
+    }
+    assert (taken.stream, taken.partition, taken.partitions_count) == ("clicks", 1, 3)
+
+
+def test_an_expression_that_fails_rejects_its_event_in_all_views_and_no_other() -> None:
+    taken = take(click(1), click(2, cost="much"), click(3))
+
+    (reject,) = taken.rejects
+    assert (reject.offset, reject.reason, reject.key) == (71, Reason.TRANSFORM, b"k1")
+    assert reject.detail.startswith("cost_1h: ")
+    assert "'much'" in reject.detail
+    assert set(taken.inputs) == {"clicks_by_user", "clicks_by_page"}
+    for inputs in taken.inputs.values():
+        assert inputs.column("_offset").to_pylist() == [70, 72]
+
+
+def test_an_event_without_a_views_entity_is_accepted_and_stays_in_that_views_inputs_as_null() -> None:
+    taken = take(click(1, page=None))
+
+    assert taken.rejects == ()
+    assert taken.inputs["clicks_by_page"].column("page").to_pylist() == [None]
+    assert taken.inputs["clicks_by_user"].num_rows == 1
+
+
+def test_a_poll_in_which_nothing_is_good_gives_empty_inputs() -> None:
+    taken = take(b"{", None)
+
+    assert taken.events.num_rows == 0
+    assert [inputs.num_rows for inputs in taken.inputs.values()] == [0, 0]
+    assert len(taken.rejects) == 2
+
+
+def test_a_failed_event_moves_the_clock_and_uses_up_its_id_however_batches_are_cut() -> None:
+    """It was judged before it was computed: another cutting must not judge its neighbours otherwise."""
+    values = [click(1), click(40, cost="much"), click(2), click(40)]
+    judge = PartitionJudge(CONTRACT.stream)
+    one_by_one = [take(value, judge=judge) for value in values]
+    together = take(*values)
+
+    assert [taken.events.num_rows for taken in one_by_one] == [1, 0, 0, 0]
+    assert together.events.num_rows == 1
+    assert together.newest_us == one_by_one[-1].newest_us
+    assert together.duplicates_count == sum(taken.duplicates_count for taken in one_by_one) == 1
