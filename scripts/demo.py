@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +30,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from freshet.flows.edges import event_file, feast, kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.parquet import OfflineStore
-from freshet.flows.edges.project import PACKAGED
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.valkey import Valkey
 from freshet.flows.live import Workspace
@@ -42,7 +40,7 @@ from freshet.flows.validator import exit_code
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.event import Contract
 from freshet.schemas.view import View
-from freshet.scripts import check
+from freshet.scripts import check, reference
 from freshet.scripts.apply import apply
 from freshet.scripts.cli import wrong_use
 from freshet.scripts.made_edits import edits, user
@@ -131,8 +129,7 @@ class _Stack:
 def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
     """Start all parts, each ended with the demo."""
     root = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="freshet-demo-")))
-    for folder in ("feature_repo", "schemas/events", "schemas/samples"):
-        shutil.copytree(PACKAGED / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "*store.yaml"))
+    reference.copy(root)
     broker = parts.enter_context(Broker.start())
     valkey = parts.enter_context(Valkey.start())
     with socket.socket() as free:
