@@ -66,10 +66,14 @@ class Workspace:
         return cls(project, source, contracts, compile_views(source, contracts), settings)
 
     @property
+    def declared_online_url(self) -> str:
+        """The online store's URL as it is written, `${NAME}` and all: what may stand in a file."""
+        return self.settings.online_store or self.source.declaration.infrastructure.onlineStore
+
+    @property
     def online_url(self) -> str:
         """The online store's URL, with what the environment fills in."""
-        declared = self.settings.online_store or self.source.declaration.infrastructure.onlineStore
-        return expand(declared, "onlineStore")
+        return expand(self.declared_online_url, "onlineStore")
 
     @property
     def offline_root(self) -> Path:

@@ -48,9 +48,9 @@ _READ: dict[str, Callable[[str], object]] = {
     "archive_retention": units.duration,
 }
 _OF_OTHERS = frozenset(
-    {"FRESHET_REQUIRE", "FRESHET_TEST_KAFKA", "FRESHET_DATA", "FRESHET_KAFKA_DIR", "FRESHET_KAFKA_PORT"}
+    f"FRESHET_{name}" for name in ("REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT")
 )
-"""What the scripts and tests around Freshet read."""
+"""What the scripts around Freshet read."""
 
 
 def read(environment: Mapping[str, str]) -> Settings:

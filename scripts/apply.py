@@ -51,10 +51,18 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     project, pipeline = workspace.project, workspace.pipeline
     config = feast.store_config(pipeline.project, workspace.online_url, project.registry)
     feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))
-    feast.write_store_config(project.feature_repo / "feature_store.yaml", config)
-    files = _write_rules(workspace)
+    write_store_config(workspace)
+    files = write_rules(workspace)
     _write(project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
     return {"topics": topics, "changes": changes(planned, before), "registry": str(project.registry), "files": files}
+
+
+def write_store_config(workspace: Workspace) -> None:
+    """Write feature_store.yaml, by which Feast's own tools find the registry and the stores."""
+    project = workspace.project
+    config = feast.store_config(workspace.pipeline.project, workspace.declared_online_url, project.registry)
+    config["registry"]["path"] = os.path.relpath(project.registry, project.feature_repo)
+    feast.write_store_config(project.feature_repo / "feature_store.yaml", config)
 
 
 def _refuse_breaking(planned: dict[str, Any], before: dict[str, Any]) -> None:
@@ -73,7 +81,8 @@ def _refuse_breaking(planned: dict[str, Any], before: dict[str, Any]) -> None:
         raise Refused(problems)
 
 
-def _write_rules(workspace: Workspace) -> list[str]:
+def write_rules(workspace: Workspace) -> list[str]:
+    """Write the alert rules and promtool's test of them; returns the files, seen from the project."""
     declaration = workspace.source.declaration
     topics = [contract.stream.topic for contract in workspace.contracts.values()]
     alerts = lag_alerts(declaration, workspace.pipeline, topics)

@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +27,6 @@ from typing import Any
 import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 
-import freshet.schemas
 from freshet.flows.edges import event_file, feast, kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.parquet import OfflineStore
@@ -42,7 +40,7 @@ from freshet.flows.validator import exit_code
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.event import Contract
 from freshet.schemas.view import View
-from freshet.scripts import check
+from freshet.scripts import check, reference
 from freshet.scripts.apply import apply
 from freshet.scripts.cli import wrong_use
 from freshet.scripts.made_edits import edits, user
@@ -131,9 +129,7 @@ class _Stack:
 def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
     """Start all parts, each ended with the demo."""
     root = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="freshet-demo-")))
-    packaged = Path(freshet.schemas.__file__).parent.parent
-    for folder in ("feature_repo", "schemas/events", "schemas/samples"):
-        shutil.copytree(packaged / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "*store.yaml"))
+    reference.copy(root)
     broker = parts.enter_context(Broker.start())
     valkey = parts.enter_context(Valkey.start())
     with socket.socket() as free:

@@ -4,12 +4,15 @@ It runs as it stands: `freshet -C DIR plan`, `freshet -C DIR replay DIR/events.j
 """
 
 import argparse
+import dataclasses
 import json
-from importlib.resources import files
 from pathlib import Path
 
+from freshet.flows.edges.project import PACKAGED
+from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.schemas.declaration import NAME
+from freshet.scripts.apply import write_store_config
 from freshet.scripts.cli import wrong_use
 
 _FEATURES = """\
@@ -78,7 +81,6 @@ def arguments(words: argparse.ArgumentParser) -> None:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Make the project, and say what to do next."""
-    del settings
     root: Path = words.directory
     name = words.name or root.resolve().name.lower().replace("-", "_")
     if not NAME.fullmatch(name):
@@ -92,6 +94,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise wrong_use("DIR", f"{root} cannot be written: {error.strerror}", "name another folder") from error
+    write_store_config(Workspace.open(dataclasses.replace(settings, project=root)))
     print(f"made {name} in {root}. Next:")
     print(f"  freshet -C {root} plan")
     print(f"  freshet -C {root} replay {root}/events.jsonl --out rows")
@@ -100,7 +103,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
 
 def _texts(project: str) -> dict[str, str]:
     """Return every file of a new project."""
-    definitions = files("freshet.feature_repo").joinpath("definitions.py").read_text(encoding="utf-8")
+    definitions = (PACKAGED / "feature_repo" / "definitions.py").read_text(encoding="utf-8")
     events = [
         {**_GOOD, "left_at": f"2026-03-01T12:{minute:02d}:00Z", "visitor": visitor, "path": path, "seconds": seconds}
         for minute, (visitor, path, seconds) in enumerate(
@@ -120,5 +123,5 @@ def _texts(project: str) -> dict[str, str]:
         f"{samples}/good-view.json": json.dumps(_GOOD, indent=2) + "\n",
         f"{samples}/bad-seconds-in-quotes.json": json.dumps({**_GOOD, "seconds": "41.5"}, indent=2) + "\n",
         "events.jsonl": "".join(json.dumps(event) + "\n" for event in events),
-        ".gitignore": ".freshet/\ndata/\nfeature_repo/feature_store.yaml\n",
+        ".gitignore": ".freshet/\ndata/\n",
     }

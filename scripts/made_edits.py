@@ -1,6 +1,13 @@
-"""Made edits for the demo: few editors do most of the work, some are robots, and a few events come late."""
+"""Made edits: few editors do most of the work, some are robots, and a few events come late.
 
+`python -m freshet.scripts.made_edits --rate N` writes them to standard output, one a line, until it is ended.
+"""
+
+import argparse
+import contextlib
+import json
 import random
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -41,3 +48,20 @@ def edits(seed: int) -> Iterator[dict[str, Any]]:
             "isRobot": editor.startswith("Bot"),
             "isUnpatrolled": chance.random() < 0.1,
         }
+
+
+def main() -> None:
+    """Write edits at a steady rate."""
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("--rate", type=float, default=50, help="edits a second")
+    words.add_argument("--seed", type=int, default=2015)
+    chosen = words.parse_args()
+    started = time.monotonic()
+    for number, edit in enumerate(edits(chosen.seed)):
+        time.sleep(max(0.0, started + number / chosen.rate - time.monotonic()))
+        print(json.dumps(edit), flush=True)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # whoever reads has had enough
+        main()

@@ -1,6 +1,7 @@
 """Publish events from a file or standard input (-), one JSON document a line or parquet, each checked.
 
-An event that breaks its contract is not sent: it is named, with its line and what is wrong, and the exit code is 1.
+SIGTERM and SIGINT end it once what was sent is confirmed. An event that breaks its contract is not sent: it is named,
+with its line and what is wrong, and the exit code is 1.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import sys
 import time
 
 from freshet.flows.edges import event_file, kafka
+from freshet.flows.edges.bytewax import Stop
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import Refused
@@ -29,9 +31,12 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     contract = workspace.contracts[chosen_stream(workspace, words.stream)]
     kafka.partitions_count(workspace.kafka, contract.stream.topic)
     refused = 0
-    with kafka.Producer(workspace.kafka, contract) as producer:
+    stop = Stop()
+    with stop.on_signals(), kafka.Producer(workspace.kafka, contract) as producer:
         started = time.monotonic()
         for number, line in enumerate(event_file.lines(words.events), start=1):
+            if stop:
+                break
             try:
                 producer.send(line)
             except Refused as refusal:

@@ -22,6 +22,9 @@ from freshet.schemas import declaration
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 from freshet.schemas.event import Contract, Event, contract
 
+PACKAGED = Path(__file__).parents[2]
+"""Where this repository's own project stands: beside the code, installed or not."""
+
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 
 

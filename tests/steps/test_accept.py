@@ -107,7 +107,11 @@ def test_a_judgement_says_how_far_off_an_event_was() -> None:
     found = PartitionJudge(STREAM).judge(table((60, 60, None), (0, 60, None), (99, 60, None)))
 
     assert found.rejected == (
-        (1, Reason.LATE, "2026-03-01T12:00:00+00:00 is 0:01:00 behind its partition's newest event; the stream allows 0:00:10"),
+        (
+            1,
+            Reason.LATE,
+            "2026-03-01T12:00:00+00:00 is 0:01:00 behind its partition's newest event; the stream allows 0:00:10",
+        ),
         (2, Reason.FUTURE, "2026-03-01T12:01:39+00:00 is 0:00:39 past its Kafka time; the stream allows 0:00:03"),
     )
 
@@ -118,7 +122,9 @@ def test_the_ends_of_the_calendar_can_be_judged(end: datetime) -> None:
     judge = PartitionJudge(STREAM)
     judge.judge(table((0, 0, None)))
 
-    found = judge.judge(pa.table({"event_timestamp": at, "_available_at": table((0, 0, None)).column(1), "id": pa.array(["a"])}))
+    found = judge.judge(
+        pa.table({"event_timestamp": at, "_available_at": table((0, 0, None)).column(1), "id": pa.array(["a"])})
+    )
 
     assert len(found.rejected) == 1
 
@@ -154,7 +160,9 @@ def test_every_cutting_into_batches_gives_the_judgement_of_one_by_one(events: li
     bounds = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
     judge = PartitionJudge(STREAM)
 
-    said = [word for start, end in zip(bounds, bounds[1:], strict=False) for word in words(judge, tuple(events[start:end]))]
+    said = [
+        word for start, end in zip(bounds, bounds[1:], strict=False) for word in words(judge, tuple(events[start:end]))
+    ]
 
     accepted = [time for (time, at, _), word in zip(events, said, strict=True) if word != "future"]
     assert reference(events) == said

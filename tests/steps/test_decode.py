@@ -208,12 +208,16 @@ def test_several_columns_that_cannot_hold_their_values_are_several_rejects() -> 
 MESSAGES = st.one_of(
     st.none(),
     st.binary(max_size=30),
-    st.sampled_from([b"{", b"}", b"[", b"]", b",", b'"', b'{"x":[{}', b"{}]}", b"NaN", document(n=2**70), document(user=None)]),
+    st.sampled_from(
+        [b"{", b"}", b"[", b"]", b",", b'"', b'{"x":[{}', b"{}]}", b"NaN", document(n=2**70), document(user=None)]
+    ),
     st.builds(lambda n: document(n=n), st.integers(-(2**65), 2**65)),
     st.builds(lambda user: document(user=user), st.text(max_size=5)),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "tags"]), inner, max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "tags"]), inner, max_size=4)
+        ),
         max_leaves=8,
     ).map(lambda value: json.dumps(value).encode()),
     st.builds(lambda at, cut: document()[:at] + cut + document()[at:], st.integers(0, 60), st.binary(max_size=3)),

@@ -60,7 +60,18 @@ def take(*values: bytes | None, judge: PartitionJudge | None = None) -> Taken:
     count = len(values)
     nothing: list[bytes | None] = [None] * count
     keys: list[bytes | None] = [b"k%d" % index for index in range(count)]
-    poll = Poll("clicks", 1, 3, list(values), keys, nothing, np.full(count, -1), np.arange(70, 70 + count), 70 + count, at_end=True)
+    poll = Poll(
+        "clicks",
+        1,
+        3,
+        list(values),
+        keys,
+        nothing,
+        np.full(count, -1),
+        np.arange(70, 70 + count),
+        70 + count,
+        at_end=True,
+    )
     return Intake(CONTRACT, PIPELINE.plans).take(judge or PartitionJudge(CONTRACT.stream), poll)
 
 

@@ -56,9 +56,7 @@ def test_only_so_many_samples_are_kept() -> None:
     assert long.reaches(9_990)
 
 
-@given(
-    steps=st.lists(st.tuples(st.integers(0, 50), st.floats(0.1, 10)), min_size=1, max_size=30), data=st.data()
-)
+@given(steps=st.lists(st.tuples(st.integers(0, 50), st.floats(0.1, 10)), min_size=1, max_size=30), data=st.data())
 def test_lag_never_exceeds_the_age_of_the_samples_and_falls_as_more_is_committed(
     steps: list[tuple[int, float]], data: st.DataObject
 ) -> None:

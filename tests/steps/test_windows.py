@@ -112,7 +112,10 @@ def sql_sum(values: list[Any]) -> Any:
     if special:
         return sum(special)
     exact = sum(map(Fraction, values))
-    return float(exact) if abs(exact) < Fraction(2) ** 1024 else math.copysign(math.inf, exact)
+    try:
+        return float(exact)
+    except OverflowError:  # beyond the greatest double
+        return math.inf if exact > 0 else -math.inf
 
 
 def sql_order(value: Any) -> Any:

@@ -1,0 +1,184 @@
+"""docker-compose.yml and Dockerfile, where no Docker is: what they say is run as processes on the embedded parts."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from freshet.flows import settings
+from freshet.flows.edges.broker import Broker
+from freshet.flows.edges.valkey import Valkey
+
+REPO = Path(__file__).parent.parent
+COMPOSE = yaml.safe_load((REPO / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = [name for name, service in SERVICES.items() if service["image"].startswith("freshet-")]
+DOCKERFILE = (REPO / "Dockerfile").read_text(encoding="utf-8")
+LIMIT_S = 120.0
+
+
+def test_the_file_follows_the_compose_schema() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        "docker-compose.yml",
+    ]
+
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_one_that_the_settings_know(name: str) -> None:
+    given = {key: str(value) for key, value in SERVICES[name]["environment"].items()}
+
+    assert given
+    assert settings.read(given).brokers == given["FRESHET_BROKERS"]
+
+
+def test_ports_are_on_loopback_and_dependencies_are_services() -> None:
+    for service in SERVICES.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        assert set(service.get("depends_on", {})) <= set(SERVICES)
+        for dependency, how in service.get("depends_on", {}).items():
+            assert how["condition"] != "service_healthy" or "healthcheck" in SERVICES[dependency]
+    assert "password" not in json.dumps(COMPOSE).lower()
+
+
+def test_volumes_are_declared() -> None:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            assert volume.split(":")[0] in COMPOSE["volumes"]
+
+
+def test_the_images_are_built_of_what_is_there() -> None:
+    for line in re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.MULTILINE):
+        for source in line.split():
+            assert (REPO / source).exists(), source
+    targets = set(re.findall(r"^FROM .+ AS (\S+)$", DOCKERFILE, re.MULTILINE))
+    assert {SERVICES[name]["build"]["target"] for name in OURS} <= targets
+    assert re.findall(r"USER (\S+)", DOCKERFILE) == ["freshet", "freshet"]
+
+
+def test_great_expectations_is_in_the_validator_s_image_alone() -> None:
+    locks = {name: (REPO / "deploy" / f"{name}.lock").read_text() for name in ("materializer", "validator")}
+
+    assert "great-expectations==1.24.1" in locks["validator"]
+    assert "great-expectations" not in locks["materializer"]
+    pinned = {name: set(re.findall(r"^(\S+==\S+)", lock, re.MULTILINE)) for name, lock in locks.items()}
+    assert pinned["materializer"] <= pinned["validator"]
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What stands in for the containers' addresses and folders."""
+    root = tmp_path_factory.mktemp("compose")
+    (root / "project").mkdir()
+    with Broker.start() as broker, Valkey.start() as valkey:
+        broker.create_topic("wiki_edits", 4)
+        yield {
+            "kafka:19092": broker.address,
+            "redis://valkey:6379/0": valkey.url,
+            "/state": str(root / "state"),
+            "/project": str(root / "project"),
+        }
+
+
+def started(name: str, deployment: dict[str, str], **more: str) -> "subprocess.Popen[str]":
+    """Start a service's command as a process, with its environment."""
+
+    def replaced(text: str) -> str:
+        for there, here in deployment.items():
+            text = text.replace(there, here)
+        return text.replace("python -m", f"{sys.executable} -m")
+
+    service = SERVICES[name]
+    entry = service.get("entrypoint", ["tini", "--", "freshet"])
+    words = [replaced(word) for word in [*entry, *service["command"]]]
+    words = words[words.index("--") + 1 :] if "--" in words else words
+    words = [sys.executable if word == "python" else word for word in words]
+    image = dict(re.findall(r"(FRESHET_\w+)=(\S+)", DOCKERFILE))
+    own = {key: replaced(str(value)) for key, value in {**image, **service["environment"], **more}.items()}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**{key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}, **own}
+    return subprocess.Popen(
+        words,
+        env={**environment, "PATH": path},
+        cwd=deployment["/project"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: "subprocess.Popen[str]", limit_s: float = LIMIT_S) -> str:
+    out, err = process.communicate(timeout=limit_s)
+    assert process.returncode == 0, out + err
+    return out + err
+
+
+def metric(address: str, name: str) -> float:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, str]) -> None:
+    ended(started("project", deployment))
+    assert "registry" in ended(started("apply", deployment))
+    address = f"127.0.0.1:{free_port()}"
+    materializer = started("materializer", deployment, FRESHET_METRICS_ADDRESS=address)
+    producer = started("producer", deployment)
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while not rows_are_online(address):
+            assert time.monotonic() < deadline
+            assert materializer.poll() is None, materializer.communicate()
+            assert producer.poll() is None, producer.communicate()
+        os.killpg(producer.pid, signal.SIGTERM)  # as tini -g does
+        producer.communicate(timeout=grace_s("producer"))
+        while metric(address, "kafka_consumergroup_lag_sum") > 0:
+            assert time.monotonic() < deadline
+        materializer.send_signal(signal.SIGTERM)
+
+        assert "stopped" in ended(materializer, grace_s("materializer"))
+        assert ended(started("check", deployment)).count(": ok, ") == 3
+    finally:
+        for process in (materializer, producer):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def rows_are_online(address: str) -> bool:
+    try:
+        return metric(address, "freshet_rows_total") > 20
+    except OSError:  # not listening yet
+        return False
+
+
+def grace_s(name: str) -> float:
+    return float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+
+
+def free_port() -> int:
+    import socket  # noqa: PLC0415  # used here alone
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

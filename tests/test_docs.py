@@ -1,0 +1,108 @@
+"""README.md says what is so: its commands run, its tables are the code's, the demo prints what it shows."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from freshet.flows import settings
+from freshet.flows.edges.broker import Broker
+from freshet.flows.edges.kafka import Kafka, Producer, partitions_count
+from freshet.flows.edges.project import Project
+from freshet.flows.live import Workspace
+from freshet.flows.steps.sql.functions import AGGREGATES, ALLOWED
+from freshet.scripts.apply import write_rules, write_store_config
+from freshet.scripts.cli import VERBS, main
+
+REPO = Path(__file__).parent.parent
+README = (REPO / "README.md").read_text(encoding="utf-8")
+CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_commands_for_a_project_of_ones_own_run_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = next(block for block in CONSOLE if "freshet init" in block)
+    monkeypatch.chdir(tmp_path)
+    commands = [line.removeprefix("$ .venv/bin/freshet ").split() for line in block.splitlines()]
+
+    codes = [main(command) for command in commands]
+
+    assert [["init", "shop"], 0] == [commands[0], codes[0]]
+    assert [0, 0, 0] == codes
+    assert "4 events of page_views" in capsys.readouterr().out
+
+
+def test_the_producer_example_delivers_its_event(
+    tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "shop"]) == 0
+    broker.create_topic("page_views", 2)
+
+    exec(example[1].replace("localhost:9092", broker.address), {})
+
+    assert partitions_count(Kafka(broker.address), "page_views") == 2
+    contract = Project(tmp_path / "shop").contracts(["page_views"])["page_views"]
+    assert Producer(Kafka(broker.address), contract).flush().count == 0
+
+
+def test_every_verb_stands_in_the_table_of_commands() -> None:
+    for verb in VERBS:
+        assert f"| `freshet {verb}" in README or verb == "init", verb
+
+
+def test_the_table_of_settings_is_the_code_s() -> None:
+    assert settings.__doc__ is not None
+    for line in settings.__doc__.splitlines():
+        if line.startswith("| FRESHET_"):
+            assert line in README
+
+
+def test_the_functions_listed_are_the_ones_allowed() -> None:
+    details = README.split("<details>")[1].split("</details>")[0]
+    listed = {word for line in details.splitlines() for word in re.findall(r"`(\S+?)`(?=\s|$)", line)}
+
+    assert listed == ALLOWED
+    for aggregate in AGGREGATES:
+        assert f"`{aggregate}`" in README
+
+
+def test_the_generated_files_in_the_repository_are_what_the_declaration_gives(project: Path) -> None:
+    workspace = Workspace.open(settings.Settings(project=project))
+    write_store_config(workspace)
+
+    for path in ["feature_repo/feature_store.yaml", *write_rules(workspace)]:
+        assert (REPO / path).read_text() == (project / path).read_text(), f"{path}: run `freshet apply`"
+
+
+def test_feast_apply_works_by_itself(project: Path) -> None:
+    shutil.copy(REPO / "feature_repo" / "feature_store.yaml", project / "feature_repo")
+    feast = Path(sys.executable).with_name("feast")
+
+    done = subprocess.run([feast, "apply"], cwd=project / "feature_repo", capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    for view in ("wiki_edits_by_user", "wiki_edits_by_page", "wiki_edits_by_channel"):
+        assert view in done.stdout
+
+
+def test_the_demo_prints_what_the_readme_shows() -> None:
+    shown = next(block for block in CONSOLE if block.startswith("$ ./scripts/demo"))
+    command = [sys.executable, "-m", "freshet.scripts.cli", "demo", "--seconds", "2", "--rate", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "mismatches: 0" in done.stdout
+    assert _shape(shown.split("\n", 1)[1]) == _shape(done.stdout)
+
+
+def _shape(printed: str) -> list[str]:
+    """Return the lines that say the same in every run, numbers apart."""
+    lines = [re.sub(r"\d+", "N", line).strip() for line in printed.splitlines()]
+    return [line for line in lines if line and not line.startswith(("Ns ", "making "))]
