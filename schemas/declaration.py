@@ -26,7 +26,11 @@ def _parsed(parse: Any, example: str) -> Any:
     """Take the words people write, keep the parsed value, and write the words back."""
 
     def read(value: object) -> object:
-        return parse(value) if isinstance(value, str) else value
+        if isinstance(value, timedelta | units.Objective | units.Volume):
+            return value
+        if not isinstance(value, str):  # pydantic would take a number for seconds
+            raise ValueError(f'text, such as "{example}"')  # noqa: TRY004  # the form that pydantic gathers
+        return parse(value)
 
     return (
         BeforeValidator(read),
@@ -251,7 +255,8 @@ def _explain(error: ValidationError, data: Mapping[str, Any], place: Places) -> 
         else:
             what, _, article = found["type"].partition("_type")
             wanted = {"tuple": "a list", "model": "a mapping of keys", "mapping": "a mapping of keys", "string": "text"}
-            fact, hint = ("is of the wrong kind" if kind == "key" else f"has {key} of the wrong kind") + article, ""
+            whole = kind == "key" or isinstance(path[-1], int)
+            fact = ("is of the wrong kind" if whole else f"has {key} of the wrong kind") + article
             hint = f"write {wanted.get(what, what)}" + (" in quotes" if what == "string" else "")
         yield Problem(kind, name, fact, got, hint, place(*path))
 

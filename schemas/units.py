@@ -39,7 +39,8 @@ def duration(text: str) -> timedelta:
         _AMOUNT + "(?P<unit>µs)", text.strip().replace("μ", "µ")
     )
     unit = found["unit"] if found else ""
-    scale = _MICROSECONDS.get(unit) or _MICROSECONDS.get(unit.lower().removesuffix("s"))
+    spellings = (unit, unit.lower(), unit.lower().removesuffix("s"))
+    scale = next((_MICROSECONDS[word] for word in spellings if word in _MICROSECONDS), None)
     if found is None or scale is None:
         raise ValueError('a duration such as "10ms", "2 s", "5 minutes", "1h" or "7 days"')
     microseconds = Fraction(found["amount"]) * scale
@@ -109,12 +110,16 @@ class Volume:
         """The same rate over 24 hours."""
         return self.bytes_count * (timedelta(days=1) / self.per)
 
+    def __str__(self) -> str:
+        prefix = next((word for word in "ptgmk" if self.bytes_count and self.bytes_count % _BYTES[word] == 0), "")
+        return f"{self.bytes_count // _BYTES[prefix]}{prefix.upper()}B/{spell(self.per)}"
+
 
 def volume(text: str) -> Volume:
     """Read a data volume; without `/…` it is a day's.
 
-    >>> volume("50GB/day").bytes_per_day, volume("1 MiB / hour").bytes_per_day
-    (50000000000.0, 25165824.0)
+    >>> volume("50GB/day").bytes_per_day, volume("1 MiB / hour").bytes_per_day, str(volume("1500 MB"))
+    (50000000000.0, 25165824.0, '1500MB/1d')
     """
     size, _, per = text.partition("/")
     found = _SIZE.fullmatch(size.strip())

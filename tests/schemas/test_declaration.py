@@ -1,0 +1,303 @@
+"""The declaration: the user's schema as it stands, and every refusal in its own words."""
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freshet.schemas import declaration
+from freshet.schemas.errors import Refused
+
+GIVEN = {
+    "type": "object",
+    "required": ["featureDefinitions", "servingRequirements"],
+    "properties": {
+        "featureDefinitions": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": dict.fromkeys(["name", "dtype", "source", "transformation"], {"type": "string"}),
+            },
+        },
+        "servingRequirements": {
+            "type": "object",
+            "properties": dict.fromkeys(["onlineLatency", "offlineVolume", "freshnessTarget"], {"type": "string"}),
+        },
+        "infrastructure": {
+            "type": "object",
+            "properties": dict.fromkeys(["onlineStore", "offlineStore", "computeEngine"], {"type": "string"}),
+        },
+    },
+}
+"""What the user's own schema asks for, written out anew."""
+
+FEATURE = {"name": "edits", "dtype": "int64", "source": "wiki", "transformation": "count(*) OVER w"}
+LEAST: dict[str, Any] = {"featureDefinitions": [FEATURE], "servingRequirements": {}}
+FULL: dict[str, Any] = {
+    "featureDefinitions": [FEATURE],
+    "servingRequirements": {"onlineLatency": "p99 < 5ms", "offlineVolume": "50GB/day", "freshnessTarget": "5 minutes"},
+    "infrastructure": {"onlineStore": "redis://cache:6379/1", "offlineStore": "s", "computeEngine": "bytewax"},
+}
+
+
+def feature(**changes: Any) -> dict[str, Any]:
+    return {**LEAST, "featureDefinitions": [{**FEATURE, **changes}]}
+
+
+def without(key: str) -> dict[str, Any]:
+    return {**LEAST, "featureDefinitions": [{name: value for name, value in FEATURE.items() if name != key}]}
+
+
+def refusal(text: str) -> list[str]:
+    with pytest.raises(Refused) as raised:
+        declaration.read(text)
+    return [str(problem) for problem in raised.value.problems]
+
+
+@pytest.mark.parametrize("document", [LEAST, FULL])
+def test_what_the_users_schema_allows_is_read_from_json_and_from_yaml(document: dict[str, Any]) -> None:
+    jsonschema.validate(document, GIVEN)
+
+    from_json = declaration.read(json.dumps(document)).declaration
+    from_yaml = declaration.read(yaml.safe_dump(document)).declaration
+
+    assert from_json == from_yaml
+    assert from_json.featureDefinitions[0].transformation == "count(*) OVER w"
+
+
+def test_every_section_of_the_users_schema_reaches_the_declaration() -> None:
+    read = declaration.read(json.dumps(FULL)).declaration
+
+    assert str(read.servingRequirements.onlineLatency) == "p99 < 5ms"
+    assert read.servingRequirements.offlineVolume.bytes_per_day == 50e9
+    assert str(read.servingRequirements.freshnessTarget) == "p99 < 5m"
+    assert read.infrastructure.onlineStore == "redis://cache:6379/1"
+    assert read.infrastructure.offlineStore == "s"
+
+
+def test_what_is_left_open_has_a_default() -> None:
+    read = declaration.read(json.dumps(LEAST)).declaration
+
+    assert str(read.servingRequirements.onlineLatency) == "p99 < 10ms"
+    assert str(read.servingRequirements.freshnessTarget) == "p99 < 2s"
+    assert read.infrastructure.computeEngine == "bytewax"
+    assert read.project == "freshet"
+
+
+def test_what_is_read_is_written_and_read_back_the_same() -> None:
+    read = declaration.read(json.dumps(FULL | {"views": {"v": {"ttl": "7 days"}}})).declaration
+
+    assert declaration.read(read.model_dump_json(exclude_none=True)).declaration == read
+
+
+NAMES = "name, dtype, source, transformation"
+DEFAULTS = "features.yaml: declaration \"features.yaml\" has no servingRequirements. Hint: add `servingRequirements: {}` to take the defaults, or say onlineLatency, offlineVolume, freshnessTarget"  # noqa: E501
+DTYPES = "bytes, array(bytes), string, array(string), int32, array(int32), int64, array(int64), float32, array(float32), float64, array(float64), bool, array(bool), unix_timestamp, array(unix_timestamp)"  # noqa: E501
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "no definitions": (
+        {"servingRequirements": {}},
+        f'features.yaml:1: declaration "features.yaml" declares no feature. Hint: add a definition with {NAMES}',
+    ),
+    "no requirements": ({"featureDefinitions": [FEATURE]}, DEFAULTS),
+    "no name": (
+        without("name"),
+        f'features.yaml:1: feature "number 1" has no name. Hint: add `name:`; a definition needs {NAMES}',
+    ),
+    "no source": (
+        without("source"),
+        f'features.yaml:1: feature "edits" has no source. Hint: add `source:`; a definition needs {NAMES}',
+    ),
+    "no transformation": (
+        without("transformation"),
+        f'features.yaml:1: feature "edits" has no transformation. Hint: add `transformation:`; a definition needs {NAMES}',
+    ),
+    "no dtype": (
+        without("dtype"),
+        f'features.yaml:1: feature "edits" has no dtype. Hint: add `dtype:`; a definition needs {NAMES}',
+    ),
+    "an empty transformation": (
+        feature(transformation="  "),
+        'features.yaml:1: feature "edits" has an empty transformation. Hint: write a SQL expression, such as count(*) OVER (…)',
+    ),
+    "a name for no file": (
+        feature(name="User-Edits 10m"),
+        'features.yaml:1: feature "User-Edits 10m" has a name that cannot name a metric or a file. Hint: write user_edits_10m',
+    ),
+    "a name that leaves its folder": (
+        feature(name="../x"),
+        'features.yaml:1: feature "../x" has a name that cannot name a metric or a file. Hint: write x',
+    ),
+    "a view for no folder": (
+        feature(view="By User"),
+        "features.yaml:1: feature \"edits\" names a view that cannot name a folder; got 'By User'. Hint: write by_user",
+    ),
+    "a misspelt dtype": (
+        feature(dtype="int46"),
+        "features.yaml:1: feature \"edits\" has an unknown dtype; got 'int46'. Hint: did you mean int64?",
+    ),
+    "an unknown dtype": (
+        feature(dtype="money"),
+        f"features.yaml:1: feature \"edits\" has an unknown dtype; got 'money'. Hint: use one of {DTYPES}",
+    ),
+    "a name of another kind": (
+        feature(name=7),
+        'features.yaml:1: feature "7" has name of the wrong kind; got 7. Hint: write text in quotes',
+    ),
+    "a definition of another kind": (
+        {**LEAST, "featureDefinitions": ["edits"]},
+        "features.yaml:1: feature \"number 1\" is of the wrong kind; got 'edits'. Hint: write a mapping of keys",
+    ),
+    "definitions of another kind": (
+        {**LEAST, "featureDefinitions": {"edits": FEATURE}},
+        "features.yaml:1: key \"featureDefinitions\" is of the wrong kind; got {'edits': {'name': 'edits', 'dtype': 'int64', 'source': 'wiki', 'transformation'. Hint: write a list",  # noqa: E501
+    ),
+    "a misspelt key": (
+        feature(transfromation="x"),
+        'features.yaml:1: key "transfromation" is unknown. Hint: did you mean transformation?',
+    ),
+    "a misspelt section": (
+        {**LEAST, "servingRequirement": {}},
+        'features.yaml:1: key "servingRequirement" is unknown. Hint: did you mean servingRequirements?',
+    ),
+    "a misspelt requirement": (
+        {**LEAST, "servingRequirements": {"freshnesTarget": "2s"}},
+        'features.yaml:1: key "freshnesTarget" is unknown. Hint: did you mean freshnessTarget?',
+    ),
+    "a key in other letters": (
+        {**LEAST, "infrastructure": {"onlinestore": "redis://x"}},
+        'features.yaml:1: key "onlinestore" is unknown. Hint: did you mean onlineStore?',
+    ),
+    "a latency that is none": (
+        {**LEAST, "servingRequirements": {"onlineLatency": "fast"}},
+        "features.yaml:1: key \"onlineLatency\" cannot be read; got 'fast'. Hint: write a duration such as \"10ms\", \"2 s\", \"5 minutes\", \"1h\" or \"7 days\"",  # noqa: E501
+    ),
+    "a volume that is none": (
+        {**LEAST, "servingRequirements": {"offlineVolume": "much"}},
+        "features.yaml:1: key \"offlineVolume\" cannot be read; got 'much'. Hint: write a volume such as \"50GB/day\" or \"200 MiB/hour\"",  # noqa: E501
+    ),
+    "a freshness that is a number": (
+        {**LEAST, "servingRequirements": {"freshnessTarget": 2}},
+        'features.yaml:1: key "freshnessTarget" cannot be read; got 2. Hint: write text, such as "p99 < 10ms"',
+    ),
+    "a ttl that is none": (
+        {**LEAST, "views": {"v": {"ttl": "a while"}}},
+        "features.yaml:1: key \"ttl\" cannot be read; got 'a while'. Hint: write a duration such as \"10ms\", \"2 s\", \"5 minutes\", \"1h\" or \"7 days\"",  # noqa: E501
+    ),
+    "a ttl without a unit": (
+        {**LEAST, "views": {"v": {"ttl": 7}}},
+        'features.yaml:1: key "ttl" cannot be read; got 7. Hint: write text, such as "10 minutes"',
+    ),
+    "another engine": (
+        {**LEAST, "infrastructure": {"computeEngine": "spark"}},
+        "features.yaml:1: key \"computeEngine\" names an engine Freshet does not run; got 'spark'. Hint: write bytewax",
+    ),
+    "a project of other letters": (
+        {**LEAST, "project": "My Project"},
+        'features.yaml:1: project "My Project" has a name of other letters. Hint: write my_project',
+    ),
+    "a window of other letters": (
+        {**LEAST, "windows": {"10m": "PARTITION BY user"}},
+        'features.yaml:1: window "10m" has a name of other letters. Hint: write f_10m',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_each_refusal_says_where_what_and_what_instead(case: str) -> None:
+    document, message = REFUSALS[case]
+
+    assert message in refusal(json.dumps(document))
+
+
+def test_a_name_that_stands_twice_is_refused_with_both_places() -> None:
+    text = """featureDefinitions:
+  - {name: edits, dtype: int64, source: wiki, transformation: a}
+  - name: edits
+    dtype: int64
+    source: wiki
+    transformation: b
+servingRequirements: {}
+"""
+    assert refusal(text) == [
+        'features.yaml:3: feature "edits" is declared twice, first at features.yaml:2. Hint: rename one of them'
+    ]
+
+
+def test_a_key_that_stands_twice_is_refused_at_its_second_place() -> None:
+    text = "featureDefinitions: []\nservingRequirements:\n  onlineLatency: 1s\n  onlineLatency: 2s\n"
+
+    assert refusal(text) == ['features.yaml:4: key "onlineLatency" stands twice. Hint: keep one of them']
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got nothing. Hint: start with `featureDefinitions:` and `servingRequirements:`'),  # noqa: E501
+        ("# nothing\n", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got nothing. Hint: start with `featureDefinitions:` and `servingRequirements:`'),  # noqa: E501
+        ("[]", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got list. Hint: start with `featureDefinitions:` and `servingRequirements:`'),  # noqa: E501
+        ("hello", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got str. Hint: start with `featureDefinitions:` and `servingRequirements:`'),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_a_declaration_without_keys_is_refused(text: str, message: str) -> None:
+    assert refusal(text) == [message]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [", "a: b: c", "\t- a", "a: 'b", "{", "--- a\n--- b", "a: !!python/object:os.system x", "? [a]\n: b", "a: &x [*x]",
+     "a: *unknown", "\x00", "a: 2026-99-99", "{[]: 1}", "[" * 5000, "<<: 7", "a: !!int x"],
+)  # fmt: skip
+def test_text_that_is_not_plain_yaml_is_refused_at_its_place(text: str) -> None:
+    (message, *_) = refusal(text)
+
+    assert "Hint: " in message
+    assert message.startswith("features.yaml")
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    text = """project: Shop
+featureDefinitions:
+  - {name: A, dtype: int64, source: wiki, transformation: a}
+  - {name: b, dtype: money, source: wiki, transformation: a}
+  - {name: c, dtype: int64, source: wiki}
+  - {name: d, dtype: int64, source: wiki, transformation: a, descripton: x}
+servingRequirements: {onlineLatency: fast}
+infrastructure: {computeEngine: flink}
+"""
+    said = refusal(text)
+
+    assert sorted({message.split(": ")[0] for message in said}) == [f"features.yaml:{line}" for line in (3, 4, 5, 6, 7)]
+
+
+def test_keys_of_ones_own_start_with_x() -> None:
+    document = {**feature(**{"x-owner": "ada"}), "x-team": ["a"], "servingRequirements": {"x-note": 1}}
+
+    assert declaration.read(json.dumps(document)).warnings == ()
+
+
+def test_an_unknown_key_that_resembles_none_is_a_warning() -> None:
+    source = declaration.read(json.dumps({**feature(colour="red"), "zebra": 1}))
+
+    assert [str(warning) for warning in source.warnings] == [
+        f'features.yaml:1: key "{key}" is not a key Freshet knows; it is ignored. Hint: start it with x- to keep it for yourself'
+        for key in ("zebra", "colour")
+    ]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.just(FEATURE),
+        lambda inner: st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*FULL, *FULL["infrastructure"], *FEATURE, "views", "windows", "project"]), inner, max_size=5),
+        max_leaves=12,
+    )
+)
+def test_any_document_is_read_or_refused(document: Any) -> None:
+    try:
+        declaration.read(json.dumps(document))
+    except Refused as refused:
+        assert all(problem.fact for problem in refused.problems)
