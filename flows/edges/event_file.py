@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,19 +50,12 @@ def _refused(path: str, fact: str) -> Refused:
 
 
 def _json(path: str, topic: str, batch_events: int) -> Iterator[Poll]:
-    offset = 0
     with _opened(path) as file:
-        batch: list[bytes | None] = []
-        for line in file:
-            text = line.strip()
-            if text:
-                batch.append(text)
-            if len(batch) == batch_events:
-                yield _poll(topic, 0, 1, batch, np.arange(offset, offset + len(batch)))
-                offset += len(batch)
-                batch = []
-        if batch:
-            yield _poll(topic, 0, 1, batch, np.arange(offset, offset + len(batch)))
+        numbered = ((number, line.strip()) for number, line in enumerate(file))
+        events = ((number, text) for number, text in numbered if text)
+        while batch := list(islice(events, batch_events)):
+            offsets = np.array([number for number, _ in batch], np.int64)
+            yield _poll(topic, 0, 1, [text for _, text in batch], offsets)
 
 
 def _opened(path: str) -> IO[bytes]:

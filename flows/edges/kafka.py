@@ -31,6 +31,14 @@ from freshet.schemas.poll import Poll
 
 _ANSWER_LIMIT_S = 10.0
 _OUTAGE_LIMIT_S = 60.0
+_ELECTING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+)
+_ELECTION_WAIT_S = 0.1
 _GROUPLESS = "freshet-no-group"
 
 
@@ -99,6 +107,18 @@ def create_topics(kafka: Kafka, topics: Mapping[str, int]) -> dict[str, str]:
     return done | dict.fromkeys(missing, "created")
 
 
+def _elected(ask: Callable[[], Any]) -> Any:
+    """Ask again, for so long, while a partition or group that is new or moves has no leader yet."""
+    deadline = time.monotonic() + _ANSWER_LIMIT_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _ELECTING or time.monotonic() > deadline:
+                raise
+        time.sleep(_ELECTION_WAIT_S)
+
+
 class PartitionReader:
     """Reads one partition, from an offset or from its beginning."""
 
@@ -131,9 +151,8 @@ class PartitionReader:
 
     def _watermarks(self) -> tuple[int, int]:
         try:
-            found = self._consumer.get_watermark_offsets(
-                TopicPartition(self.topic, self.partition), timeout=_ANSWER_LIMIT_S
-            )
+            part = TopicPartition(self.topic, self.partition)
+            found = _elected(lambda: self._consumer.get_watermark_offsets(part, timeout=_ANSWER_LIMIT_S))
         except KafkaException as error:
             self.close()
             raise self._kafka.unavailable(self._cause(error.args[0].str())) from error
@@ -249,7 +268,7 @@ class GroupOffsets:
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:
-            return ask()
+            return _elected(ask)
         except KafkaException as error:
             raise self._kafka.unavailable(error.args[0].str()) from error
 

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.rejects import Reason
@@ -62,7 +63,7 @@ class Histogram(Collector):
         family = HistogramMetricFamily(self._name, self._description, labels=self._labels)
         with self._lock:
             for labels, counts in self._counts.items():
-                bounds = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
+                bounds = [*map(floatToGoString, self._bounds), "+Inf"]
                 family.add_metric(
                     labels, list(zip(bounds, np.cumsum(counts).tolist(), strict=True)), self._sums[labels]
                 )
@@ -142,7 +143,7 @@ class Server:
 
         try:
             self._server = ThreadingHTTPServer((host or "127.0.0.1", int(port)), Handler)
-        except (OSError, ValueError) as error:
+        except (OSError, OverflowError, ValueError) as error:
             hint = "name a free one with --metrics HOST:PORT or FRESHET_METRICS_ADDRESS; port 0 takes any"
             raise Refused([Problem("address", address, f"cannot serve metrics: {error}", hint=hint)]) from error
         self._server.daemon_threads = True

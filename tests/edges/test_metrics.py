@@ -1,0 +1,122 @@
+"""What Prometheus is told: all label sets from the start, and histograms as its own client makes them."""
+
+import itertools
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import Histogram as TheirHistogram
+from prometheus_client.exposition import generate_latest
+
+from freshet.flows.edges.metrics import FRESHNESS_BUCKETS, KINDS, OUTCOMES, Histogram, Metrics, Server
+from freshet.schemas.errors import Refused
+from freshet.schemas.rejects import Reason
+
+STREAMS, VIEWS = ("clicks", "orders"), ("by_user", "by_page")
+
+
+def test_every_label_set_is_zero_from_the_start() -> None:
+    metrics = Metrics(STREAMS, VIEWS)
+
+    for stream in STREAMS:
+        for outcome in OUTCOMES:
+            assert metrics.value("freshet_events_total", stream=stream, outcome=outcome) == 0
+        for reason in Reason:
+            assert metrics.value("freshet_rejects_total", stream=stream, reason=reason.value) == 0
+    for view in VIEWS:
+        assert metrics.value("freshet_state_entities", feature_view=view) == 0
+        for store in ("online", "offline"):
+            assert metrics.value("freshet_rows_total", feature_view=view, store=store) == 0
+        for kind in KINDS:
+            assert metrics.value("freshet_freshness_seconds_count", feature_view=view, kind=kind) == 0
+            assert metrics.value("freshet_freshness_seconds_sum", feature_view=view, kind=kind) == 0
+            for bound in (*map(str, FRESHNESS_BUCKETS), "+Inf"):
+                assert metrics.value("freshet_freshness_seconds_bucket", feature_view=view, kind=kind, le=bound) == 0
+    assert metrics.value("freshet_checkpoint_last_success_timestamp_seconds") == 0
+
+
+VALUES = arrays.arrays(np.float64, st.integers(0, 30), elements=st.sampled_from([*FRESHNESS_BUCKETS, 0.0, 1e9]) | st.floats(0, 1e5))
+
+
+@given(batches=st.lists(st.tuples(VALUES, st.sampled_from(["a", "b"])), max_size=5))
+def test_a_histogram_is_what_prometheus_own_client_makes_of_the_same_values(
+    batches: list[tuple[np.ndarray, str]],
+) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    mine = Histogram("age_seconds", "Age.", ["view"], FRESHNESS_BUCKETS)
+    ours.register(mine)
+    reference = TheirHistogram("age_seconds", "Age.", ["view"], buckets=FRESHNESS_BUCKETS, registry=theirs)
+    for values, view in [*batches, (np.zeros(0), "idle")]:
+        mine.initialise(view)
+        mine.observe(values, view)
+        child = reference.labels(view)
+        for value in values:
+            child.observe(value)
+
+    def samples(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
+        return {
+            (sample.name, *itertools.chain(*sorted(sample.labels.items()))): sample.value
+            for metric in registry.collect()
+            for sample in metric.samples
+            if not sample.name.endswith("_created")
+        }
+
+    assert samples(theirs) == pytest.approx(samples(ours))
+
+
+def test_a_quantile_is_the_bound_of_the_bucket_that_holds_it() -> None:
+    histogram = Histogram("age_seconds", "Age.", ["view"], (1.0, 2.0, 4.0))
+    assert histogram.quantile(0.5, "a") is None
+
+    histogram.observe(np.array([0.5] * 90 + [1.5] * 9 + [9.0]), "a")
+
+    assert [histogram.quantile(share, "a") for share in (0.5, 0.9, 0.99, 1.0)] == [1.0, 1.0, 2.0, float("inf")]
+
+
+def get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_metrics_and_health_are_served() -> None:
+    registry, healthy = CollectorRegistry(), [True]
+    Counter("hits", "Hits.", registry=registry).inc(3)
+    server = Server("127.0.0.1:0", registry, lambda: healthy[0])
+    try:
+        assert get(f"http://{server.address}/metrics") == (200, generate_latest(registry))
+        assert get(f"http://{server.address}/healthz") == (200, b"ok\n")
+        healthy[0] = False
+        assert get(f"http://{server.address}/healthz") == (503, b"stopping\n")
+        assert get(f"http://{server.address}/other")[0] == 404
+    finally:
+        server.close()
+
+
+def test_an_address_without_a_host_is_loopback() -> None:
+    server = Server(":0", CollectorRegistry(), lambda: True)
+    server.close()
+
+    assert server.address.startswith("127.0.0.1:")
+
+
+def test_an_address_that_is_taken_is_refused() -> None:
+    server = Server("127.0.0.1:0", CollectorRegistry(), lambda: True)
+    try:
+        with pytest.raises(Refused, match=f'address "{server.address}" cannot serve metrics: .*in use.*Hint: '):
+            Server(server.address, CollectorRegistry(), lambda: True)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:99999", "127.0.0.1:-1"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(Refused, match="cannot serve metrics"):
+        Server(address, CollectorRegistry(), lambda: True)
