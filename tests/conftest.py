@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import prometheus_client  # noqa: F401  # before Feast, which switches a later import to multiprocess mode
 import pytest
 from hypothesis import settings
 

@@ -36,6 +36,10 @@ from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.view import CREATED, StoredRow, View
 
+_MULTIPROCESS = "PROMETHEUS_MULTIPROCESS_DIR"
+if Path(os.environ.get(_MULTIPROCESS, "")).name.startswith("feast_metrics_"):
+    del os.environ[_MULTIPROCESS]  # Feast's import set it; every process started from here would share its counters
+
 _TAG = "freshet"
 """On every view of ours, so that those no longer declared can be told from the user's own."""
 _ENTITY_TYPES = {

@@ -363,7 +363,8 @@ def _exact(digits: Mapping[int, Ints], empty: Bools, input_type: pa.DataType) ->
         and max(carried, default=0) <= 1
         and np.all(np.abs(carried.get(1, np.zeros(1, np.int64))) < _HALF - 1)
     ):
-        total = carried.get(0, np.zeros(len(empty), np.int64)) + (carried.get(1, np.int64(0)) << _DIGIT_BITS)
+        nothing = np.zeros(len(empty), np.int64)
+        total = carried.get(0, nothing) + carried.get(1, nothing) * _BASE
         return pa.array(total, pa.int64(), mask=empty)
     totals = [0] * len(empty)
     for index, digit in carried.items():
