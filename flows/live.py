@@ -295,7 +295,7 @@ class Live:
     workspace: Workspace
     readers: list[LiveReader]
 
-    def run(self, *, workers_count: int = 1) -> None:
+    def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
         settings = self.workspace.settings
         server = Server(settings.metrics_address, self.metrics.registry, lambda: not self.stop)
@@ -304,7 +304,7 @@ class Live:
         expiry.start()
         try:
             with self.stop.on_signals():
-                bytewax.run(self.dataflow, workers_count=workers_count, epoch=settings.epoch)
+                bytewax.run(self.dataflow, epoch=settings.epoch)
             for reader in self.readers:  # Bytewax closed the last epoch, and asked no source for more
                 reader.durable(reader.position())
         finally:
@@ -365,6 +365,9 @@ def open_live(workspace: Workspace, *, until_end: bool = False) -> Live:
         now_us=lambda: time.time_ns() // 1000,
         metrics=metrics,
         on_rejects=_log_rejects,
+        served_before={
+            (name, part): offset or 0 for name, known in committed.items() for part, offset in known.items()
+        },
     )
     dataflow = build(workspace.pipeline, contracts, edges, workspace.settings.shards)
     return Live(dataflow, edges.stop, metrics, lag, offline, workspace, readers)

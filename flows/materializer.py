@@ -28,7 +28,7 @@ from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher
 from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.schemas.errors import RejectLimit
-from freshet.schemas.event import Contract
+from freshet.schemas.event import OFFSET, PARTITION, Contract
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
@@ -54,7 +54,8 @@ class Edges:
     """Everything outside that the flow touches. `now_us` is the clock, µs since the epoch.
 
     `on_rejects` is told of every event that was not accepted, a poll's at a time. After `reject_limit` of them with no
-    event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data.
+    event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data. Rows of
+    offsets that earlier runs served, up to `served_before` of (stream, partition), tell nothing of freshness.
     """
 
     keys: Sequence[str]
@@ -65,6 +66,7 @@ class Edges:
     metrics: Metrics
     on_rejects: Callable[[str, Sequence[Reject]], None]
     reject_limit: int = 10_000
+    served_before: Mapping[tuple[str, int], int] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
 
 
@@ -99,7 +101,10 @@ def _shard_of(key: str) -> int:
 
 
 class _Stages:
-    """The steps of the flow. Bytewax makes one logic a key, and does not say which: the first item does."""
+    """The steps of the flow, for one worker: a DuckDB serves one thread.
+
+    Bytewax makes one logic a key, and does not say which: the first item does.
+    """
 
     def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, shards_count: int) -> None:
         self._pipeline, self._contracts, self._edges, self._shards_count = pipeline, contracts, edges, shards_count
@@ -192,10 +197,20 @@ class _OnlineWriter:
             metrics.rows.labels(name, "online").inc(self._edges.online.write(self._views[name], rows))
             now_us = self._edges.now_us()
             for batch in mine:
-                newest, corrected = _plain(batch.newest), _plain(batch.corrected)
+                told = _plain(batch.newest) & ~self._served(batch)
+                corrected = _plain(batch.corrected)
                 age_s = np.maximum(now_us - _plain(batch.available_at), 0) / 1e6
-                metrics.freshness.observe(age_s[newest & ~corrected], name, "event")
-                metrics.freshness.observe(age_s[newest & corrected], name, "correction")
+                metrics.freshness.observe(age_s[told & ~corrected], name, "event")
+                metrics.freshness.observe(age_s[told & corrected], name, "correction")
+
+    def _served(self, batch: RowBatch) -> Any:
+        """Say which rows an earlier run has served."""
+        source, before = self._views[batch.view].source, self._edges.served_before
+        limits = {partition: offset for (stream, partition), offset in before.items() if stream == source}
+        known = np.full(max(limits, default=0) + 1, 0)
+        known[list(limits)] = list(limits.values())
+        partitions = np.minimum(batch.rows.column(PARTITION).to_numpy(), len(known) - 1)
+        return batch.rows.column(OFFSET).to_numpy() < known[partitions]
 
     def flush(self) -> None:
         """All is written already."""

@@ -11,7 +11,6 @@ def arguments(words: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     words.add_argument("process", choices=["materializer"])
     words.add_argument("--until-end", action="store_true", help="end once everything that is in Kafka by now is done")
-    words.add_argument("--workers", type=int, default=1, metavar="N", help="threads of the dataflow")
     words.add_argument("--metrics", metavar="HOST:PORT", help="where /metrics and /healthz listen")
 
 
@@ -19,5 +18,5 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     """Run until stopped."""
     if words.metrics:
         settings = dataclasses.replace(settings, metrics_address=words.metrics)
-    open_live(Workspace.open(settings), until_end=words.until_end).run(workers_count=words.workers)
+    open_live(Workspace.open(settings), until_end=words.until_end).run()
     return 0

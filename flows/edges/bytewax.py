@@ -175,14 +175,14 @@ class KeyedSink(FixedPartitionedSink[X, None], Generic[X]):
         return _SinkPart(self._open(int(for_part)))
 
 
-def run(flow: Dataflow, *, workers_count: int = 1, epoch: timedelta = timedelta(seconds=1)) -> None:
-    """Run a dataflow in this process until its sources end.
+def run(flow: Dataflow, *, epoch: timedelta) -> None:
+    """Run a dataflow in this thread until its sources end.
 
     Bytewax wraps what a step raises in exceptions of its own; an error of ours comes out as it was raised.
     """
     os.environ["RUST_BACKTRACE"] = "0"  # an exception crosses Bytewax as a panic; its Rust frames help nobody
     try:
-        cli_main(flow, workers_per_process=workers_count, epoch_interval=epoch)
+        cli_main(flow, epoch_interval=epoch)
     except Exception as error:  # whatever Bytewax makes of it: looked into, and raised again
         ours = next((cause for cause in _chain(error) if isinstance(cause, FreshetError)), None)
         if ours is None:

@@ -119,7 +119,8 @@ class Decoder:
         return pa.table([{**system, **columns}[name] for name in schema.names], schema=schema)
 
 
-_CALENDAR = tuple(pa.scalar(end.replace(tzinfo=UTC), _TIMESTAMP).value for end in (datetime.min, datetime.max))
+_ENDS = (datetime.min, datetime.max)  # noqa: DTZ901  # the zone is put on in the next line
+_CALENDAR = tuple(pa.scalar(end.replace(tzinfo=UTC), _TIMESTAMP).value for end in _ENDS)
 _BEYOND = "in UTC it is not between the years 1 and 9999"
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ def gone(pid: int) -> bool:
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+            with Path(f"/proc/{pid}/stat").open(encoding="utf-8") as stat:
                 if stat.read().rpartition(")")[2].split()[0] == "Z":
                     return True
         except FileNotFoundError:
@@ -62,7 +63,11 @@ def test_closing_ends_the_child() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_child_ends_with_its_parent_however_that_ends(how: signal.Signals) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PARENT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())

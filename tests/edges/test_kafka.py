@@ -170,7 +170,9 @@ def test_a_resume_offset_that_kafka_has_deleted_is_refused_with_what_is_left(rea
     for deleted in admin.delete_records([TopicPartition(topic, 0, 6)]).values():
         deleted.result()
 
-    with pytest.raises(Refused, match=rf'topic "{topic}" partition 0 no longer has offset 3; got offsets 6 to 10\. Hint: '):
+    with pytest.raises(
+        Refused, match=rf'topic "{topic}" partition 0 no longer has offset 3; got offsets 6 to 10\. Hint: '
+    ):
         PartitionReader(address, topic, 0, 1, 3)
 
     assert cluster.read(0, 4)[0].offsets[0] == 6
@@ -301,7 +303,9 @@ def test_partitions_are_counted_and_a_topic_that_is_not_there_is_refused(cluster
 @pytest.mark.kafka
 def test_a_topic_that_is_not_there_is_refused_and_not_made(real_kafka: str) -> None:
     for _ in range(2):
-        with pytest.raises(Refused, match=f'topic "no_such" cannot be read at {real_kafka}; got .*Unknown topic.*freshet apply'):
+        with pytest.raises(
+            Refused, match=f'topic "no_such" cannot be read at {real_kafka}; got .*Unknown topic.*freshet apply'
+        ):
             kafka.partitions_count(Kafka(real_kafka), "no_such")
 
 
@@ -345,7 +349,10 @@ def test_an_event_that_nobody_takes_is_never_dropped_in_silence(nobody: Kafka) -
 def test_an_event_that_the_cluster_gives_up_on_is_an_error_at_the_end(nobody: Kafka) -> None:
     impatient = replace(nobody, options={"delivery.timeout.ms": "200", "linger.ms": "0"})
 
-    with pytest.raises(Unavailable, match="1 events were refused, the first: t: "), Producer(impatient, made("t")) as producer:
+    with (
+        pytest.raises(Unavailable, match="1 events were refused, the first: t: "),
+        Producer(impatient, made("t")) as producer,
+    ):
         producer.send({"at": NOON, "user": "ada", "n": 1})
 
 

@@ -40,7 +40,9 @@ def test_every_label_set_is_zero_from_the_start() -> None:
     assert metrics.value("freshet_checkpoint_last_success_timestamp_seconds") == 0
 
 
-VALUES = arrays.arrays(np.float64, st.integers(0, 30), elements=st.sampled_from([*FRESHNESS_BUCKETS, 0.0, 1e9]) | st.floats(0, 1e5))
+VALUES = arrays.arrays(
+    np.float64, st.integers(0, 30), elements=st.sampled_from([*FRESHNESS_BUCKETS, 0.0, 1e9]) | st.floats(0, 1e5)
+)
 
 
 @given(batches=st.lists(st.tuples(VALUES, st.sampled_from(["a", "b"])), max_size=5))
@@ -116,7 +118,9 @@ def test_an_address_that_is_taken_is_refused() -> None:
         server.close()
 
 
-@pytest.mark.parametrize("address", ["", "localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:99999", "127.0.0.1:-1"])
+@pytest.mark.parametrize(
+    "address", ["", "localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:99999", "127.0.0.1:-1"]
+)
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(Refused, match="cannot serve metrics"):
         Server(address, CollectorRegistry(), lambda: True)

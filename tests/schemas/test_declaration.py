@@ -95,8 +95,8 @@ def test_what_is_read_is_written_and_read_back_the_same() -> None:
 
 
 NAMES = "name, dtype, source, transformation"
-DEFAULTS = "features.yaml: declaration \"features.yaml\" has no servingRequirements. Hint: add `servingRequirements: {}` to take the defaults, or say onlineLatency, offlineVolume, freshnessTarget"  # noqa: E501
-DTYPES = "bytes, array(bytes), string, array(string), int32, array(int32), int64, array(int64), float32, array(float32), float64, array(float64), bool, array(bool), unix_timestamp, array(unix_timestamp)"  # noqa: E501
+DEFAULTS = 'features.yaml: declaration "features.yaml" has no servingRequirements. Hint: add `servingRequirements: {}` to take the defaults, or say onlineLatency, offlineVolume, freshnessTarget'
+DTYPES = "bytes, array(bytes), string, array(string), int32, array(int32), int64, array(int64), float32, array(float32), float64, array(float64), bool, array(bool), unix_timestamp, array(unix_timestamp)"
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "no definitions": (
         {"servingRequirements": {}},
@@ -153,7 +153,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "definitions of another kind": (
         {**LEAST, "featureDefinitions": {"edits": FEATURE}},
-        "features.yaml:1: key \"featureDefinitions\" is of the wrong kind; got {'edits': {'name': 'edits', 'dtype': 'int64', 'source': 'wiki', 'transformation'. Hint: write a list",  # noqa: E501
+        "features.yaml:1: key \"featureDefinitions\" is of the wrong kind; got {'edits': {'name': 'edits', 'dtype': 'int64', 'source': 'wiki', 'transformation'. Hint: write a list",
     ),
     "a misspelt key": (
         feature(transfromation="x"),
@@ -173,11 +173,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a latency that is none": (
         {**LEAST, "servingRequirements": {"onlineLatency": "fast"}},
-        "features.yaml:1: key \"onlineLatency\" cannot be read; got 'fast'. Hint: write a duration such as \"10ms\", \"2 s\", \"5 minutes\", \"1h\" or \"7 days\"",  # noqa: E501
+        'features.yaml:1: key "onlineLatency" cannot be read; got \'fast\'. Hint: write a duration such as "10ms", "2 s", "5 minutes", "1h" or "7 days"',
     ),
     "a volume that is none": (
         {**LEAST, "servingRequirements": {"offlineVolume": "much"}},
-        "features.yaml:1: key \"offlineVolume\" cannot be read; got 'much'. Hint: write a volume such as \"50GB/day\" or \"200 MiB/hour\"",  # noqa: E501
+        'features.yaml:1: key "offlineVolume" cannot be read; got \'much\'. Hint: write a volume such as "50GB/day" or "200 MiB/hour"',
     ),
     "a freshness that is a number": (
         {**LEAST, "servingRequirements": {"freshnessTarget": 2}},
@@ -185,7 +185,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a ttl that is none": (
         {**LEAST, "views": {"v": {"ttl": "a while"}}},
-        "features.yaml:1: key \"ttl\" cannot be read; got 'a while'. Hint: write a duration such as \"10ms\", \"2 s\", \"5 minutes\", \"1h\" or \"7 days\"",  # noqa: E501
+        'features.yaml:1: key "ttl" cannot be read; got \'a while\'. Hint: write a duration such as "10ms", "2 s", "5 minutes", "1h" or "7 days"',
     ),
     "a ttl without a unit": (
         {**LEAST, "views": {"v": {"ttl": 7}}},
@@ -236,10 +236,10 @@ def test_a_key_that_stands_twice_is_refused_at_its_second_place() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got nothing. Hint: start with `featureDefinitions:` and `servingRequirements:`'),  # noqa: E501
-        ("# nothing\n", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got nothing. Hint: start with `featureDefinitions:` and `servingRequirements:`'),  # noqa: E501
-        ("[]", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got list. Hint: start with `featureDefinitions:` and `servingRequirements:`'),  # noqa: E501
-        ("hello", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got str. Hint: start with `featureDefinitions:` and `servingRequirements:`'),  # noqa: E501
+        ("", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got nothing. Hint: start with `featureDefinitions:` and `servingRequirements:`'),
+        ("# nothing\n", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got nothing. Hint: start with `featureDefinitions:` and `servingRequirements:`'),
+        ("[]", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got list. Hint: start with `featureDefinitions:` and `servingRequirements:`'),
+        ("hello", 'features.yaml: declaration "features.yaml" is not a mapping of keys; got str. Hint: start with `featureDefinitions:` and `servingRequirements:`'),
     ],
 )  # fmt: skip
 def test_a_declaration_without_keys_is_refused(text: str, message: str) -> None:
@@ -291,8 +291,14 @@ def test_an_unknown_key_that_resembles_none_is_a_warning() -> None:
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.just(FEATURE),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*FULL, *FULL["infrastructure"], *FEATURE, "views", "windows", "project"]), inner, max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*FULL, *FULL["infrastructure"], *FEATURE, "views", "windows", "project"]),
+                inner,
+                max_size=5,
+            )
+        ),
         max_leaves=12,
     )
 )

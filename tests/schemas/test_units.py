@@ -80,7 +80,8 @@ def test_objectives_are_read_as_people_write_them(text: str, spelled: str) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "p99", "p99 <", "p0 < 1s", "p100 < 1s", "p999 < 1s", "p99 > 10ms", "p99 = 10ms", "99% < 10ms", "< 0s"]
+    "text",
+    ["", "fast", "p99", "p99 <", "p0 < 1s", "p100 < 1s", "p999 < 1s", "p99 > 10ms", "p99 = 10ms", "99% < 10ms", "< 0s"],
 )
 def test_what_is_not_an_objective_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="^(an objective|a duration|a percentile) "):
@@ -111,7 +112,9 @@ def test_volumes_are_read_as_people_write_them(text: str, bytes_a_day: float | N
         assert units.volume(text).bytes_per_day == bytes_a_day
 
 
-@pytest.mark.parametrize("text", ["", "/day", "much", "50", "50XB/day", "-1GB/day", "50GB/never", "50GB/0 days", "50GB/day/day"])
+@pytest.mark.parametrize(
+    "text", ["", "/day", "much", "50", "50XB/day", "-1GB/day", "50GB/never", "50GB/0 days", "50GB/day/day"]
+)
 def test_what_is_not_a_volume_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="^a (volume|duration) "):
         units.volume(text)

@@ -1,5 +1,6 @@
 """Late, future, duplicate: one partition's judgement, the same for every cutting into batches."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -160,9 +161,7 @@ def test_every_cutting_into_batches_gives_the_judgement_of_one_by_one(events: li
     bounds = sorted({0, len(events), *(cut for cut in cuts if cut < len(events))})
     judge = PartitionJudge(STREAM)
 
-    said = [
-        word for start, end in zip(bounds, bounds[1:], strict=False) for word in words(judge, tuple(events[start:end]))
-    ]
+    said = [word for start, end in itertools.pairwise(bounds) for word in words(judge, tuple(events[start:end]))]
 
     accepted = [time for (time, at, _), word in zip(events, said, strict=True) if word != "future"]
     assert reference(events) == said

@@ -1,5 +1,6 @@
 """Bytes to events: every message is one event or one reject, whatever its bytes and its neighbours."""
 
+import itertools
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -243,7 +244,7 @@ def test_each_message_is_one_event_or_one_reject_however_messages_are_batched(
         alone |= outcome(DECODER.decode(poll([value], first=100 + index)))
     bounds = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
     batched: dict[int, Any] = {}
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         batched |= outcome(DECODER.decode(poll(values[start:end], first=100 + start)))
 
     assert sorted(whole) == list(range(100, 100 + len(values)))

@@ -1,6 +1,6 @@
 """Every refusal as a person reads it: the SQL, and exactly what is said of it."""
 
-# ruff: noqa: E501  # a message stands as it is read
+# a message stands as it is read
 
 from datetime import timedelta
 

@@ -1,0 +1,173 @@
+"""The whole dataflow on in-memory twins, however its topic is cut, spread over partitions and shards."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from freshet.flows import settings as settings_
+from freshet.flows.edges import bytewax
+from freshet.flows.edges.metrics import Metrics
+from freshet.flows.edges.parquet import MemoryOfflineStore
+from freshet.flows.edges.redis import MemoryOnlineStore
+from freshet.flows.live import Workspace
+from freshet.flows.materializer import Edges, archive_name, build, source_key
+from freshet.flows.steps.oracle import compare
+from freshet.schemas.errors import RejectLimit
+from freshet.schemas.poll import Poll
+from freshet.schemas.rejects import Reject
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+SOURCE = json.loads((Path(__file__).parent.parent / "schemas/samples/wiki_edits/good-edit.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def workspace() -> Workspace:
+    return Workspace.open(settings_.Settings(project=Path(__file__).parent.parent))
+
+
+@dataclass
+class Script:
+    """Gives the polls it was made of, then ends."""
+
+    polls: list[Poll]
+    at: int = 0
+    committed: int = -1
+
+    def poll(self) -> Poll | None:
+        self.at += 1
+        return self.polls[self.at - 1] if self.at <= len(self.polls) else None
+
+    def finished(self) -> bool:
+        return self.at >= len(self.polls)
+
+    def position(self) -> int:
+        return self.at
+
+    def durable(self, position: int) -> None:
+        assert position >= self.committed
+        self.committed = position
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class World:
+    """What the dataflow left behind."""
+
+    online: MemoryOnlineStore
+    offline: MemoryOfflineStore
+    metrics: Metrics
+    rejects: list[Reject] = field(default_factory=list)
+
+
+def edit(seconds: float, user: str = "ada", page: str = "Freshet", added: int = 1) -> bytes:
+    time = (START + timedelta(seconds=seconds)).isoformat()
+    return json.dumps({**SOURCE, "time": time, "user": user, "page": page, "added": added, "delta": added}).encode()
+
+
+def polls(topic: str, partition: int, count: int, values: Sequence[bytes], cut: int) -> list[Poll]:
+    made, kafka_ms = [], int((START + timedelta(days=1)).timestamp() * 1000)
+    for start in range(0, len(values), cut):
+        part: list[Any] = list(values[start : start + cut])
+        nothing: list[bytes | None] = [None] * len(part)
+        offsets = np.arange(start, start + len(part))
+        times = np.full(len(part), kafka_ms)
+        made.append(Poll(topic, partition, count, part, nothing, nothing, times, offsets, len(values), at_end=False))
+    return made
+
+
+def run(workspace: Workspace, partitions: Sequence[Sequence[bytes]], *, cut: int, shards: int) -> World:
+    pipeline, contracts = workspace.pipeline, workspace.contracts
+    offline, made = MemoryOfflineStore(), Metrics(list(contracts), [view.name for view in pipeline.views])
+    for view in pipeline.views:
+        offline.prepare(view.name, view.row_schema)
+    offline.prepare(archive_name("wiki_edits"), contracts["wiki_edits"].schema)
+    world = World(MemoryOnlineStore(pipeline.project, pipeline.views), offline, made)
+    readers = {
+        source_key("wiki_edits", number): Script(polls("wiki_edits", number, len(partitions), values, cut))
+        for number, values in enumerate(partitions)
+    }
+    edges = Edges(
+        keys=list(readers),
+        open_reader=lambda key, _: readers[key],
+        online=world.online,
+        offline=offline,
+        now_us=lambda: int(START.timestamp() * 10**6) + 2 * 86400 * 10**6,
+        metrics=made,
+        on_rejects=lambda _, rejects: world.rejects.extend(rejects),
+        reject_limit=50,
+    )
+    bytewax.run(build(pipeline, contracts, edges, shards), epoch=timedelta(0))
+    return world
+
+
+def agrees(workspace: Workspace, world: World) -> None:
+    """Both stores hold what DuckDB says of the accepted events."""
+    events = world.offline.read(archive_name("wiki_edits"))
+    for plan in workspace.pipeline.plans:
+        assert compare(plan, events, world.offline.final(plan.view)).differing == ()
+        newest = world.offline.newest(plan.view).to_pylist()
+        served = world.online.read(plan.view, [tuple(row[name] for name in plan.view.entity_names) for row in newest])
+        for row, stored in zip(newest, served, strict=True):
+            assert stored is not None
+            assert row["event_timestamp"] == stored.event_timestamp
+            assert row["_version"] == stored.version
+            assert {feature.name: row[feature.name] for feature in plan.view.features} == dict(stored.features)
+
+
+EDITS = st.builds(
+    edit,
+    st.integers(0, 4000) | st.sampled_from([0, 600, 3600, 60]),
+    st.sampled_from(["ada", "bob", "кот"]),
+    st.sampled_from(["Freshet", "Flood"]),
+    st.integers(-5, 5),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    partitions=st.lists(st.lists(EDITS | st.binary(max_size=9), max_size=25), min_size=1, max_size=3),
+    cut=st.integers(1, 30),
+    shards=st.integers(1, 4),
+)
+def test_both_stores_hold_what_the_declared_sql_says(
+    workspace: Workspace, partitions: list[list[bytes]], cut: int, shards: int
+) -> None:
+    world = run(workspace, partitions, cut=cut, shards=shards)
+
+    agrees(workspace, world)
+    accepted = world.offline.read(archive_name("wiki_edits")).num_rows
+    assert sum(map(len, partitions)) == accepted + len(world.rejects)
+
+
+@pytest.mark.parametrize("shards", [1, 4, 16])
+def test_any_number_of_shards_gives_the_same_rows(workspace: Workspace, shards: int) -> None:
+    partitions = [
+        [edit(number * 7 + part, f"user {number % 5}", f"page {number % 3}", number) for number in range(200)]
+        for part in range(3)
+    ]
+
+    world = run(workspace, partitions, cut=20, shards=shards)
+
+    agrees(workspace, world)
+    assert world.offline.final(workspace.pipeline.views[0]).num_rows == 600
+    assert world.metrics.value("freshet_events_total", stream="wiki_edits", outcome="accepted") == 600
+
+
+def test_garbage_among_events_harms_nothing_and_garbage_alone_stops_the_flow(workspace: Workspace) -> None:
+    mixed = [edit(number) if number % 3 == 0 else b"\x00garbage" for number in range(300)]
+    world = run(workspace, [mixed], cut=10, shards=2)
+    agrees(workspace, world)
+    assert len(world.rejects) == 200
+
+    with pytest.raises(RejectLimit, match='stream "wiki_edits" gave 60 events in a row that cannot be used'):
+        run(workspace, [[b"garbage"] * 300], cut=20, shards=2)
