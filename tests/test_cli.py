@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,10 @@ def declared(**changes: str) -> str:
 
 
 BAD: dict[str, tuple[str, tuple[str, ...]]] = {
-    "a misspelt key": (declared(transfromation="x"), ('key "transfromation" is unknown', "did you mean transformation?")),
+    "a misspelt key": (
+        declared(transfromation="x"),
+        ('key "transfromation" is unknown', "did you mean transformation?"),
+    ),
     "a misspelt column": (
         declared(transformation=f"sum(aded) {W}"),
         ('feature "edits" names an unknown column; got aded', "did you mean added?"),
@@ -119,8 +122,8 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
         ('feature "edits" has dtype int64, but another type comes out; got DOUBLE', "write dtype: float64"),
     ),
     "two features of one name": (
-        declared().replace("servingRequirements", declared().split("\n", 1)[1].replace("servingRequirements", "X").split("X")[0] + "servingRequirements"),
-        ('feature "edits" is declared twice, first at feature_repo/features.yaml:2', "rename one of them"),
+        re.sub(r"(featureDefinitions:\n)(.*)(servingRequirements)", r"\1\2\2\3", declared(), flags=re.DOTALL),
+        ('feature "edits" is declared twice, first at feature_repo/features.yaml:3', "rename one of them"),
     ),
     "an unknown source": (
         declared(source="wiki_edit"),
@@ -158,7 +161,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "a store that is none": (
         declared() + "infrastructure: {onlineStore: 'mysql://localhost'}\n",
-        ("mysql",),
+        ('key "onlineStore" is not an online store that Freshet knows', "write redis://host:6379/0"),
     ),
 }
 
@@ -248,18 +251,21 @@ def test_a_broker_that_is_not_there_ends_every_process(verb: tuple[str, ...], pr
     assert "Traceback" not in done.stderr
 
 
-def test_a_redis_that_is_not_there_is_named_without_its_password(project: Path, broker: Broker) -> None:
+def test_a_redis_that_is_not_there_is_named_without_its_password_and_nothing_is_made(project: Path) -> None:
     port = free_port()
     url = f"redis://app:hunter2@127.0.0.1:{port}/0"
     before = files_in(project)
 
-    done = Freshet(project, {"FRESHET_BROKERS": broker.address, "FRESHET_ONLINE_STORE": url})("apply")
+    with Broker.start() as empty:
+        done = Freshet(project, {"FRESHET_BROKERS": empty.address, "FRESHET_ONLINE_STORE": url})("apply")
+        topics = AdminClient({"bootstrap.servers": empty.address}).list_topics(timeout=10).topics
 
     assert done.returncode == 5, done.stderr + done.stdout
     assert f"127.0.0.1:{port}" in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert files_in(project) == before
+    assert topics == {}
 
 
 @pytest.mark.kafka
@@ -328,17 +334,23 @@ class Applied:
 
 
 @pytest.fixture(scope="module")
-def applied(broker: Broker, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Applied:
+def cluster() -> Iterator[Broker]:
+    with Broker.start() as started:
+        started.create_topic("wiki_edits", 8)  # it makes topics by itself, but with partitions of its own number
+        yield started
+
+
+@pytest.fixture(scope="module")
+def applied(cluster: Broker, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Applied:
     root = tmp_path_factory.mktemp("applied") / "project"
     repo = Path(__file__).parent.parent
     ignore = shutil.ignore_patterns("feature_store.yaml", "__pycache__")
     shutil.copytree(repo / "feature_repo", root / "feature_repo", ignore=ignore)
     shutil.copytree(repo / "schemas" / "events", root / "schemas" / "events", ignore=ignore)
-    broker.create_topic("wiki_edits", 8)
     freshet = Freshet(
         root,
         {
-            "FRESHET_BROKERS": broker.address,
+            "FRESHET_BROKERS": cluster.address,
             "FRESHET_ONLINE_STORE": valkey_url,
             "FRESHET_METRICS_ADDRESS": "127.0.0.1:0",
         },
@@ -364,8 +376,8 @@ def test_planning_again_after_applying_finds_nothing_to_do(applied: Applied) -> 
     assert json.loads(applied.freshet.ok("plan", "--json")) == applied.planned
 
 
-def test_every_planned_topic_is_there(applied: Applied, broker: Broker) -> None:
-    topics = AdminClient({"bootstrap.servers": broker.address}).list_topics(timeout=10).topics
+def test_every_planned_topic_is_there(applied: Applied, cluster: Broker) -> None:
+    topics = AdminClient({"bootstrap.servers": cluster.address}).list_topics(timeout=10).topics
 
     for topic in applied.planned["topics"]:
         assert len(topics[topic["name"]].partitions) == topic["partitions"]
@@ -405,8 +417,9 @@ def test_every_planned_check_is_one_that_the_judge_is_given(applied: Applied) ->
     workspace, judge = applied.workspace, Recording()
     target = workspace.source.declaration.servingRequirements.freshnessTarget
 
+    online = MemoryOnlineStore(workspace.pipeline.project, workspace.pipeline.views)
     check_round(
-        workspace.pipeline, MemoryOnlineStore(workspace.pipeline.views), OfflineStore(workspace.offline_root), dict, judge,
+        workspace.pipeline, online, OfflineStore(workspace.offline_root), dict, judge,
         freshness_target=target, sample_count=5, seed=0, grace=pd.Timedelta(0).to_pytimedelta(), wait=lambda _: None,
     )  # fmt: skip
 
@@ -467,7 +480,9 @@ def test_a_breaking_change_is_refused_and_leaves_what_was_applied(applied: Appli
     root = tmp_path / "changed"
     shutil.copytree(applied.freshet.project, root)
     features = root / "feature_repo" / "features.yaml"
-    features.write_text(features.read_text().replace("name: user_edits_1h, dtype: int64", "name: user_edits_1h, dtype: float64"))
+    features.write_text(
+        features.read_text().replace("name: user_edits_1h, dtype: int64", "name: user_edits_1h, dtype: float64")
+    )
     before = (root / ".freshet" / "applied.json").read_bytes()
 
     done = Freshet(root, applied.freshet.environment)("apply")
@@ -493,7 +508,11 @@ def test_a_new_project_plans_and_replays_as_it_stands(tmp_path: Path) -> None:
     assert said["rows"] == {"page_views_by_visitor": 4}
     view = Workspace.open(settings.read({"FRESHET_PROJECT": str(root)})).pipeline.plan("page_views_by_visitor").view
     rows = OfflineStore(tmp_path / "rows").final(view).to_pylist()
-    ada = [row["visitor_views_10m"] for row in sorted(rows, key=lambda row: row["event_timestamp"]) if row["visitor"] == "ada"]
+    ada = [
+        row["visitor_views_10m"]
+        for row in sorted(rows, key=lambda row: row["event_timestamp"])
+        if row["visitor"] == "ada"
+    ]
     assert ada == [1, 2, 3]
 
 
