@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.valkey import Valkey
 
 REPO = Path(__file__).parent.parent
+
+settings.register_profile("freshet", deadline=None)  # no test depends on a duration
+settings.load_profile("freshet")
 
 
 def require(name: str, why: str) -> NoReturn:
