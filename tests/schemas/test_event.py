@@ -124,6 +124,12 @@ def test_an_event_time_that_may_be_absent_is_refused() -> None:
     assert "needs an event time that is always there" in refused(model(at=AwareDatetime | None))[0]
 
 
+def test_an_event_id_that_is_a_list_is_refused() -> None:
+    (message,) = refused(model(Stream("clicks", "user", "at", "ids"), ids=list[str]))
+
+    assert message.startswith('stream "clicks" tells repeated events by a list; got ids. Hint: ')
+
+
 def test_reserved_names_are_refused() -> None:
     (message,) = refused(model(Event_Timestamp=str))
 
