@@ -124,6 +124,10 @@ def contract(name: str, model: type[Event]) -> tuple[Contract | None, list[Probl
             meant = nearest(word, model.model_fields)
             hint = f"did you mean {meant}?" if meant else f"use one of {listed(tuple(model.model_fields))}"
             problems.append(Problem("stream", name, f"names an unknown field as {role}", repr(word), hint))
+    told_by = by_name.get(stream.event_id or "")
+    if told_by is not None and pa.types.is_list(told_by.type):
+        hint = "use a field of one value"
+        problems.append(Problem("stream", name, "tells repeated events by a list", told_by.name, hint))
     at = by_name.get(stream.event_time)
     if at is not None and (not pa.types.is_timestamp(at.type) or at.nullable):
         problems.append(

@@ -41,7 +41,7 @@ def polls(path: str, topic: str, *, batch_events: int = _BATCH_EVENTS) -> Iterat
         )
     except FileNotFoundError:
         raise _refused(path, "is not there") from None
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:
         raise _refused(path, f"cannot be read: {error}") from error
 
 
@@ -104,4 +104,4 @@ def _plain(value: object) -> object:
         return str(value)
     if isinstance(value, bytes):
         return value.decode()
-    raise TypeError(f"no JSON for {type(value).__name__}")
+    raise pa.ArrowTypeError(f"there is no JSON for {type(value).__name__}")

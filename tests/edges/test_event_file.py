@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,14 @@ def test_times_and_decimals_of_parquet_are_written_as_contracts_read_them(tmp_pa
     pq.write_table(table, tmp_path / "e.parquet")
 
     assert values(read(tmp_path / "e.parquet")) == [{"at": "2026-03-01T12:00:00+00:00", "cost": "1.50"}]
+
+
+@pytest.mark.parametrize("value", [b"\xff", time(1)])
+def test_parquet_with_values_that_json_cannot_say_is_refused_by_name(tmp_path: Path, value: Any) -> None:
+    pq.write_table(pa.table({"x": pa.array([value])}), tmp_path / "e.parquet")
+
+    with pytest.raises(Refused, match=f'file "{tmp_path / "e.parquet"}" cannot be read: '):
+        read(tmp_path / "e.parquet")
 
 
 @pytest.mark.parametrize(
