@@ -7,8 +7,9 @@ librdkafka's defaults that would lose or split data are set otherwise: a read fr
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 from confluent_kafka import (
@@ -23,57 +24,101 @@ from confluent_kafka import (
 from confluent_kafka import Producer as RawProducer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event
 from freshet.schemas.poll import Poll
 
 _ANSWER_LIMIT_S = 10.0
-_OUTAGE_LIMIT_S = 60.0
-_ELECTING = (
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.NOT_COORDINATOR,
-)
-_ELECTION_WAIT_S = 0.1
+_PROBE_LIMIT_S = 0.5
+_PROBE_PAUSE_S_MAX = 5.0
+_ASK_AGAIN_S = 0.05
 _GROUPLESS = "freshet-no-group"
+# The embedded broker answers an empty fetch no sooner; and each partition has a queue of its own.
+_FETCH = {"fetch.wait.max.ms": 10, "queued.max.messages.kbytes": 16384}
+_OFFSET_GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001  # the client's own name
+_PARTITIONS_MAX = 100_000  # librdkafka's own limit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Kafka:
-    """How to reach a cluster. `options` are librdkafka's own, with secrets in them, and are never printed."""
+    """How to reach a cluster.
+
+    `options` are librdkafka's own, with secrets in them, and are never printed. They tune; what keeps data from being
+    lost or split, a client sets itself. `patience_s` is how long an outage is waited out.
+    """
 
     brokers: str
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    patience_s: float = 60.0
 
-    def config(self, **more: Any) -> dict[str, Any]:
-        """Return a client's configuration; words of `more` join with dots."""
-        ours = {name if name.endswith("_cb") else name.replace("_", "."): value for name, value in more.items()}
-        return {
-            "bootstrap.servers": self.brokers,
-            "socket.keepalive.enable": True,
-            "log_level": 2,
-            **ours,
-            **self.options,
-        }
+    def config(self, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> dict[str, Any]:
+        """Return a client's configuration: options replace what is `tuned`, and nothing that is `fixed`.
+
+        Words of `fixed` join with dots.
+        """
+        ours = {name if name.endswith("_cb") else name.replace("_", "."): value for name, value in fixed.items()}
+        quiet = {"socket.keepalive.enable": True, "log_level": 2}
+        return {**quiet, **(tuned or {}), **self.options, **ours, "bootstrap.servers": self.brokers}
+
+    @property
+    def answer_limit_s(self) -> float:
+        """How long one question may wait for its answer."""
+        return min(_ANSWER_LIMIT_S, self.patience_s)
 
     def unavailable(self, error: object) -> Unavailable:
         """Return the exception that says which cluster does not answer, and why."""
         return Unavailable(f'kafka "{self.brokers}" is not available: {error}. Hint: is it running there?')
 
 
+class _Heard:
+    """What a client said in passing since all was well: the root cause behind a bare `timed out`."""
+
+    def __init__(self) -> None:
+        self.newest = ""
+
+    def __call__(self, error: KafkaError) -> None:
+        # That all brokers are down follows the reason for which the last one is, and says less.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or not self.newest:  # noqa: SLF001  # the client's own name
+            self.newest = error.str()
+
+    def behind(self, error: KafkaException) -> str:
+        """Return an error with its cause."""
+        return f"{error.args[0].str()} ({self.newest})" if self.newest else str(error.args[0].str())
+
+
+class _Client:
+    """A consumer that is asked questions; a question without an answer is `Unavailable`, with the root cause."""
+
+    def __init__(self, kafka: Kafka, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> None:
+        self.kafka, self.heard = kafka, _Heard()
+        self.consumer = Consumer(kafka.config(tuned, error_cb=self.heard, enable_auto_commit=False, **fixed))
+
+    def ask(self, question: Callable[[Consumer, float], T]) -> T:
+        """Return the answer; the question is given the consumer and a limit in seconds."""
+        try:
+            return question(self.consumer, self.kafka.answer_limit_s)
+        except KafkaException as error:
+            self.consumer.poll(0)  # the way to hear what was said in passing
+            raise self.kafka.unavailable(self.heard.behind(error)) from error
+
+    def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return the offset of a partition's first message and the one after its last."""
+        part = TopicPartition(topic, partition)
+        low, high = self.ask(lambda consumer, limit_s: consumer.get_watermark_offsets(part, timeout=limit_s))
+        return int(low), int(high)
+
+
 def partitions_count(kafka: Kafka, topic: str) -> int:
     """Return how many partitions a topic has; raises `Unavailable`, or `Refused` for a topic that is not there."""
-    consumer = Consumer(kafka.config(group_id=_GROUPLESS, allow_auto_create_topics=False))
+    client = _Client(kafka, group_id=_GROUPLESS, allow_auto_create_topics=False)
     try:
-        metadata = consumer.list_topics(topic, timeout=_ANSWER_LIMIT_S).topics[topic]
-    except KafkaException as error:
-        raise kafka.unavailable(error.args[0].str()) from error
+        metadata = client.ask(lambda consumer, limit_s: consumer.list_topics(topic, timeout=limit_s)).topics[topic]
     finally:
-        consumer.close()
+        client.consumer.close()
     if metadata.error is not None or not metadata.partitions:
         why = metadata.error.str() if metadata.error else "it has no partitions"
         hint = "run `freshet apply`, which makes it"
@@ -84,109 +129,129 @@ def partitions_count(kafka: Kafka, topic: str) -> int:
 def create_topics(kafka: Kafka, topics: Mapping[str, int]) -> dict[str, str]:
     """Make topics with so many partitions; say for each whether it was `created` or `exists`.
 
-    The embedded broker knows no such call; it makes a topic, with its own number of partitions, when asked for it.
+    Each can be used once this returns. Raises `Refused` for a name or number that Kafka does not take, and
+    `Unavailable`. The embedded broker knows no such call; it makes a topic, with its own number of partitions, when
+    asked for it.
     """
-    admin = AdminClient(kafka.config())
+    heard = _Heard()
+    admin = AdminClient(kafka.config(error_cb=heard))
     try:
-        cluster = admin.list_topics(timeout=_ANSWER_LIMIT_S)
+        cluster = admin.list_topics(timeout=kafka.answer_limit_s)
+        there = {topic for topic in topics if topic in cluster.topics and cluster.topics[topic].partitions}
+        missing = {topic: count for topic, count in topics.items() if topic not in there}
+        if missing and not str(cluster.cluster_id).startswith("mockCluster"):
+            _request_topics(admin, missing, kafka.answer_limit_s)
+        for topic, count in missing.items():
+            _await_topic(kafka, admin, topic, count)
     except KafkaException as error:
-        raise kafka.unavailable(error.args[0].str()) from error
-    done = {topic: "exists" for topic in topics if topic in cluster.topics and cluster.topics[topic].partitions}
-    missing = {topic: count for topic, count in topics.items() if topic not in done}
-    if str(cluster.cluster_id).startswith("mockCluster"):
-        for topic in missing:
-            admin.list_topics(topic, timeout=_ANSWER_LIMIT_S)
-    elif missing:
-        wanted = [NewTopic(topic, count) for topic, count in missing.items()]
-        for topic, made in admin.create_topics(wanted, request_timeout=_ANSWER_LIMIT_S).items():
-            try:
-                made.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise kafka.unavailable(f"it made no topic {topic}: {error.args[0].str()}") from error
-    return done | dict.fromkeys(missing, "created")
+        admin.poll(0)
+        raise kafka.unavailable(heard.behind(error)) from error
+    return {topic: "exists" if topic in there else "created" for topic in topics}
 
 
-def _elected(ask: Callable[[], Any]) -> Any:
-    """Ask again, for so long, while a partition or group that is new or moves has no leader yet."""
-    deadline = time.monotonic() + _ANSWER_LIMIT_S
-    while True:
+def _request_topics(admin: AdminClient, topics: Mapping[str, int], limit_s: float) -> None:
+    problems = [
+        Problem("topic", topic, "cannot be made", f"{count} partitions", f"write 1 to {_PARTITIONS_MAX} in its stream")
+        for topic, count in topics.items()
+        if not 1 <= count <= _PARTITIONS_MAX
+    ]
+    if problems:
+        raise Refused(problems)
+    wanted = [NewTopic(topic, count) for topic, count in topics.items()]
+    for topic, made in admin.create_topics(wanted, request_timeout=limit_s).items():
         try:
-            return ask()
+            made.result()
         except KafkaException as error:
-            if error.args[0].code() not in _ELECTING or time.monotonic() > deadline:
+            if error.args[0].code() == KafkaError.TOPIC_EXCEPTION:
+                hint = "write a name of letters, digits, dots, underscores and hyphens in its stream"
+                problems.append(Problem("topic", topic, "cannot be made", error.args[0].str(), hint))
+            elif error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
-        time.sleep(_ELECTION_WAIT_S)
+    if problems:
+        raise Refused(problems)
+
+
+def _await_topic(kafka: Kafka, admin: AdminClient, topic: str, count: int) -> None:
+    """Wait until the brokers know a new topic and who leads it; asking is what makes the embedded broker make it."""
+    deadline = time.monotonic() + kafka.answer_limit_s
+    while True:
+        found = admin.list_topics(topic, timeout=kafka.answer_limit_s).topics[topic]
+        if found.partitions and all(part.leader >= 0 for part in found.partitions.values()):
+            return
+        if time.monotonic() > deadline:
+            raise kafka.unavailable(f"topic {topic} with {count} partitions was made, but has no leader")
+        time.sleep(_ASK_AGAIN_S)
 
 
 class PartitionReader:
-    """Reads one partition, from an offset or from its beginning."""
+    """Reads one partition, from an offset or from its beginning.
+
+    `position` is the offset that is read next, `end_offset` the one after the last message that is known to be there.
+    """
 
     def __init__(self, kafka: Kafka, topic: str, partition: int, count: int, start_offset: int | None = None) -> None:
         self.topic, self.partition, self.partitions_count = topic, partition, count
-        self._kafka = kafka
-        self._errors: list[str] = []
-        self._failing_since: float | None = None
-        self._consumer = Consumer(
-            kafka.config(
-                group_id=_GROUPLESS,
-                enable_auto_commit=False,
-                enable_auto_offset_store=False,
-                auto_offset_reset="error",
-                fetch_wait_max_ms=10,
-                queued_max_messages_kbytes=65536,
-                error_cb=lambda error: self._errors.append(error.str()),
-            )
+        self._client = _Client(
+            kafka,
+            _FETCH,
+            group_id=_GROUPLESS,
+            enable_auto_offset_store=False,
+            auto_offset_reset="error",
+            enable_partition_eof=True,
         )
-        low, high = self._watermarks()
-        if start_offset is not None and not low <= start_offset <= high:
-            self.close()
-            fact = f"partition {partition} no longer has offset {start_offset}"
-            hint = "rebuild from the event archive, or accept the gap by starting anew"
-            raise Refused([Problem("topic", topic, fact, f"offsets {low} to {high}", hint)])
-        self.position = low if start_offset is None else start_offset
-        self.end_offset = high
-        start = TopicPartition(topic, partition, OFFSET_BEGINNING if start_offset is None else start_offset)
-        self._consumer.assign([start])
-
-    def _watermarks(self) -> tuple[int, int]:
+        self._consumer = self._client.consumer
+        self._failing_since: float | None = None
+        self._probe_at = 0.0
         try:
-            part = TopicPartition(self.topic, self.partition)
-            found = _elected(lambda: self._consumer.get_watermark_offsets(part, timeout=_ANSWER_LIMIT_S))
-        except KafkaException as error:
+            low, self.end_offset = self._client.watermarks(topic, partition)
+            self.position = low if start_offset is None else start_offset
+            if not low <= self.position <= self.end_offset:
+                self._refuse_position(low, self.end_offset)
+        except (Refused, Unavailable):
             self.close()
-            raise self._kafka.unavailable(self._cause(error.args[0].str())) from error
-        assert found is not None, "a watermark query with a limit answers or raises"
-        return int(found[0]), int(found[1])
+            raise
+        start = OFFSET_BEGINNING if start_offset is None else start_offset
+        self._consumer.assign([TopicPartition(topic, partition, start)])
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything that is known to be there was read."""
+        return self.position >= self.end_offset
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing that the cluster said, or left unsaid, is being waited out."""
+        return self._failing_since is None
 
     def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
         """Return what is there, at most so many messages; None if nothing is.
 
-        What librdkafka retries by itself is waited out for a minute; then, or for others at once, `Unavailable`.
+        An outage is waited out as long as the cluster's patience says, then raised as `Unavailable`; a position that
+        is no longer in the partition is `Refused`.
         """
-        messages = self._consumer.consume(messages_count, wait_s)
         good: list[Message] = []
-        for message in messages:
+        for message in self._consumer.consume(messages_count, wait_s):
             error = message.error()
             if error is None:
                 good.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # the client's own name for it
+                self.position = max(
+                    self.position, message.offset()
+                )  # past a transaction's markers, which are no message
             else:
-                self._raise_or_wait(error)
+                self._heed(error)
         if good:
-            self._failing_since = None
-            self._errors.clear()
-        elif self._errors:
-            self._waited(self._cause(""))
-        self._refresh_end()
-        return self._as_poll(good) if good else None
-
-    def _refresh_end(self) -> None:
+            self._be_well()
+        elif self._client.heard.newest:
+            self._probe()
         _, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, self.partition), cached=True)
         self.end_offset = max(self.end_offset, int(high))
+        return self._as_poll(good) if good else None
 
     def _as_poll(self, messages: Sequence[Message]) -> Poll:
         offsets = np.array([message.offset() for message in messages], np.int64)
-        self.position = int(offsets[-1]) + 1
+        self.position = max(self.position, int(offsets[-1]) + 1)
+        self.end_offset = max(self.end_offset, self.position)
         return Poll(
             topic=self.topic,
             partition=self.partition,
@@ -196,37 +261,44 @@ class PartitionReader:
             versions=[_version(message.headers()) for message in messages],
             timestamps_ms=np.array([message.timestamp()[1] for message in messages], np.int64),
             offsets=offsets,
-            end_offset=max(self.end_offset, self.position),
+            end_offset=self.end_offset,
             at_end=self.at_end,
         )
 
-    @property
-    def at_end(self) -> bool:
-        """Whether everything that is known to be there was read."""
-        return self.position >= self.end_offset
+    def _heed(self, error: KafkaError) -> None:
+        """Raise what waiting does not mend; remember the rest, which librdkafka tries again by itself."""
+        if error.code() in _OFFSET_GONE:
+            self._refuse_position(*self._client.watermarks(self.topic, self.partition))
+        if error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise self._client.kafka.unavailable(f"{self.topic}/{self.partition}: {error.str()}")
+        self._client.heard(error)
 
-    def _raise_or_wait(self, error: KafkaError) -> None:
-        code = error.code()
-        if code == KafkaError._PARTITION_EOF:  # noqa: SLF001  # the client's own name for it
-            return
-        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001  # as above
-            low, high = self._watermarks()
-            fact = f"partition {self.partition} no longer has offset {self.position}"
-            hint = "rebuild from the event archive, or accept the gap by starting anew"
-            raise Refused([Problem("topic", self.topic, fact, f"offsets {low} to {high}", hint)])
-        if error.fatal() or code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
-            raise self._kafka.unavailable(f"{self.topic}/{self.partition}: {error.str()}")
-        self._waited(error.str())
-
-    def _waited(self, cause: str) -> None:
+    def _probe(self) -> None:
+        """Ask whether an outage is over: an idle partition that is well again brings no message to tell by."""
         now = time.monotonic()
-        self._failing_since = self._failing_since or now
-        if now - self._failing_since > _OUTAGE_LIMIT_S:
-            raise self._kafka.unavailable(self._cause(cause))
-        self._consumer.poll(0)
+        if self._failing_since is None:
+            self._failing_since = now
+        if now < self._probe_at:
+            return
+        limit_s = min(_PROBE_LIMIT_S, self._client.kafka.patience_s)
+        try:
+            self._consumer.get_watermark_offsets(TopicPartition(self.topic, self.partition), timeout=limit_s)
+        except KafkaException as error:
+            failing_s = now - self._failing_since
+            if failing_s > self._client.kafka.patience_s:
+                cause = self._client.heard.behind(error)
+                raise self._client.kafka.unavailable(f"{self.topic}/{self.partition}: {cause}") from error
+            self._probe_at = now + min(failing_s, _PROBE_PAUSE_S_MAX)  # twice as long each time
+        else:
+            self._be_well()
 
-    def _cause(self, otherwise: str) -> str:
-        return self._errors[-1] if self._errors else otherwise
+    def _be_well(self) -> None:
+        self._failing_since, self._client.heard.newest = None, ""
+
+    def _refuse_position(self, low: int, high: int) -> NoReturn:
+        fact = f"partition {self.partition} does not have the offset {self.position} that is to be read next"
+        hint = "rebuild from the event archive, or accept the gap by starting anew"
+        raise Refused([Problem("topic", self.topic, fact, f"offsets from {low} up to {high}", hint)])
 
     def close(self) -> None:
         """Let go of the partition."""
@@ -234,52 +306,82 @@ class PartitionReader:
 
 
 def _version(headers: Sequence[tuple[str, bytes | None]] | None) -> bytes | None:
-    for name, value in headers or ():
-        if name == VERSION_HEADER:
-            return value
-    return None
+    """Return the value of the version header; of a header that is repeated, the last one holds."""
+    return next((value for name, value in reversed(headers or ()) if name == VERSION_HEADER), None)
 
 
 class GroupOffsets:
     """The offsets that a group without members has committed, and where the partitions end."""
 
     def __init__(self, kafka: Kafka, group: str) -> None:
-        self._kafka, self.group = kafka, group
-        self._consumer = Consumer(kafka.config(group_id=group, enable_auto_commit=False))
+        self.group = group
+        self._client = _Client(kafka, group_id=group)
 
     def commit(self, topic: str, partition: int, offset: int) -> None:
         """Commit one offset: everything before it is done with. Raises `Unavailable`."""
-        self._asked(
-            lambda: self._consumer.commit(offsets=[TopicPartition(topic, partition, offset)], asynchronous=False)
-        )
+        part = TopicPartition(topic, partition, offset)
+        self._checked(self._client.ask(lambda consumer, _: consumer.commit(offsets=[part], asynchronous=False)))
 
     def committed(self, topic: str, count: int) -> dict[int, int | None]:
         """Return each partition's committed offset, None where there is none."""
         wanted = [TopicPartition(topic, partition) for partition in range(count)]
-        found = self._asked(lambda: self._consumer.committed(wanted, timeout=_ANSWER_LIMIT_S))
+        found = self._checked(self._client.ask(lambda consumer, limit_s: consumer.committed(wanted, timeout=limit_s)))
         return {part.partition: None if part.offset == OFFSET_INVALID else part.offset for part in found}
 
     def end_offsets(self, topic: str, count: int) -> dict[int, int]:
         """Return the offset after each partition's last message."""
-        return {partition: self._end_offset(TopicPartition(topic, partition)) for partition in range(count)}
+        return {partition: self._client.watermarks(topic, partition)[1] for partition in range(count)}
 
-    def _end_offset(self, part: TopicPartition) -> int:
-        return int(self._asked(lambda: self._consumer.get_watermark_offsets(part, timeout=_ANSWER_LIMIT_S))[1])
-
-    def _asked(self, ask: Callable[[], Any]) -> Any:
-        try:
-            return _elected(ask)
-        except KafkaException as error:
-            raise self._kafka.unavailable(error.args[0].str()) from error
+    def _checked(self, parts: Sequence[TopicPartition]) -> Sequence[TopicPartition]:
+        """Raise what is said of a single partition: the call as a whole has an answer all the same."""
+        for part in parts:
+            if part.error is not None:
+                cause = f"group {self.group}, {part.topic}/{part.partition}: {part.error.str()}"
+                raise self._client.kafka.unavailable(cause)
+        return parts
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._consumer.close()
+        self._client.consumer.close()
+
+
+def encode(contract: Contract, event: Event | Mapping[str, object] | bytes | str) -> tuple[bytes, bytes]:
+    """Return the key and the value under which an event is published; raises `Refused` if it breaks its contract.
+
+    What is checked are the very bytes that leave. The key is the contract's key field as text, in UTF-8.
+    """
+    name = contract.name
+    try:
+        value = _as_json(event)
+        checked = contract.model.model_validate_json(value)
+    except PydanticSerializationError as error:
+        raise Refused([Problem("event", name, "cannot be written as JSON", str(error))]) from error
+    except ValidationError as error:
+        raise Refused(
+            Problem("event", ".".join(map(str, found["loc"])) or name, f"breaks the contract of {name}", found["msg"])
+            for found in error.errors(include_url=False)
+        ) from error
+    key = getattr(checked, contract.stream.key)
+    if key is None:
+        raise Refused([Problem("event", contract.stream.key, f"is the key of {name}, and is null")])
+    return str(key.value if isinstance(key, Enum) else key).encode(), value
+
+
+def _as_json(event: Event | Mapping[str, object] | bytes | str) -> bytes:
+    match event:
+        case bytes():
+            return event
+        case str():
+            return event.encode(errors="surrogatepass")  # half a surrogate is the contract's to refuse
+        case Event():
+            return to_json(event.model_dump())  # its own `model_dump_json` would turn a NaN into null
+        case _:
+            return to_json(dict(event))
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What became of sent events: how many the cluster has, and what it said of the others."""
+    """What became of the events sent: how many the cluster has, and what it said of those that it refused."""
 
     count: int
     failed: tuple[str, ...] = ()
@@ -291,44 +393,45 @@ class Producer:
     ```python
     with Producer(Kafka("localhost:9092"), contract) as producer:
         producer.send({"user": "Ada", …})  # or a contract's model, or JSON; `Refused` if it breaks the contract
-    # here every event was confirmed by the cluster; otherwise `Unavailable` was raised
+    # here every event was confirmed by the cluster; otherwise `Unavailable` or `Refused` was raised
     ```
     """
 
     def __init__(self, kafka: Kafka, contract: Contract, *, linger_ms: int = 5) -> None:
         self._kafka, self._contract = kafka, contract
         self._headers = [(VERSION_HEADER, str(contract.stream.version).encode())]
-        self._delivered = 0
-        self._failed: list[str] = []
-        self._errors: list[str] = []
+        self._delivered, self._failed, self._lost = 0, list[str](), list[str]()
+        self._heard = _Heard()
         self._producer = RawProducer(
             kafka.config(
+                {"linger.ms": linger_ms},
                 enable_idempotence=True,
                 partitioner="murmur2_random",  # Java's: the default would put a key where other producers do not
-                linger_ms=linger_ms,
-                delivery_timeout_ms=int(_OUTAGE_LIMIT_S * 1000),
-                error_cb=lambda error: self._errors.append(error.str()),
+                delivery_timeout_ms=int(kafka.patience_s * 1000),
+                error_cb=self._heard,
             )
         )
 
     def send(self, event: Event | Mapping[str, object] | bytes | str, *, timestamp_ms: int | None = None) -> None:
-        """Send one event; raises `Refused` if it breaks its contract. Its key is the contract's."""
-        checked = self._checked(event)
-        key = getattr(checked, self._contract.stream.key)
-        value = checked.model_dump_json().encode()
+        """Send one event. Raises `Refused` if it breaks its contract, or is too large; `Unavailable` once one is lost.
+
+        It may wait, while as many events are unconfirmed as librdkafka queues.
+        """
+        key, value = encode(self._contract, event)
         options: dict[str, Any] = {} if timestamp_ms is None else {"timestamp": timestamp_ms}
+        topic = self._contract.stream.topic
         while True:
+            self._raise_lost()
             try:
-                self._producer.produce(
-                    self._contract.stream.topic,
-                    value,
-                    None if key is None else str(key).encode(),
-                    on_delivery=self._report,
-                    headers=self._headers,
-                    **options,
-                )
+                self._producer.produce(topic, value, key, on_delivery=self._report, headers=self._headers, **options)
             except BufferError:
-                self._producer.poll(0.1)  # the queue is full: let reports make room
+                self._producer.poll(_ASK_AGAIN_S)  # the queue is full: let reports make room
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise self._kafka.unavailable(self._heard.behind(error)) from error
+                hint = "raise message.max.bytes, here and at the broker"
+                fact = "is too large for Kafka"
+                raise Refused([Problem("event", self._contract.name, fact, f"{len(value)} bytes", hint)]) from error
             else:
                 break
         self._producer.poll(0)
@@ -339,35 +442,31 @@ class Producer:
         while (left := deadline - time.monotonic()) > 0:
             self._producer.poll(left)
 
-    def _checked(self, event: Event | Mapping[str, object] | bytes | str) -> Event:
-        model = self._contract.model
-        if isinstance(event, model):
-            return event
-        try:
-            return model.model_validate_json(event if isinstance(event, bytes | str) else to_json(event))
-        except ValidationError as error:
-            name = self._contract.name
-            raise Refused(
-                Problem(
-                    "event", ".".join(map(str, found["loc"])) or name, f"breaks the contract of {name}", found["msg"]
-                )
-                for found in error.errors(include_url=False)
-            ) from error
-
     def _report(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
             self._delivered += 1
+        elif error.code() < 0:  # librdkafka's own codes: the cluster was not reached
+            self._lost.append(error.str())
         else:
             self._failed.append(f"{message.topic()}: {error.str()}")
 
-    def flush(self, limit_s: float = _OUTAGE_LIMIT_S) -> Delivered:
-        """Wait until the cluster has confirmed everything sent; raises `Unavailable` if it does not in time."""
-        waiting = self._producer.flush(limit_s)
+    def _raise_lost(self) -> None:
+        if self._lost:
+            cause = self._heard.newest or self._lost[0]
+            raise self._kafka.unavailable(f"{len(self._lost)} events were not delivered: {cause}")
+
+    def flush(self) -> Delivered:
+        """Wait until the cluster has answered for everything sent since the start; raises `Unavailable` if it does not.
+
+        What the cluster itself refused is in `failed`; leaving the `with` block raises it, so that nobody misses it.
+        """
+        deadline = time.monotonic() + self._kafka.patience_s
+        while (waiting := self._producer.flush(_ASK_AGAIN_S)) and time.monotonic() < deadline:
+            pass  # by short waits, so that Ctrl-C is heard
+        self._raise_lost()
         if waiting:
-            raise self._kafka.unavailable(f"{waiting} events are not confirmed: {(self._errors or ['no answer'])[-1]}")
-        if self._failed:
-            raise self._kafka.unavailable(f"{len(self._failed)} events were refused, the first: {self._failed[0]}")
-        return Delivered(self._delivered)
+            raise self._kafka.unavailable(f"{waiting} events are not confirmed: {self._heard.newest or 'no answer'}")
+        return Delivered(self._delivered, tuple(self._failed))
 
     def __enter__(self) -> Self:
         return self
@@ -375,8 +474,10 @@ class Producer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.flush()
+        failed = self.flush().failed  # after an exception, too: what was sent before it is not lost
+        if failed and kind is None:
+            fact = f"was refused by the cluster, and {len(failed) - 1} more"
+            raise Refused([Problem("event", self._contract.name, fact, failed[0])])
 
 
 def topics_of(contracts: Iterable[Contract]) -> dict[str, int]:
