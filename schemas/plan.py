@@ -35,10 +35,10 @@ class ViewPlan:
 
     `inputs_sql` reads `events` (a contract's accepted events) and gives `inputs`: the entity, `event_timestamp`,
     `_partition`, `_offset`, `_available_at`, the aggregates' arguments `_a0`… with their FILTER folded in, and the
-    `payload`, `_p0`…: plain columns that outer expressions name. `finish_sql` reads `rows`, where the arguments have
-    become window values `_w0`… in the order of `aggregates`, and gives the view's `row_schema`. `reach_us` is the
-    longest frame; None where a row depends on everything up to its time. `argument_features` names, for each argument,
-    the features that need it.
+    `payload`, `_p0`…: definitions without a window, and plain columns around windows. `finish_sql` reads `rows`, where
+    the arguments have become window values `_w0`… in the order of `aggregates`, and gives the view's `row_schema`.
+    `reach_us` is the longest frame; None where a row depends on everything up to its time. `argument_features` names,
+    for each argument and then each value of the payload, the features that need it.
     """
 
     view: View

@@ -247,11 +247,21 @@ def test_what_fails_or_does_not_fit_is_null_nan_is_null_and_times_are_whole_seco
 
 def test_features_share_inputs_aggregates_and_columns() -> None:
     text = "sum(share) OVER w"
-    [plan] = compiled(("float64", text), ("float64", f"{text} + avg(share) OVER W + share"), ("float64", "SHARE")).plans
+    [plan] = compiled(("float64", text), ("float64", f"{text} + avg(share) OVER W + share + SHARE")).plans
 
     assert tuple(aggregate.function for aggregate in plan.aggregates) == ("sum", "avg")
     assert tuple(plan.inputs.names[-2:]) == ("_a0", "_p0")
-    assert plan.argument_features == ("f0, f1",)
+    assert plan.argument_features == ("f0, f1", "f1")
+
+
+def test_an_event_that_a_definition_without_window_fails_on_is_that_event_s_reject() -> None:
+    [plan] = compiled(("int64", "CAST(text AS BIGINT)"), ("int64", "count(*) OVER w")).plans
+
+    inputs, failures = Projector(plan).project(events([{"text": "1"}, {"text": "one"}, {"text": None}]))
+
+    assert inputs.num_rows == 2
+    assert [(failure.row, failure.features) for failure in failures] == [(1, "f0")]
+    assert "one" in failures[0].error
 
 
 def test_the_reach_is_the_longest_frame_unless_a_row_depends_on_more() -> None:

@@ -195,15 +195,24 @@ def _view(source: Source, contracts: Mapping[str, Contract], name: str, group: S
 
 @dataclass
 class _Split:
-    """What the features of a view ask of their events: each argument, aggregate and plain column once."""
+    """What the features of a view ask of their events: each argument, aggregate and row-level value once.
+
+    Arguments and row-level values are kept with the features that need them: who is told when one fails on an event.
+    """
 
     connection: duckdb.DuckDBPyConnection
     arguments: dict[str, list[str]] = field(default_factory=dict)
     aggregates: dict[Aggregate, int] = field(default_factory=dict)
-    payload: dict[str, int] = field(default_factory=dict)
+    payload: dict[str, list[str]] = field(default_factory=dict)
 
     def outer(self, one: Expression) -> str:
-        """Return a feature's expression over window values `_w…` and plain columns `_p…`."""
+        """Return a feature's expression over window values `_w…` and row-level values `_p…`.
+
+        One without windows is row-level as a whole: it is computed with the arguments, and an event that it fails on is
+        rejected. Around windows only plain columns are kept of the event.
+        """
+        if is_row_level(one):
+            return self._row_level(f"CAST({write(self.connection, one.node)} AS {one.dtype.duckdb})", one)
 
         def replace(node: Node) -> Node | None:
             if node["class"] == "WINDOW":
@@ -211,11 +220,16 @@ class _Split:
                 index = self.aggregates.setdefault(aggregate, len(self.aggregates))
                 return expression(self.connection, f"CAST(_w{index} AS {aggregate.result_type})")
             if node["class"] == "COLUMN_REF":
-                index = self.payload.setdefault(node["column_names"][0], len(self.payload))
-                return {**node, "column_names": [f"_p{index}"]}
+                return {**node, "column_names": [self._row_level(quoted(node["column_names"][0]), one)]}
             return None
 
         return write(self.connection, rewrite(one.node, replace))
+
+    def _row_level(self, sql: str, one: Expression) -> str:
+        features = self.payload.setdefault(sql, [])
+        if one.definition.name not in features:
+            features.append(one.definition.name)
+        return f"_p{[*self.payload].index(sql)}"
 
     def _aggregate(self, window: Node, feature: str) -> Aggregate:
         function = window["function_name"].casefold()
@@ -245,6 +259,11 @@ class _Split:
         return f"CASE WHEN {kept} THEN {'true' if value is None else value} END"
 
 
+def is_row_level(one: Expression) -> bool:
+    """Say whether a definition has no window: its value is its event's."""
+    return all(part["class"] != "WINDOW" for part in walk(one.node))
+
+
 def _plan(connection: duckdb.DuckDBPyConnection, view: View, members: Sequence[Expression]) -> ViewPlan:
     """Split a view; `events` has the contract's whole schema."""
     split = _Split(connection)
@@ -252,21 +271,20 @@ def _plan(connection: duckdb.DuckDBPyConnection, view: View, members: Sequence[E
     entity = [quoted(name) for name in view.entity_names]
     inputs = [*entity, EVENT_TIME, PARTITION, OFFSET, AVAILABLE_AT]
     inputs += [f"{argument} AS _a{index}" for index, argument in enumerate(split.arguments)]
-    inputs += [f"{quoted(name)} AS _p{index}" for name, index in split.payload.items()]
+    inputs += [f"{value} AS _p{index}" for index, value in enumerate(split.payload)]
     inputs_sql = f"SELECT {', '.join(inputs)} FROM events"
     finish_sql = _finish_sql(view, outers, "rows", (CREATED, VERSION, PARTITION, OFFSET))
-    unwindowed = any(all(part["class"] != "WINDOW" for part in walk(one.node)) for one in members)
     longest = max((aggregate.frame.preceding_us for aggregate in split.aggregates), default=None)
     return ViewPlan(
         view,
         inputs_sql,
         connection.sql(inputs_sql).to_arrow_table().schema,
         tuple(split.aggregates),
-        tuple(f"_p{index}" for index in split.payload.values()),
+        tuple(f"_p{index}" for index in range(len(split.payload))),
         finish_sql,
         _oracle_sql(connection, view, members),
-        None if unwindowed or split.payload else longest,
-        tuple(listed(features) for features in split.arguments.values()),
+        None if any(map(is_row_level, members)) or split.payload else longest,
+        tuple(listed(features) for features in (*split.arguments.values(), *split.payload.values())),
     )
 
 

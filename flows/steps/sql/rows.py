@@ -117,4 +117,4 @@ def _arguments(connection: duckdb.DuckDBPyConnection, inputs_sql: str) -> tuple[
     """Return the expressions that `inputs_sql` gives as arguments, in their order."""
     found = connection.execute("SELECT json_serialize_sql(?)", [inputs_sql]).fetchall()
     items = json.loads(found[0][0])["statements"][0]["node"]["select_list"]
-    return tuple(write(connection, {**item, "alias": ""}) for item in items if item["alias"].startswith("_a"))
+    return tuple(write(connection, {**item, "alias": ""}) for item in items if item["alias"].startswith(("_a", "_p")))
