@@ -152,7 +152,9 @@ def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
     log = root / "materializer.log"
     with log.open("wb") as out:
         command = [sys.executable, "-m", "freshet.scripts.cli", "run", "materializer"]
-        materializer = subprocess.Popen(command, env=environment, stdout=out, stderr=out)  # noqa: S603  # our own
+        materializer = subprocess.Popen(  # noqa: S603  # our own
+            command, env=environment, stdout=out, stderr=out, start_new_session=True
+        )  # Ctrl-C is for the demo, which then ends its parts in order
     parts.callback(_end, materializer)
     print(f"broker {broker.address}, online store {valkey.url}, metrics http://{metrics}/metrics")
     views = workspace.pipeline.views
