@@ -45,9 +45,9 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     _refuse_breaking(planned, before or {})
     if not workspace.online_url.startswith("sqlite:"):
         workspace.online()  # a store that does not answer ends it here, before anything is made
-    topics = kafka.create_topics(workspace.kafka, kafka.topics_of(workspace.contracts.values()))
-
+    kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
     prepare(workspace)
+    topics = kafka.create_topics(workspace.kafka, kafka.topics_of(workspace.contracts.values()))
     project, pipeline = workspace.project, workspace.pipeline
     config = feast.store_config(pipeline.project, workspace.online_url, project.registry)
     feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))

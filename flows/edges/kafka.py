@@ -38,6 +38,13 @@ _GROUPLESS = "freshet-no-group"
 # The embedded broker answers an empty fetch no sooner; and each partition has a queue of its own.
 _FETCH = {"fetch.wait.max.ms": 10, "queued.max.messages.kbytes": 16384}
 _OFFSET_GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001  # the client's own name
+_ELECTING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+)
 _PARTITIONS_MAX = 100_000  # librdkafka's own limit
 
 T = TypeVar("T")
@@ -98,12 +105,19 @@ class _Client:
         self.consumer = Consumer(kafka.config(tuned, error_cb=self.heard, enable_auto_commit=False, **fixed))
 
     def ask(self, question: Callable[[Consumer, float], T]) -> T:
-        """Return the answer; the question is given the consumer and a limit in seconds."""
-        try:
-            return question(self.consumer, self.kafka.answer_limit_s)
-        except KafkaException as error:
-            self.consumer.poll(0)  # the way to hear what was said in passing
-            raise self.kafka.unavailable(self.heard.behind(error)) from error
+        """Return the answer; the question is given the consumer and a limit in seconds.
+
+        It is asked again, up to that limit, while a partition or group that is new or moves has no leader.
+        """
+        deadline = time.monotonic() + self.kafka.answer_limit_s
+        while True:
+            try:
+                return question(self.consumer, self.kafka.answer_limit_s)
+            except KafkaException as error:
+                if error.args[0].code() not in _ELECTING or time.monotonic() > deadline:
+                    self.consumer.poll(0)  # the way to hear what was said in passing
+                    raise self.kafka.unavailable(self.heard.behind(error)) from error
+            time.sleep(_ASK_AGAIN_S)
 
     def watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         """Return the offset of a partition's first message and the one after its last."""

@@ -20,7 +20,7 @@ from pydantic import AwareDatetime
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
-from freshet.flows.edges.kafka_memory import MemoryLog, partition_of
+from freshet.flows.edges.kafka_memory import MemoryLog, murmur2, partition_of
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event, Stream, contract
 from freshet.schemas.poll import Poll
@@ -404,6 +404,15 @@ def test_the_twin_forgets_what_retention_takes_and_refuses_to_jump(topic: str) -
     assert twin.reader(topic, 0).position == 3
 
 
+# Kafka's own tests give these (UtilsTest.testMurmur2), as signed numbers.
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [(b"21", -973932308), (b"foobar", -790332482), (b"a-little-bit-long-string", -985981536), (b"abc", 479470107)],
+)
+def test_the_hash_of_the_twin_is_kafkas(key: bytes, expected: int) -> None:
+    assert expected % 2**32 == murmur2(key)
+
+
 # What only brokers have
 
 
@@ -486,6 +495,20 @@ def test_the_cluster_says_what_is_wrong_with_every_topic(real_kafka: str) -> Non
         kafka.create_topics(kafka.Kafka(real_kafka), {"no spaces": 1, "no/slashes": 1})
 
     assert ["no spaces", "no/slashes"] == [problem.name for problem in refused.value.problems]
+
+
+@pytest.mark.kafka
+def test_a_topic_can_be_used_as_soon_as_it_is_made(real_kafka: str) -> None:
+    server = RealCluster(kafka.Kafka(real_kafka))
+    for _ in range(10):  # its brokers take a moment to lead a new partition, which one try may miss
+        topic = f"test-{uuid.uuid4().hex}"
+        server.create_topics({topic: 8})
+        server.reader(topic, 7).close()
+        offsets = server.offsets(topic)
+        offsets.commit(topic, 7, 0)
+
+        assert offsets.committed(topic, 8)[7] == 0
+        offsets.close()
 
 
 @pytest.mark.kafka
