@@ -7,24 +7,28 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATH=/opt/freshet/bin:$PATH FRE
 WORKDIR /project
 ENTRYPOINT ["tini", "--", "freshet"]
 
-FROM base AS source
+FROM python:3.12-slim-bookworm AS wheel
 WORKDIR /build
+COPY deploy/build.lock ./
+RUN pip install --no-cache-dir --require-hashes -r build.lock
 COPY pyproject.toml README.md LICENSE ./
-COPY deploy/materializer.lock deploy/validator.lock ./deploy/
 COPY schemas ./schemas
 COPY flows ./flows
 COPY scripts ./scripts
 COPY feature_repo ./feature_repo
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel .
 
-FROM source AS build-materializer
-RUN python -m venv /opt/freshet \
-    && /opt/freshet/bin/pip install --no-cache-dir --require-hashes -r deploy/materializer.lock \
-    && /opt/freshet/bin/pip install --no-cache-dir --no-deps .
+FROM base AS build-materializer
+COPY deploy/materializer.lock /build/
+RUN python -m venv /opt/freshet && pip install --no-cache-dir --require-hashes -r /build/materializer.lock
+COPY --from=wheel /wheel /wheel
+RUN pip install --no-cache-dir --no-deps --no-index /wheel/*.whl
 
-FROM source AS build-validator
-RUN python -m venv /opt/freshet \
-    && /opt/freshet/bin/pip install --no-cache-dir --require-hashes -r deploy/validator.lock \
-    && /opt/freshet/bin/pip install --no-cache-dir --no-deps .
+FROM base AS build-validator
+COPY deploy/validator.lock /build/
+RUN python -m venv /opt/freshet && pip install --no-cache-dir --require-hashes -r /build/validator.lock
+COPY --from=wheel /wheel /wheel
+RUN pip install --no-cache-dir --no-deps --no-index /wheel/*.whl
 
 FROM base AS validator
 COPY --from=build-validator /opt/freshet /opt/freshet

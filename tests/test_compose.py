@@ -4,9 +4,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ COMPOSE = yaml.safe_load((REPO / "docker-compose.yml").read_text(encoding="utf-8
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"].startswith("freshet-")]
 DOCKERFILE = (REPO / "Dockerfile").read_text(encoding="utf-8")
+ENTRYPOINT = json.loads(re.findall(r"^ENTRYPOINT (.+)$", DOCKERFILE, re.MULTILINE)[0])
+HEALTHCHECK = json.loads(re.findall(r"HEALTHCHECK .+\n\s+CMD (.+)$", DOCKERFILE, re.MULTILINE)[0])
 LIMIT_S = 120.0
 
 
@@ -59,6 +63,20 @@ def test_ports_are_on_loopback_and_dependencies_are_services() -> None:
     assert "password" not in json.dumps(COMPOSE).lower()
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_limits_and_writes_to_its_volumes_alone(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["mem_limit"]
+    assert service.get("read_only") or name == "kafka"  # which writes its configuration beside its programs
+
+
+def test_only_the_materializer_is_asked_for_its_health() -> None:
+    lasting = [name for name in OURS if "stop_grace_period" in SERVICES[name]]
+
+    assert ["materializer"] == [name for name in lasting if "healthcheck" not in SERVICES[name]]
+
+
 def test_volumes_are_declared() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
@@ -72,6 +90,18 @@ def test_the_images_are_built_of_what_is_there() -> None:
     targets = set(re.findall(r"^FROM .+ AS (\S+)$", DOCKERFILE, re.MULTILINE))
     assert {SERVICES[name]["build"]["target"] for name in OURS} <= targets
     assert re.findall(r"USER (\S+)", DOCKERFILE) == ["freshet", "freshet"]
+
+
+def test_the_entry_point_is_a_command_of_the_package() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    assert ["tini", "--", *project["scripts"]] == ENTRYPOINT
+
+
+def test_what_the_images_install_is_locked() -> None:
+    for line in re.findall(r"pip (?:install|wheel) .+$", DOCKERFILE, re.MULTILINE):
+        assert "--require-hashes" in line or "--no-index" in line or "--no-build-isolation" in line, line
+    assert "setuptools==" in (REPO / "deploy" / "build.lock").read_text(encoding="utf-8")
 
 
 def test_great_expectations_is_in_the_validator_s_image_alone() -> None:
@@ -99,7 +129,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
 
 
 def started(name: str, deployment: dict[str, str], **more: str) -> "subprocess.Popen[str]":
-    """Start a service's command as a process, with its environment."""
+    """Start a service's command as a process, with its environment; its home, too, cannot be written."""
 
     def replaced(text: str) -> str:
         for there, here in deployment.items():
@@ -107,7 +137,7 @@ def started(name: str, deployment: dict[str, str], **more: str) -> "subprocess.P
         return text.replace("python -m", f"{sys.executable} -m")
 
     service = SERVICES[name]
-    entry = service.get("entrypoint", ["tini", "--", "freshet"])
+    entry = service.get("entrypoint", ENTRYPOINT)
     words = [replaced(word) for word in [*entry, *service["command"]]]
     words = words[words.index("--") + 1 :] if "--" in words else words
     words = [sys.executable if word == "python" else word for word in words]
@@ -117,7 +147,7 @@ def started(name: str, deployment: dict[str, str], **more: str) -> "subprocess.P
     environment = {**{key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}, **own}
     return subprocess.Popen(
         words,
-        env={**environment, "PATH": path},
+        env={**environment, "PATH": path, "HOME": "/dev/null"},
         cwd=deployment["/project"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -150,8 +180,9 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
             assert time.monotonic() < deadline
             assert materializer.poll() is None, materializer.communicate()
             assert producer.poll() is None, producer.communicate()
+        assert healthy(address)
         os.killpg(producer.pid, signal.SIGTERM)  # as tini -g does
-        producer.communicate(timeout=grace_s("producer"))
+        assert ", 0 refused" in ended(producer, grace_s("producer"))
         while metric(address, "kafka_consumergroup_lag_sum") > 0:
             assert time.monotonic() < deadline
         materializer.send_signal(signal.SIGTERM)
@@ -163,6 +194,11 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def healthy(address: str) -> bool:
+    command = [word.replace("127.0.0.1:9308", address) for word in HEALTHCHECK]
+    return subprocess.run([sys.executable, *command[1:]], check=False).returncode == 0
 
 
 def rows_are_online(address: str) -> bool:
@@ -177,8 +213,6 @@ def grace_s(name: str) -> float:
 
 
 def free_port() -> int:
-    import socket  # noqa: PLC0415  # used here alone
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

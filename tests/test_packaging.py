@@ -1,68 +1,85 @@
-"""The installed package keeps to one name, and the lock file to versions and hashes."""
+"""The installed package keeps to one name, and the lock files to versions and hashes."""
 
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).parent.parent
+FOLDERS = ("schemas", "flows", "scripts", "feature_repo")
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+LOCKS = {
+    "requirements.lock": [*PROJECT["dependencies"], *EXTRAS["validator"], *EXTRAS["embedded"], *EXTRAS["dev"]],
+    "deploy/build.lock": ["setuptools"],
+    "deploy/materializer.lock": PROJECT["dependencies"],
+    "deploy/validator.lock": [*PROJECT["dependencies"], *EXTRAS["validator"]],
+}
+"""The lock files, and the direct requirements that each must hold."""
+
+
+def pip(*words: str | Path) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    clone = out / "clone"
-    subprocess.run(["git", "clone", "--quiet", REPO, clone], check=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, clone]
-    subprocess.run(command, check=True)
+    """Build what would be published, from a copy, since building leaves folders behind."""
+    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPO / file, copy)
+    for folder in FOLDERS:
+        shutil.copytree(REPO / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", out, copy)
     return next(out.glob("*.whl"))
 
 
 def test_everything_installed_lies_below_one_name(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {path.relative_to(REPO).as_posix() for folder in FOLDERS for path in (REPO / folder).rglob("*.py")}
+    samples = {path.relative_to(REPO).as_posix() for path in (REPO / "schemas" / "samples").rglob("*.json")}
 
-    assert {"freshet", next(name for name in names if "dist-info" in name).split("/")[0]} == {
-        name.split("/")[0] for name in names
-    }
-    listing = ["git", "ls-tree", "-r", "--name-only", "HEAD"]
-    for path in subprocess.run(listing, cwd=REPO, capture_output=True, text=True, check=True).stdout.split():
-        if path.endswith(".py") and path.split("/")[0] in ("flows", "schemas", "scripts", "feature_repo"):
-            assert f"freshet/{path}" in names
-    assert "freshet/feature_repo/features.yaml" in names
-    assert any(name.startswith("freshet/schemas/samples/wiki_edits/good-") for name in names)
+    assert {"freshet", f"freshet-{PROJECT['version']}.dist-info"} == {name.split("/")[0] for name in names}
+    assert samples
+    assert {f"freshet/{name}" for name in modules | samples | {"feature_repo/features.yaml"}} <= names
 
 
 def test_the_installed_command_makes_and_plans_a_project(wheel: Path, tmp_path: Path) -> None:
-    installed, project = tmp_path / "site", tmp_path / "shop"
-    zipfile.ZipFile(wheel).extractall(installed)
-    for words in (["init", str(project)], ["-C", str(project), "plan"]):
-        script = f"import sys; sys.path.insert(0, {str(installed)!r}); import freshet; "
-        script += f"freshet.__path__[:] = [{str(installed / 'freshet')!r}]; "
-        script += f"from freshet.scripts.cli import main; sys.exit(main({words!r}))"
+    venv.create(tmp_path / "venv")
+    bin_ = tmp_path / "venv" / "bin"
+    pip("--python", bin_ / "python", "install", "--no-deps", "--no-index", wheel)
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    # other packages are this environment's; the .pth files there, and so this checkout, are not read
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+
+    def freshet(*words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-S", "-c", _with_site(script)], capture_output=True, text=True, check=False
+            [bin_ / "freshet", *words], cwd=tmp_path, env={}, capture_output=True, text=True, check=False
         )
-
         assert done.returncode == 0, done.stderr
-    assert "feature view page_views_by_visitor" in done.stdout
+        return done.stdout
+
+    assert "usage: freshet" in freshet("--help")
+    freshet("init", "shop")
+    assert "feature view page_views_by_visitor" in freshet("-C", "shop", "plan")
 
 
-def _with_site(script: str) -> str:
-    """Run without .pth files, so that this checkout's own install is not seen; other packages stay."""
-    return f"import sys; sys.path += {[path for path in sys.path if path.endswith('site-packages')]!r}; {script}"
-
-
-@pytest.mark.parametrize("lock", ["requirements.lock", "deploy/materializer.lock", "deploy/validator.lock"])
-def test_a_lock_file_holds_versions_and_hashes_and_no_address(lock: str) -> None:
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_file_holds_versions_and_hashes_of_all_that_is_needed_and_no_address(lock: str) -> None:
     text = (REPO / lock).read_text(encoding="utf-8")
     names = re.findall(r"^([a-z0-9.\-]+)(?:\[.*\])?==", text, re.MULTILINE)
 
     assert "://" not in text
     assert len(names) == len(re.findall(r"^[a-z0-9].*\\\n    --hash=sha256:", text, re.MULTILINE))
-    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    direct = {re.split(r"[\[<>=]", word)[0].lower().replace("_", "-") for word in project["dependencies"]}
+    direct = {re.split(r"[\[<>=]", word)[0].lower().replace("_", "-") for word in LOCKS[lock]}
     assert direct <= set(names)
