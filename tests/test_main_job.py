@@ -39,6 +39,7 @@ class Done:
     offline: OfflineStore
     expected: list[dict[str, str]]
     events: Path
+    environment: dict[str, str]
 
     def view(self, by: str) -> View:
         return self.workspace.pipeline.plan(f"wiki_edits_by_{by}").view
@@ -74,7 +75,7 @@ def done(real_kafka: str, valkey_url: str, data: Path, tmp_path_factory: pytest.
     with gzip.open(data / "wikipedia" / "user_channel_features.csv.gz", "rt", encoding="utf-8", newline="") as file:
         expected = list(csv.DictReader(file))
     workspace = Workspace.open(settings.read({name: environment[name] for name in environment if name in SETTINGS}))
-    return Done(workspace, OfflineStore(workspace.offline_root), expected, events)
+    return Done(workspace, OfflineStore(workspace.offline_root), expected, events, environment)
 
 
 SETTINGS = ("FRESHET_PROJECT", "FRESHET_BROKERS", "FRESHET_ONLINE_STORE", "FRESHET_METRICS_ADDRESS")
@@ -181,8 +182,7 @@ def test_history_at_random_times_is_the_newest_row_before(
 
 
 def test_replay_of_the_file_gives_the_same_rows_without_broker_and_store(done: Done, tmp_path: Path) -> None:
-    environment = {**os.environ, "FRESHET_PROJECT": str(done.workspace.project.root)}
-    freshet(environment, "replay", str(done.events), "--out", str(tmp_path / "rows"))
+    freshet(done.environment, "replay", str(done.events), "--out", str(tmp_path / "rows"))
     replayed = OfflineStore(tmp_path / "rows")
 
     for view in done.workspace.pipeline.views:
@@ -191,31 +191,15 @@ def test_replay_of_the_file_gives_the_same_rows_without_broker_and_store(done: D
 
 
 def test_check_finds_nothing_wrong(done: Done) -> None:
-    settings = done.workspace.settings
-    environment = {
-        **os.environ,
-        "FRESHET_PROJECT": str(settings.project),
-        "FRESHET_BROKERS": settings.brokers,
-        "FRESHET_ONLINE_STORE": str(settings.online_store),
-    }
-
-    said = freshet(environment, "check", "--sample", "500")
+    said = freshet(done.environment, "check", "--sample", "500")
 
     assert said.count(": ok, ") == 3
 
 
 def test_running_again_adds_no_row_and_loses_none(done: Done) -> None:
-    settings = done.workspace.settings
-    environment = {
-        **os.environ,
-        "FRESHET_PROJECT": str(settings.project),
-        "FRESHET_BROKERS": settings.brokers,
-        "FRESHET_ONLINE_STORE": str(settings.online_store),
-        "FRESHET_METRICS_ADDRESS": "127.0.0.1:0",
-    }
     finals = {view.name: done.offline.final(view) for view in done.workspace.pipeline.views}
 
-    freshet(environment, "run", "materializer", "--until-end")
+    freshet(done.environment, "run", "materializer", "--until-end")
 
     for view in done.workspace.pipeline.views:
         assert finals[view.name].equals(done.offline.final(view))

@@ -44,11 +44,6 @@ class Project:
         """Feast's registry: derived, not declared, so it is kept with the state and not with the sources."""
         return self.root / ".freshet" / "registry.db"
 
-    @property
-    def deploy(self) -> Path:
-        """Files generated from the declaration."""
-        return self.root / "deploy"
-
     def declaration(self) -> declaration.Source:
         """Read the declaration; raises `Refused`."""
         for name in ("features.yaml", "features.yml", "features.json"):

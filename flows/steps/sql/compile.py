@@ -172,10 +172,6 @@ def _views(
     return [(_view(source, contracts, name, group), group) for name, group in groups.items()], problems
 
 
-def _owner(one: Expression) -> str:
-    return f"{one.definition.source} by {listed(one.entity)}"
-
-
 def _view(source: Source, contracts: Mapping[str, Contract], name: str, group: Sequence[Expression]) -> View:
     columns = contracts[group[0].definition.source].columns
     return View(
