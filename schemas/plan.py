@@ -6,27 +6,84 @@ ours.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
 
 import pyarrow as pa
 
 from freshet.schemas.view import View
 
 
+class Exclude(StrEnum):
+    """What a frame leaves out: SQL's EXCLUDE. The current row is the newest event up to q, its ties share its time."""
+
+    NOTHING = "NO OTHERS"
+    CURRENT_ROW = "CURRENT ROW"
+    TIES = "TIES"
+    GROUP = "GROUP"
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
-    """RANGE BETWEEN this much PRECEDING AND CURRENT ROW: the frame of q is [q - preceding, q], ties included."""
+    """A frame in time: at instant q the events t with floor(q - preceding) <= t <= q - ending, ties included.
 
-    preceding_us: int
+    `floor` rounds down to origin + k · resolution. So a sliding window has a resolution of 1 µs, a sawtooth window a
+    longer one, and a tumbling window of w is `Range(0, resolution_us=w)`: the bucket of q so far. `preceding_us` is
+    None for UNBOUNDED PRECEDING. `decay_us` is the interval of the ticks at which rows follow the frame though no event
+    comes: 1 for the very instant, None for never.
+    """
+
+    preceding_us: int | None
+    ending_us: int = 0
+    resolution_us: int = 1
+    origin_us: int = 0
+    exclude: Exclude = Exclude.NOTHING
+    decay_us: int | None = None
+
+    @property
+    def span_us(self) -> int | None:
+        """How far back from q the frame can reach; None for all of the past."""
+        return None if self.preceding_us is None else self.preceding_us + self.resolution_us - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A frame in events: from `preceding` before the current row to `ending` before it, 0 being the current row.
+
+    The current row of q is the newest event up to q; events are ordered by (event time, event id, partition, offset).
+    `preceding` is None for UNBOUNDED PRECEDING.
+    """
+
+    preceding: int | None
+    ending: int = 0
+    exclude: Exclude = Exclude.NOTHING
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """One distinct window aggregate of a view. `argument` is the input column `_a<argument>`; None for count(*)."""
+    """One distinct window aggregate of a view: a function of `windows.aggregates.FUNCTIONS`.
+
+    `argument` is the input column `_a<argument>`; None for count(*). `parameter` is the second argument of quantiles.
+    """
 
     function: str
     argument: int | None
     result_type: str
-    frame: Range
+    frame: Range | Rows
+    parameter: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """A value of an earlier event that arguments need: `_l<n>`, n being its place in `ViewPlan.lags`.
+
+    It is column `column` of the inputs, of the event that stands `rows` events before; where there is none, the event's
+    own column `default`, or NULL.
+    """
+
+    column: str
+    rows: int
+    default: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,22 +91,43 @@ class ViewPlan:
     """One view, compiled.
 
     `inputs_sql` reads `events` (a contract's accepted events) and gives `inputs`: the entity, `event_timestamp`,
-    `_partition`, `_offset`, `_available_at`, the aggregates' arguments `_a0`… with their FILTER folded in, and the
-    `payload`, `_p0`…: definitions without a window, and plain columns around windows. `finish_sql` reads `rows`, where
-    the arguments have become window values `_w0`… in the order of `aggregates`, and gives the view's `row_schema`.
-    `reach_us` is the longest frame; None where a row depends on everything up to its time. `argument_features` names,
-    for each argument and then each value of the payload, the features that need it.
+    `_partition`, `_offset`, `_available_at`, the event id as `_id` where the streams have one, the aggregates'
+    arguments `_a0`… with their FILTER folded in, and the `payload`, `_p0`…: definitions without a window, and plain
+    columns around windows. A view of several streams has an `inputs_sql` for each, in the order of `view.sources`.
+
+    Arguments that need earlier events' values are not among the inputs. They come, as `arguments`, from `lagged_sql`,
+    which reads `lagged`: the columns `_r0`… of the inputs, and the `lags`, `_l0`…
+
+    `finish_sql` reads `rows`, where the arguments have become window values `_w0`… in the order of `aggregates`, and
+    gives the view's `row_schema`. `oracle_sql` is all of it in DuckDB's own windows, with ticks up to `$until_us` (µs
+    since the epoch), and `_version`. With `whole_history` a row depends on everything up to its time, else on what its
+    longest frame holds. `argument_features` names, for each argument and then each value of the payload, the features
+    that need it.
     """
 
     view: View
-    inputs_sql: str
+    inputs_sql: tuple[str, ...]
     inputs: pa.Schema
     aggregates: tuple[Aggregate, ...]
     payload: tuple[str, ...]
     finish_sql: str
     oracle_sql: str
-    reach_us: int | None
+    whole_history: bool
     argument_features: tuple[str, ...] = ()
+    lags: tuple[Lag, ...] = ()
+    lagged_sql: str = ""
+    arguments: pa.Schema = pa.schema([])
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """The distinct frames in time."""
+        return tuple(dict.fromkeys(made.frame for made in self.aggregates if isinstance(made.frame, Range)))
+
+    @property
+    def reach_us(self) -> int | None:
+        """How far back from its instant a row can depend on events; None for all of the past."""
+        spans = [frame.span_us for frame in self.ranges]
+        return None if self.whole_history or None in spans else max(filter(None, spans), default=0)
 
 
 @dataclass(frozen=True)
@@ -70,4 +148,4 @@ class Pipeline:
 
     def of_source(self, source: str) -> tuple[ViewPlan, ...]:
         """Return the plans of the views that a stream feeds."""
-        return tuple(plan for plan in self.plans if plan.view.source == source)
+        return tuple(plan for plan in self.plans if source in plan.view.sources)

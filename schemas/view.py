@@ -39,10 +39,13 @@ class Feature:
 
 @dataclass(frozen=True)
 class View:
-    """Features of one source and one entity: one Feast feature view, one Redis field group, one parquet folder."""
+    """Features of one source and one entity: one Feast feature view, one Redis field group, one parquet folder.
+
+    The source is a stream, or several streams with one shared key.
+    """
 
     name: str
-    source: str
+    sources: tuple[str, ...]
     entity: tuple[pa.Field, ...]
     features: tuple[Feature, ...]
     ttl: timedelta = timedelta(0)
