@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -43,6 +43,7 @@ LOG = logging.getLogger("freshet")
 
 _POLL_MESSAGES = 2000
 _AHEAD_LIMIT_MS = 30_000
+_IDLE_US = 500_000
 _EXPIRY = timedelta(minutes=10)
 
 
@@ -61,7 +62,7 @@ class Workspace:
         """Read and compile a project; raises `Refused` with everything that is wrong with it."""
         project = Project(settings.project.absolute())
         source = project.declaration()
-        streams = {definition.source for definition in source.declaration.featureDefinitions}
+        streams = {name for made in source.declaration.featureDefinitions for name in made.streams}
         contracts = project.contracts(streams)
         return cls(project, source, contracts, compile_views(source, contracts), settings)
 
@@ -131,7 +132,8 @@ class Alignment:
 class LiveReader:
     """Reads one Kafka partition for the flow, and commits what is durable.
 
-    With `until` it ends there; otherwise it goes on. `committed` is what earlier runs committed: no commit goes back.
+    With `until` it ends there; otherwise it goes on, and says now and then that it is at the partition's end: then time
+    may pass though no event comes. `committed` is what earlier runs committed: no commit goes back.
     """
 
     key: str
@@ -141,17 +143,34 @@ class LiveReader:
     on_durable: Callable[[], None]
     until: int | None
     committed: int
+    now_us: Callable[[], int]
+    told_us: int = 0
 
     def poll(self) -> Poll | None:
         """Return what came since, unless this partition must let others catch up."""
         if self.alignment.must_wait(self.key):
             return None
+        begun_us = self.now_us()
         polled = self.partition.poll(_POLL_MESSAGES)
         if polled is None or polled.at_end:
             self.alignment.read(self.key, None)
         else:
             self.alignment.read(self.key, int(polled.timestamps_ms[-1]))
-        return polled
+        if self.until is not None:
+            return polled
+        if polled is None:
+            return self._at_end(begun_us)
+        return replace(polled, caught_up_us=begun_us) if polled.at_end else polled
+
+    def _at_end(self, time_us: int) -> Poll | None:
+        """Say twice a second that nothing more was there; an outage is no such thing."""
+        partition = self.partition
+        if not (partition.at_end and partition.well) or time_us - self.told_us < _IDLE_US:
+            return None
+        self.told_us = time_us
+        return Poll.of_nothing(
+            partition.topic, partition.partition, partition.partitions_count, partition.end_offset, time_us
+        )
 
     def finished(self) -> bool:
         """Say whether the end asked for is reached."""
@@ -353,7 +372,7 @@ def open_live(workspace: Workspace, *, until_end: bool = False) -> Live:
         reader = kafka.PartitionReader(cluster, topic, part, counts[stream], position)
         until = ends[stream][part] if until_end else None
         done = committed[stream][part] or 0
-        opened = LiveReader(key, reader, offsets, alignment, metrics.epoch.set_to_current_time, until, done)
+        opened = LiveReader(key, reader, offsets, alignment, metrics.epoch.set_to_current_time, until, done, _now_us)
         readers.append(opened)
         return opened
 
@@ -362,7 +381,7 @@ def open_live(workspace: Workspace, *, until_end: bool = False) -> Live:
         open_reader=open_reader,
         online=online,
         offline=OnlyNew.read(offline, workspace.pipeline, contracts),
-        now_us=lambda: time.time_ns() // 1000,
+        now_us=_now_us,
         metrics=metrics,
         on_rejects=_log_rejects,
         served_before={
@@ -371,6 +390,10 @@ def open_live(workspace: Workspace, *, until_end: bool = False) -> Live:
     )
     dataflow = build(workspace.pipeline, contracts, edges, workspace.settings.shards)
     return Live(dataflow, edges.stop, metrics, lag, offline, workspace, readers)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def _log_rejects(stream: str, rejects: Sequence[Reject]) -> None:

@@ -32,7 +32,7 @@ from freshet.schemas.event import OFFSET, PARTITION, Contract
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
-from freshet.schemas.view import RowBatch, View
+from freshet.schemas.view import Kind, RowBatch, View
 
 
 class Online(Protocol):
@@ -70,9 +70,12 @@ class Edges:
     stop: Stop = field(default_factory=Stop)
 
 
+ARCHIVE = "_events/"
+
+
 def archive_name(stream: str) -> str:
     """Return where, below the offline store, a stream's accepted events are kept."""
-    return f"_events/{stream}"
+    return f"{ARCHIVE}{stream}"
 
 
 def source_key(stream: str, partition: int) -> str:
@@ -114,13 +117,13 @@ class _Stages:
 
     def take(self, _resume: None) -> BatchLogic[Poll, Taken]:
         """Decode and judge; the state is one partition's clock."""
-        judges: dict[str, PartitionJudge] = {}
+        judges: dict[tuple[str, int], PartitionJudge] = {}  # a file has the events of several partitions
 
         def step(polls: list[Poll]) -> list[Taken]:
             taken: list[Taken] = []
             for poll in polls:
                 intake = self._intakes[poll.topic]
-                judge = judges.setdefault(poll.topic, PartitionJudge(intake.contract.stream))
+                judge = judges.setdefault((poll.topic, poll.partition), PartitionJudge(intake.contract.stream))
                 taken.append(intake.take(judge, poll))
                 self._count(taken[-1])
             return taken
@@ -144,8 +147,8 @@ class _Stages:
             for name, inputs in taken.inputs.items():
                 parts = split(inputs, self._pipeline.plan(name).view, self._shards_count)
                 for shard in range(self._shards_count):
-                    clock = (taken.partition, taken.partitions_count, taken.newest_us)
-                    yield f"{name}/{shard}", ShardInput(name, *clock, parts.get(shard))
+                    clock = (taken.partition, taken.partitions_count, taken.newest_us, taken.caught_up_us)
+                    yield f"{name}/{shard}", ShardInput(name, taken.stream, *clock, parts.get(shard))
 
     def fold(self, _resume: None) -> BatchLogic[ShardInput, WindowedRows]:
         """Fold windows; the state is one shard's events."""
@@ -154,13 +157,14 @@ class _Stages:
         def step(items: list[ShardInput]) -> list[WindowedRows]:
             plan = self._pipeline.plan(items[0].view)
             if not folds:
-                lateness = self._contracts[plan.view.source].stream.lateness
-                folds.append(ShardFold(plan, lateness // timedelta(microseconds=1)))
-            rows = folds[0].fold(items, self._edges.now_us())
+                streams = {name: self._contracts[name].stream for name in plan.view.sources}
+                lateness = {name: made.lateness // timedelta(microseconds=1) for name, made in streams.items()}
+                folds.append(ShardFold(plan, lateness))
+            rows = list(folds[0].fold(items, self._edges.now_us()))
             counts = self._entities.setdefault(plan.view.name, {})
             counts[id(folds)] = folds[0].shard.entities_count
             self._edges.metrics.entities.labels(plan.view.name).set(sum(counts.values()))
-            return [] if rows is None else [rows]
+            return rows
 
         return BatchLogic(step)
 
@@ -176,7 +180,7 @@ class _Stages:
             for key, rows in parts:
                 own = finished.slice(start, rows.table.num_rows)
                 start += rows.table.num_rows
-                yield key, RowBatch(view, _shard_of(key), own, rows.available_at, rows.corrected, rows.newest)
+                yield key, RowBatch(view, _shard_of(key), own, rows.available_at, rows.kinds, rows.newest)
 
 
 class _OnlineWriter:
@@ -198,15 +202,16 @@ class _OnlineWriter:
             now_us = self._edges.now_us()
             for batch in mine:
                 told = _plain(batch.newest) & ~self._served(batch)
-                corrected = _plain(batch.corrected)
                 age_s = np.maximum(now_us - _plain(batch.available_at), 0) / 1e6
-                metrics.freshness.observe(age_s[told & ~corrected], name, "event")
-                metrics.freshness.observe(age_s[told & corrected], name, "correction")
+                for kind in Kind:
+                    metrics.freshness.observe(age_s[told & (_plain(batch.kinds) == kind)], name, kind.name.lower())
 
     def _served(self, batch: RowBatch) -> Any:
         """Say which rows an earlier run has served."""
-        source, before = self._views[batch.view].source, self._edges.served_before
-        limits = {partition: offset for (stream, partition), offset in before.items() if stream == source}
+        sources, before = self._views[batch.view].sources, self._edges.served_before
+        if len(sources) > 1:  # a row does not say which of them its partition is of
+            return np.zeros(batch.rows.num_rows, np.bool_)
+        limits = {partition: offset for (stream, partition), offset in before.items() if stream == sources[0]}
         known = np.full(max(limits, default=0) + 1, 0)
         known[list(limits)] = list(limits.values())
         partitions = np.minimum(batch.rows.column(PARTITION).to_numpy(), len(known) - 1)

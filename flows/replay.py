@@ -13,7 +13,7 @@ import pyarrow as pa
 from freshet.flows.edges import bytewax, event_file
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.edges.parquet import OfflineStore
-from freshet.flows.materializer import Edges, build, source_key
+from freshet.flows.materializer import ARCHIVE, Edges, build, source_key
 from freshet.schemas.event import Contract
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
@@ -23,11 +23,26 @@ from freshet.schemas.view import View
 
 @dataclass(slots=True)
 class FileReader:
-    """Reads a file as one source partition, whatever partitions its events name."""
+    """Reads a file as one source partition, whatever partitions its events name, and then lets time pass to `until_us`."""
 
     waiting: Iterator[Poll]
     done: bool = False
     read_count: int = 0
+
+    @classmethod
+    def open(cls, path: str, topic: str, until_us: int | None) -> "FileReader":
+        """Open a file as a topic."""
+
+        def polls() -> Iterator[Poll]:
+            count = 1
+            for poll in event_file.polls(path, topic):
+                count = max(count, poll.partitions_count)
+                yield poll
+            for partition in range(count if until_us is not None else 0):
+                assert until_us is not None
+                yield Poll.of_nothing(topic, partition, count, 0, until_us)
+
+        return cls(polls())
 
     def poll(self) -> Poll | None:
         """Return the file's next batch."""
@@ -62,10 +77,11 @@ class _NoOnlineStore:
 
 @dataclass
 class Replayed:
-    """What a replay did: events and rows, and the first rejects of each reason."""
+    """What a replay did: its counts, its rejects, and the accepted events of each stream, if they were to be kept."""
 
     metrics: Metrics
     rejects: list[Reject] = field(default_factory=list)
+    events: dict[str, list[pa.Table]] = field(default_factory=dict)
 
     def on_rejects(self, _stream: str, rejects: Sequence[Reject]) -> None:
         """Keep rejects."""
@@ -80,8 +96,13 @@ def replay(
     *,
     shards_count: int = 1,
     now_us: Callable[[], int],
+    until_us: int | None = None,
+    keep_events: bool = False,
 ) -> Replayed:
-    """Run the dataflow over one file a stream; rows are written as parquet to `out`, a folder a view."""
+    """Run the dataflow over one file a stream; rows are written as parquet to `out`, a folder a view.
+
+    Time passes with the events, and after the last of them to `until_us` (µs since the epoch), if that is later.
+    """
     for path in files.values():
         if path != "-":
             next(event_file.polls(path, ""), None)  # what cannot be read is refused before anything is made
@@ -92,9 +113,9 @@ def replay(
     topics = {source_key(stream, 0): (path, contracts[stream].stream.topic) for stream, path in files.items()}
     edges = Edges(
         keys=list(topics),
-        open_reader=lambda key, _: FileReader(event_file.polls(*topics[key])),
+        open_reader=lambda key, _: FileReader.open(*topics[key], until_us),
         online=_NoOnlineStore(),
-        offline=_WithoutArchive(offline),
+        offline=_RowsOnly(offline, done.events if keep_events else None),
         now_us=now_us,
         metrics=done.metrics,
         on_rejects=done.on_rejects,
@@ -104,11 +125,15 @@ def replay(
 
 
 @dataclass(frozen=True, slots=True)
-class _WithoutArchive:
-    """A replayed file is its own archive."""
+class _RowsOnly:
+    """Writes rows only: a replayed file is its own archive. Accepted events are gathered if there is a place for them."""
 
     store: OfflineStore
+    events: dict[str, list[pa.Table]] | None
 
     def append(self, name: str, table: pa.Table) -> object:
-        """Keep rows, not events."""
-        return None if name.startswith("_events/") else self.store.append(name, table)
+        """Write rows; gather events, or let go of them."""
+        stream = name.removeprefix(ARCHIVE)
+        if stream == name:
+            return self.store.append(name, table)
+        return None if self.events is None else self.events.setdefault(stream, []).append(table)

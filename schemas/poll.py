@@ -12,7 +12,9 @@ class Poll:
 
     `versions` holds the value of the header `schemas.event.VERSION_HEADER`, or None. `timestamps_ms` is Kafka's own
     time of each record; -1 where there is none, as in a file. `end_offset` is the offset after the partition's last
-    message when it was polled, and `at_end` says that nothing more was there.
+    message when it was polled, and `at_end` says that nothing more was there. `caught_up_us` is the wall time (µs since
+    the epoch) of a moment at which nothing more was there: until then the partition is known whole. It is None while a
+    topic is caught up with.
     """
 
     topic: str
@@ -25,3 +27,10 @@ class Poll:
     offsets: npt.NDArray[np.int64]
     end_offset: int
     at_end: bool
+    caught_up_us: int | None = None
+
+    @classmethod
+    def of_nothing(cls, topic: str, partition: int, partitions_count: int, end_offset: int, time_us: int) -> "Poll":
+        """Return that a partition brought nothing up to a time, and was at its end then."""
+        none = np.zeros(0, np.int64)
+        return cls(topic, partition, partitions_count, [], [], [], none, none, end_offset, at_end=True, caught_up_us=time_us)

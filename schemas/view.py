@@ -15,6 +15,7 @@ A row of a view is one record of the Arrow schema `View.row_schema`, in that ord
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
@@ -72,20 +73,28 @@ class View:
         )
 
 
+class Kind(IntEnum):
+    """What made a row: an event at its instant, the time alone, or an event elsewhere in its reach."""
+
+    EVENT = 0
+    DECAY = 1
+    CORRECTION = 2
+
+
 @dataclass(frozen=True)
 class RowBatch:
     """Rows of one view made by one shard: `rows` has the view's `row_schema`.
 
-    `available_at` says for each row when the event that made or corrected it became readable in Kafka (µs since the
-    epoch, int64): freshness is counted from there. `corrected` is true for rows that a late event rewrote. `newest` is
-    true for the rows that go online: of one batch only an entity's newest row does.
+    `available_at` says for each row when the event that made or corrected it became readable in Kafka, or when a tick
+    was due (µs since the epoch, int64): freshness is counted from there. `kinds` has the number of each row's `Kind`.
+    `newest` is true for the rows that go online: of one batch only an entity's newest row does.
     """
 
     view: str
     shard: int
     rows: pa.Table
     available_at: pa.Int64Array
-    corrected: pa.BooleanArray
+    kinds: pa.Int8Array
     newest: pa.BooleanArray
 
 

@@ -17,9 +17,9 @@ from prometheus_client.utils import floatToGoString
 
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.rejects import Reason
+from freshet.schemas.view import Kind
 
 FRESHNESS_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
-KINDS = ("event", "correction")
 OUTCOMES = ("accepted", "rejected", "duplicate")
 
 
@@ -104,8 +104,8 @@ class Metrics:
             self.entities.labels(view)
             for store in ("online", "offline"):
                 self.rows.labels(view, store)
-            for kind in KINDS:
-                self.freshness.initialise(view, kind)
+            for kind in Kind:
+                self.freshness.initialise(view, kind.name.lower())
 
     def value(self, name: str, **labels: str) -> float:
         """Return what a counter or gauge stands at."""

@@ -40,6 +40,8 @@ class PartitionJudge:
     stream: Stream
     newest_us: int = NEVER_US
     """The greatest event time seen, futures apart."""
+    accepted_us: int = NEVER_US
+    """The greatest event time of those that were accepted by all views."""
     seen: dict[object, int] = field(default_factory=dict)
 
     def judge(self, events: pa.Table) -> Judged:

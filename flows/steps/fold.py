@@ -1,55 +1,90 @@
-"""One shard's part in the flow: it keeps the stream's clocks, forgets what cannot matter, and folds what comes."""
+"""One shard's part in the flow: it keeps its clock, forgets what cannot matter, and folds what comes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
-from freshet.flows.steps.accept import NEVER_US
-from freshet.flows.steps.windows.shard import WindowedRows, WindowShard
+from freshet.flows.steps.sql import Arguments
+from freshet.flows.steps.windows.shard import NEVER_US, WindowedRows, WindowShard
 from freshet.schemas.plan import ViewPlan
 
 
 @dataclass(frozen=True, slots=True)
 class ShardInput:
-    """Events for one shard of a view, and the clock of the partition they come from.
+    """Events for one shard of a view, and how far the partition is that they come from.
 
-    The clock comes to every shard, events or not: what a shard may forget depends on the slowest partition.
+    It comes to every shard, events or not: what a shard may forget depends on the slowest partition. `newest_us` is the
+    partition's greatest event time; `caught_up_us` the wall time when it was last at its end, None if it is not.
     """
 
     view: str
+    stream: str
     partition: int
     partitions_count: int
     newest_us: int
+    caught_up_us: int | None
     inputs: pa.Table | None
 
 
 class ShardFold:
-    """Folds the inputs of one shard of one view."""
+    """Folds the inputs of one shard of one view. `lateness_us` is what each stream of the view allows.
 
-    def __init__(self, plan: ViewPlan, lateness_us: int) -> None:
-        self.shard = WindowShard(plan)
-        longest = max((aggregate.frame.preceding_us for aggregate in plan.aggregates), default=0)
-        self._memory_us = lateness_us + longest
-        self._clocks: dict[int, int] = {}
+    Its clock is the greatest of the event times that its partitions have shown, and of the wall time once all of them
+    are at their end. It never goes back. While a topic is caught up with, or a file replayed, the clock is event time.
+    """
 
-    def horizon_us(self, partitions_count: int) -> int:
-        """Return the event time before which nothing can matter: the slowest partition's clock, less all memory."""
-        if len(self._clocks) < partitions_count:
+    def __init__(self, plan: ViewPlan, lateness_us: Mapping[str, int]) -> None:
+        self.shard = WindowShard(plan, Arguments(plan).compute if plan.lags else None)
+        self._lateness_us = dict(lateness_us)
+        self._newest: dict[tuple[str, int], int] = {}
+        self._caught_up: dict[tuple[str, int], int] = {}
+        self._counts: dict[str, int] = {}
+
+    def _complete(self, clocks: Mapping[tuple[str, int], int]) -> bool:
+        """Say whether every partition of every stream has told its clock."""
+        return len(self._counts) == len(self._lateness_us) and len(clocks) >= sum(self._counts.values())
+
+    def horizon_us(self) -> int:
+        """Return the event time before which no event will be accepted any more, of whatever partition."""
+        if not self._complete(self._newest):
             return NEVER_US
-        return max(NEVER_US, min(self._clocks.values()) - self._memory_us)
+        oldest = (newest - self._lateness_us[stream] for (stream, _), newest in self._newest.items())
+        return max(NEVER_US, min(oldest))
 
-    def fold(self, items: Sequence[ShardInput], now_us: int) -> WindowedRows | None:
-        """Take what waits; return the rows it makes or corrects.
+    def clock_us(self) -> int:
+        """Return the time that the inputs so far have shown."""
+        event_us = max(self._newest.values(), default=NEVER_US)
+        return max(event_us, min(self._caught_up.values())) if self._complete(self._caught_up) else event_us
 
-        The clocks of before decide what is forgotten: these events may be as old as those allow.
+    def fold(self, items: Sequence[ShardInput], now_us: int) -> Iterator[WindowedRows]:
+        """Take what waits; give the rows it makes or corrects.
+
+        The horizon of before decides what is forgotten: these events may be as old as that allows.
         """
-        tables: list[pa.Table] = []
-        horizon_us = self.horizon_us(items[-1].partitions_count)
+        horizon_us = self.horizon_us()
         for item in items:
-            self._clocks[item.partition] = max(item.newest_us, self._clocks.get(item.partition, NEVER_US))
-            if item.inputs is not None:
-                tables.append(item.inputs)
-        if not tables:
-            return None
-        return self.shard.add(pa.concat_tables(tables), horizon_us=horizon_us, now_us=now_us)
+            place = (item.stream, item.partition)
+            self._counts[item.stream] = item.partitions_count
+            self._newest[place] = max(item.newest_us, self._newest.get(place, NEVER_US))
+            if item.caught_up_us is not None:
+                self._caught_up[place] = max(item.caught_up_us, self._caught_up.get(place, NEVER_US))
+        tables = [item.inputs for item in items if item.inputs is not None]
+        inputs = pa.concat_tables(tables) if tables else None
+        return self.shard.add(inputs, clock_us=self.clock_us(), horizon_us=horizon_us, now_us=now_us)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that must be kept to go on elsewhere."""
+        return {
+            "shard": self.shard.state(),
+            "newest": dict(self._newest),
+            "caught_up": dict(self._caught_up),
+            "counts": dict(self._counts),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.shard.restore(state["shard"])
+        self._newest, self._caught_up = dict(state["newest"]), dict(state["caught_up"])
+        self._counts = dict(state["counts"])

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoder
 from freshet.flows.steps.sql import Projector
-from freshet.schemas.event import Contract
+from freshet.schemas.event import EVENT_TIME, Contract
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
@@ -23,7 +24,7 @@ from freshet.schemas.rejects import Reason, Reject
 class Taken:
     """What became of one poll: accepted events, each view's inputs from them, and the rest.
 
-    `newest_us` is the partition's clock afterwards.
+    `newest_us` is the greatest event time accepted of the partition so far, `caught_up_us` as in `Poll`.
     """
 
     stream: str
@@ -34,6 +35,7 @@ class Taken:
     rejects: tuple[Reject, ...]
     duplicates_count: int
     newest_us: int
+    caught_up_us: int | None
 
 
 class Intake:
@@ -42,7 +44,7 @@ class Intake:
     def __init__(self, contract: Contract, plans: Sequence[ViewPlan]) -> None:
         self.contract = contract
         self._decoder = Decoder(contract)
-        self._projectors = {plan.view.name: Projector(plan) for plan in plans}
+        self._projectors = {plan.view.name: Projector(plan, contract.name) for plan in plans}
 
     def take(self, judge: PartitionJudge, poll: Poll) -> Taken:
         """Take one poll of the partition that `judge` judges."""
@@ -61,9 +63,11 @@ class Intake:
             events = events.take(pa.array(np.setdiff1d(np.arange(events.num_rows), list(failed))))
             inputs, failed = self._project(events)
             assert not failed, failed
+        if events.num_rows:
+            judge.accepted_us = max(judge.accepted_us, pc.max(events.column(EVENT_TIME)).cast(pa.int64()).as_py())
         return Taken(
             self.contract.name, poll.partition, poll.partitions_count, events, inputs, tuple(rejects),
-            len(judged.duplicates), judge.newest_us,
+            len(judged.duplicates), judge.accepted_us, poll.caught_up_us,
         )  # fmt: skip
 
     def _project(self, events: pa.Table) -> tuple[dict[str, pa.Table], dict[int, str]]:

@@ -1,423 +1,341 @@
-"""The aggregates: what each lifts from an event, how it folds, and how it lowers the fold to a SQL value.
+"""The aggregates: of which parts each is made, and how it lowers what they fold to a SQL value.
 
-All follow SQL: NULLs are skipped, and nothing to aggregate gives NULL (0 for count). A sum never subtracts floats. It
-is kept as digits to the base 2**32 (a Kulisch accumulator, with the digits that a column really uses), so it is exact,
-and the same for every order of the same events: 1e16 + 1 - 1e16 is 1.
+All follow SQL: NULLs are skipped, and nothing to aggregate gives NULL (0 for counts). Sums never subtract floats: they
+are exact until they are read, and then rounded once. 1e16 + 1 - 1e16 is 1.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from freshet.flows.steps.windows.folds import PaneFold, PrefixFold
-from freshet.flows.steps.windows.segments import Changed, Column, Ints, Segments
+from freshet.flows.steps.windows import digits
+from freshet.flows.steps.windows.folds import Spans
+from freshet.flows.steps.windows.parts import (
+    ArgGreatest,
+    ArgLeast,
+    Digits,
+    Extreme,
+    First,
+    Greatest,
+    Last,
+    Least,
+    Listed,
+    Part,
+    Present,
+    Sketched,
+    Specials,
+    Squares,
+    Values,
+)
+from freshet.flows.steps.windows.segments import Column, Ints
 
-Bools = npt.NDArray[np.bool_]
+P = TypeVar("P", bound=Part)
+Doubles = npt.NDArray[np.float64]
 
-_DIGIT_BITS = 32
-_HALF, _BASE = 1 << (_DIGIT_BITS - 1), 1 << _DIGIT_BITS
-_FLOAT_UNIT = -1074
-"""The last bit of the smallest double is 2**-1074: the unit that all doubles are whole multiples of."""
-
-
-class AggregateState(Protocol):
-    """One aggregate over one input column, for all windows that ask for it."""
-
-    def lift(self, values: pa.Array) -> Mapping[str, Column]:
-        """Return the columns to keep of a batch's inputs; may add columns that earlier events have zeros in."""
-
-    def columns(self) -> Mapping[str, np.dtype[np.generic]]:
-        """Return all columns this aggregate keeps in the segments."""
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring folds up to date after an insert."""
-
-    def rebuild(self, segments: Segments) -> None:
-        """Bring folds up to date after the segments moved."""
-
-    def fold(self, segments: Segments, low: Ints, high: Ints) -> pa.Array:
-        """Return the SQL value over each range [low, high)."""
+_DISTINCT_KEPT = 1024
+_HASHES = 2.0**64
+_QUANTILE_ERROR = 0.01
 
 
-class CountAll:
-    """count(*): the length of the range; nothing is kept."""
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """One argument's parts, its type, and the frames to fold; `parameter` is the aggregate's own."""
 
-    def lift(self, values: pa.Array) -> Mapping[str, Column]:
-        """Keep nothing."""
-        del values
-        return {}
+    parts: Mapping[type[Part], Part]
+    kind: pa.DataType
+    spans: Spans
+    parameter: Fraction | None
 
-    def columns(self) -> Mapping[str, np.dtype[np.generic]]:
-        """Keep nothing."""
-        return {}
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Do nothing."""
-
-    def rebuild(self, segments: Segments) -> None:
-        """Do nothing."""
-
-    def fold(self, segments: Segments, low: Ints, high: Ints) -> pa.Array:
-        """Return how many events each range holds."""
-        del segments
-        return pa.array(high - low, pa.int64())
-
-
-@dataclass
-class Count:
-    """count(x): how many inputs are not NULL."""
-
-    name: str
-
-    def __post_init__(self) -> None:
-        self._present = PrefixFold(f"{self.name}.present")
-
-    def lift(self, values: pa.Array) -> Mapping[str, Column]:
-        """Keep whether each input is there."""
-        return {self._present.column: _present(values)}
-
-    def columns(self) -> Mapping[str, np.dtype[np.generic]]:
-        """One flag and its prefix."""
-        return self._present.columns(np.bool_)
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring the prefix up to date."""
-        self._present.update(segments, changed)
-
-    def rebuild(self, segments: Segments) -> None:
-        """Prefixes move with their segments."""
-
-    def fold(self, segments: Segments, low: Ints, high: Ints) -> pa.Array:
-        """Return the number of inputs that are there."""
-        return pa.array(self.counts(segments, low, high), pa.int64())
-
-    def counts(self, segments: Segments, low: Ints, high: Ints) -> Ints:
-        """Return the same as plain integers."""
-        return self._present.fold(segments, low, high)
-
-
-@dataclass
-class Sum:
-    """sum(x), and avg(x) = sum(x) / count(x), of integers, decimals and doubles; exact until lowered.
-
-    A sum of integers lowers to int64 where every sum of the batch fits, else to decimal128(38, 0); a sum of decimals to
-    decimal128(38, scale). One that does not fit 38 digits is NULL.
-    """
-
-    name: str
-    input_type: pa.DataType
-    average: bool = False
-    _digits: dict[int, PrefixFold] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._count = Count(self.name)
-        self._nan = PrefixFold(f"{self.name}.nan")
-        self._infinite = PrefixFold(f"{self.name}.infinite")
-        self._positive = PrefixFold(f"{self.name}.positive")
+    def part(self, kind: type[P]) -> P:
+        """Return one of the parts."""
+        found = self.parts[kind]
+        assert isinstance(found, kind)
+        return found
 
     @property
-    def _is_float(self) -> bool:
-        return bool(pa.types.is_floating(self.input_type))
-
-    def lift(self, values: pa.Array) -> Mapping[str, Column]:
-        """Keep the digits of each input, and of doubles whether it is NaN, infinite, positive infinity."""
-        kept: dict[str, Column] = {**self._count.lift(values)}
-        if self._is_float:
-            numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
-            finite = np.isfinite(numbers)
-            nan = np.isnan(numbers)
-            kept[self._nan.column] = nan
-            kept[self._infinite.column] = ~finite & ~nan
-            kept[self._positive.column] = numbers == np.inf
-            digits = _digits_of_doubles(np.where(finite, numbers, 0.0))
-        elif pa.types.is_decimal(self.input_type) or pa.types.is_uint64(self.input_type):
-            digits = _digits_of_decimals(values)
-        else:
-            digits = _digits_of_integers(_integers(values))
-        for index in digits:
-            self._digits.setdefault(index, PrefixFold(f"{self.name}.digit{index}"))
-        zeros = np.zeros(len(values), np.int64)
-        for index, fold in self._digits.items():
-            kept[fold.column] = digits.get(index, zeros)
-        return kept
-
-    def columns(self) -> Mapping[str, np.dtype[np.generic]]:
-        """Digits seen so far, whether an input is there, and the special doubles."""
-        kept = {**self._count.columns()}
-        for fold in self._digits.values():
-            kept |= fold.columns(np.int64)
-        if self._is_float:
-            for fold in (self._nan, self._infinite, self._positive):
-                kept |= fold.columns(np.bool_)
-        return kept
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring all prefixes up to date."""
-        self._count.update(segments, changed)
-        for fold in self._digits.values():
-            fold.update(segments, changed)
-        if self._is_float:
-            for fold in (self._nan, self._infinite, self._positive):
-                fold.update(segments, changed)
-
-    def rebuild(self, segments: Segments) -> None:
-        """Prefixes move with their segments."""
-
-    def fold(self, segments: Segments, low: Ints, high: Ints) -> pa.Array:
-        """Return sums, or averages, as SQL has them."""
-        counts = self._count.counts(segments, low, high)
-        digits = {index: fold.fold(segments, low, high) for index, fold in self._digits.items()}
-        empty = counts == 0
-        if self._is_float:
-            sums = _double(digits, len(low), _FLOAT_UNIT)
-            nan = self._nan.fold(segments, low, high) > 0
-            positive = self._positive.fold(segments, low, high)
-            negative = self._infinite.fold(segments, low, high) - positive
-            sums = np.where(positive > 0, np.inf, np.where(negative > 0, -np.inf, sums))
-            sums = np.where(nan | ((positive > 0) & (negative > 0)), np.nan, sums)
-        elif self.average:
-            sums = _double(digits, len(low), 0)
-            if pa.types.is_decimal(self.input_type):
-                sums /= 10.0**self.input_type.scale
-        else:
-            return _exact(digits, empty, self.input_type)
-        if self.average:
-            sums = np.divide(sums, counts, out=np.zeros(len(low)), where=~empty)
-        return pa.array(sums, pa.float64(), mask=empty)
+    def counts(self) -> Ints:
+        """How many inputs of each frame are not NULL."""
+        return self.part(Present).counts(self.spans)
 
 
-@dataclass
-class Extreme:
-    """min(x) or max(x). Types of fixed width are compared as 64-bit keys that sort alike; others as Python values."""
+@dataclass(frozen=True, slots=True)
+class Function:
+    """An aggregate of one argument."""
 
-    name: str
-    input_type: pa.DataType
-    greatest: bool
-
-    def __post_init__(self) -> None:
-        self._count = Count(self.name)
-        self._keyed = _keys_of(self.input_type) is not None
-        if self._keyed:
-            bounds = np.iinfo(np.int64)
-            ufunc, self._bound = (np.maximum, bounds.min) if self.greatest else (np.minimum, bounds.max)
-            self._panes = PaneFold(f"{self.name}.key", ufunc, self._bound)
-        else:
-            self._panes = PaneFold(f"{self.name}.value", _GREATEST if self.greatest else _LEAST, None)
-
-    def lift(self, values: pa.Array) -> Mapping[str, Column]:
-        """Keep the key of each input; the identity stands for NULL."""
-        column: Column
-        present = _present(values)
-        if self._keyed:
-            to_keys = _keys_of(self.input_type)
-            assert to_keys is not None
-            column = np.where(present, to_keys(values), np.int64(self._bound))
-        else:
-            column = np.empty(len(values), object)
-            column[:] = values.to_pylist()
-        return {**self._count.lift(values), self._panes.column: column}
-
-    def columns(self) -> Mapping[str, np.dtype[np.generic]]:
-        """The keys, and whether an input is there."""
-        return {**self._count.columns(), **self._panes.columns(np.int64 if self._keyed else object)}
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring prefixes and panes up to date."""
-        self._count.update(segments, changed)
-        self._panes.update(segments, changed)
-
-    def rebuild(self, segments: Segments) -> None:
-        """Fold all panes anew."""
-        self._panes.rebuild(segments)
-
-    def fold(self, segments: Segments, low: Ints, high: Ints) -> pa.Array:
-        """Return the least or greatest input of each range."""
-        folded = self._panes.fold(segments, low, high)
-        if not self._keyed:
-            return pa.array(folded, self.input_type)
-        empty = self._count.counts(segments, low, high) == 0
-        return _values_of_keys(np.where(empty, 0, folded), self.input_type, empty)
+    parts: tuple[type[Part], ...]
+    lower: Callable[[Folded], pa.Array]
 
 
-AGGREGATES: Mapping[str, Callable[[str, pa.DataType], AggregateState]] = {
-    "count": lambda name, _: Count(name),
-    "sum": Sum,
-    "avg": lambda name, input_type: Sum(name, input_type, average=True),
-    "min": lambda name, input_type: Extreme(name, input_type, greatest=False),
-    "max": lambda name, input_type: Extreme(name, input_type, greatest=True),
+def _count(of: Folded) -> pa.Array:
+    return pa.array(of.counts, pa.int64())
+
+
+def _sums(of: Folded) -> Doubles:
+    """Return sums as doubles, each rounded once."""
+    unit = digits.FLOAT_UNIT if pa.types.is_floating(of.kind) else 0
+    return digits.nearest_double(of.part(Digits).sums(of.spans), len(of.spans), unit)
+
+
+def _sum(of: Folded) -> pa.Array:
+    """Integers and decimals exactly, NULL where they take more than 38 digits; doubles as doubles."""
+    empty = of.counts == 0
+    if pa.types.is_floating(of.kind):
+        return pa.array(of.part(Specials).applied(_sums(of), of.spans), pa.float64(), mask=empty)
+    scale = of.kind.scale if pa.types.is_decimal(of.kind) else None
+    return digits.decimals(of.part(Digits).sums(of.spans), empty, scale)
+
+
+def _avg(of: Folded) -> pa.Array:
+    counts, sums = of.counts, of.part(Specials).applied(_sums(of), of.spans)
+    if pa.types.is_decimal(of.kind):
+        sums = sums / 10.0**of.kind.scale
+    return pa.array(sums / np.maximum(counts, 1), pa.float64(), mask=counts == 0)
+
+
+def _variance(fewer: int, *, root: bool) -> Callable[[Folded], pa.Array]:
+    """Return (n · Σx² - (Σx)²) / (n · (n - fewer)), exactly before the division."""
+
+    def lower(of: Folded) -> pa.Array:
+        counts = of.counts
+        known = counts > fewer
+        sums, squares = of.part(Digits).sums(of.spans), of.part(Squares).sums(of.spans)
+        lowest = min([*sums, *(place // 2 for place in squares)], default=0)
+        exponent = 2 * (lowest * digits.DIGIT_BITS + digits.FLOAT_UNIT)
+        numbers = zip(
+            counts.tolist(),
+            digits.whole(sums, len(counts), lowest),
+            digits.whole(squares, len(counts), 2 * lowest),
+            strict=True,
+        )
+        values = np.array(
+            [
+                digits.quotient(n * square - total * total, n * (n - fewer), exponent) if n > fewer else 0.0
+                for n, total, square in numbers
+            ]
+        )
+        if root:
+            values = np.sqrt(values)
+        finite = of.part(Specials).applied(np.zeros(len(counts)), of.spans) == 0
+        return pa.array(np.where(finite, values, np.nan), pa.float64(), mask=~known)
+
+    return lower
+
+
+def _extreme(kind: type[Extreme]) -> Callable[[Folded], pa.Array]:
+    def lower(of: Folded) -> pa.Array:
+        part = of.part(kind)
+        return part.keys.values(part.fold(of.spans), of.counts == 0)
+
+    return lower
+
+
+def _sorted(
+    of: Folded, choose: Callable[[Folded, Column, Ints, Ints], tuple[Ints, Ints, Doubles]]
+) -> tuple[pa.Array, pa.Array, Doubles]:
+    """Return two values of each frame and a weight between them, chosen by index among its sorted keys."""
+    low: list[Column] = []
+    high: list[Column] = []
+    weights, empties = list[Doubles](), list[npt.NDArray[np.bool_]]()
+    part = of.part(Values)
+    for keys, bounds in part.sorted(of.spans):
+        counts = np.diff(bounds)
+        some = counts > 0
+        left, right, weight = choose(of, keys, bounds[:-1][some], counts[some])
+        for found, at in ((low, left), (high, right)):
+            chosen = np.full(len(counts), None if not part.keys.fixed else 0, part.keys.dtype)
+            chosen[some] = keys[at]
+            found.append(chosen)
+        spread = np.zeros(len(counts))
+        spread[some] = weight
+        weights.append(spread)
+        empties.append(~some)
+    empty = np.concatenate(empties)
+    return (
+        part.keys.values(np.concatenate(low), empty),
+        part.keys.values(np.concatenate(high), empty),
+        np.concatenate(weights),
+    )
+
+
+def _quantile_disc(of: Folded) -> pa.Array:
+    """The input at place ceil(p · n), counted from 1: DuckDB's rule, in exact arithmetic."""
+
+    def choose(of: Folded, _: Column, starts: Ints, counts: Ints) -> tuple[Ints, Ints, Doubles]:
+        assert of.parameter is not None
+        p = of.parameter
+        at = starts + np.array([max(1, n - floor(n - n * p)) - 1 for n in counts.tolist()], np.int64)
+        return at, at, np.zeros(len(at))
+
+    return _sorted(of, choose)[0]
+
+
+def _quantile_cont(of: Folded) -> pa.Array:
+    """Between the inputs around place p · (n - 1), counted from 0: DuckDB's interpolation."""
+
+    def choose(of: Folded, _: Column, starts: Ints, counts: Ints) -> tuple[Ints, Ints, Doubles]:
+        assert of.parameter is not None
+        place = (counts - 1) * float(of.parameter)
+        left = np.floor(place)
+        return starts + left.astype(np.int64), starts + np.ceil(place).astype(np.int64), place - left
+
+    low, high, weights = _sorted(of, choose)
+    left, right = (side.to_numpy(zero_copy_only=False) for side in (low, high))
+    with np.errstate(invalid="ignore"):
+        between = np.where(weights == 0, left, left * (1.0 - weights) + right * weights)
+    return pa.array(between, pa.float64(), mask=low.is_null().to_numpy(zero_copy_only=False))
+
+
+def _mode(of: Folded) -> pa.Array:
+    """The most frequent input; of several such, the smallest."""
+
+    def choose(_: Folded, keys: Column, starts: Ints, counts: Ints) -> tuple[Ints, Ints, Doubles]:
+        begins = np.append(True, keys[1:] != keys[:-1])  # numpy takes values
+        begins[starts] = True
+        runs = np.flatnonzero(begins)
+        lengths = np.diff(np.append(runs, len(keys)))
+        owners = np.searchsorted(starts, runs, "right") - 1
+        order = np.lexsort((runs, -lengths, owners))
+        first = np.searchsorted(owners[order], np.arange(len(starts)))
+        at = runs[order[first]]
+        return at, at, np.zeros(len(counts))
+
+    return _sorted(of, choose)[0]
+
+
+def _count_distinct(of: Folded) -> pa.Array:
+    found: list[Ints] = []
+    for keys, bounds in of.part(Values).sorted(of.spans):
+        rises = np.append(True, keys[1:] != keys[:-1])[: len(keys)]  # numpy takes values
+        rises[bounds[:-1][np.diff(bounds) > 0]] = True
+        total = np.append(0, np.cumsum(rises))
+        found.append(total[bounds[1:]] - total[bounds[:-1]])
+    return pa.array(np.concatenate(found), pa.int64())
+
+
+class Distinct(Sketched):
+    """The 1024 least of the inputs' 64-bit hashes: up to so many distinct values are counted exactly.
+
+    Of more, a standard error of 1/√1022, 3.1 %, is left (Bar-Yossef et al. 2002, "Counting Distinct Elements").
+    """
+
+    def __init__(self, name: str, kind: pa.DataType) -> None:
+        del kind
+        super().__init__(f"{name}.distinct", lambda hashes: list(hashes.reshape(-1, 1)), _least_hashes)
+
+
+def _least_hashes(left: Any, right: Any) -> object:
+    return np.union1d(left, right)[:_DISTINCT_KEPT]
+
+
+def _approx_count_distinct(of: Folded) -> pa.Array:
+    def estimate(hashes: Any) -> int:
+        if hashes is None or len(hashes) < _DISTINCT_KEPT:
+            return 0 if hashes is None else len(hashes)
+        return round((_DISTINCT_KEPT - 1) * _HASHES / (float(hashes[-1]) + 1))
+
+    return pa.array([estimate(hashes) for hashes in of.part(Distinct).fold(of.spans)], pa.int64())
+
+
+class Quantiles(Sketched):
+    """How many inputs fall into each of logarithmic buckets, so wide that a value is known to 1 %.
+
+    DDSketch (Masson, Rim, Lee 2019), without its collapsing of buckets, so that the order of events does not matter.
+    """
+
+    def __init__(self, name: str, kind: pa.DataType) -> None:
+        del kind
+        super().__init__(f"{name}.quantiles", _buckets, _added_buckets)
+
+
+_GROWTH = (1 + _QUANTILE_ERROR) / (1 - _QUANTILE_ERROR)
+_LARGEST = np.log(np.finfo(np.float64).max)
+_MIDDLE = 1 << 20
+"""More than any bucket's index: ln(1.8e308) / ln(growth) is 35,500."""
+
+
+def _buckets(values: Column) -> list[object]:
+    numbers: Doubles = values.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        index = np.ceil(np.log(np.abs(numbers)) / np.log(_GROWTH))
+    index = np.where(np.isinf(numbers), _MIDDLE - 1, index)
+    codes = np.where(numbers == 0, 0, np.sign(numbers) * (index + _MIDDLE))
+    codes = np.where(np.isnan(numbers), 4 * _MIDDLE, codes).astype(np.int64)
+    return [np.array([[code, 1]]) for code in codes.tolist()]
+
+
+def _added_buckets(left: Any, right: Any) -> object:
+    both = np.concatenate([left, right])
+    codes, inverse = np.unique(both[:, 0], return_inverse=True)
+    return np.column_stack([codes, np.bincount(inverse, both[:, 1]).astype(np.int64)])
+
+
+def _bucket_value(code: int) -> float:
+    """Return the value in the middle of a bucket."""
+    if code == 0:
+        return 0.0
+    if code == 4 * _MIDDLE:
+        return np.nan
+    index = abs(code) - _MIDDLE
+    if index == _MIDDLE - 1:
+        size = np.inf
+    else:
+        size = float(np.exp(min(index * np.log(_GROWTH), _LARGEST)) * 2 / (_GROWTH + 1))
+    return size if code > 0 else -size
+
+
+def _approx_quantile(of: Folded) -> pa.Array:
+    assert of.parameter is not None
+    p = of.parameter
+
+    def estimate(sketch: Any) -> float | None:
+        if sketch is None:
+            return None
+        totals = np.cumsum(sketch[:, 1])
+        n = int(totals[-1])
+        place = max(1, n - floor(n - n * p))
+        return _bucket_value(int(sketch[np.searchsorted(totals, place), 0]))
+
+    return pa.array([estimate(sketch) for sketch in of.part(Quantiles).fold(of.spans)], pa.float64())
+
+
+_NUMBER = (Present, Digits, Specials)
+
+FUNCTIONS: Mapping[str, Function] = {
+    "count": Function((Present,), _count),
+    "count_distinct": Function((Values,), _count_distinct),
+    "sum": Function(_NUMBER, _sum),
+    "avg": Function(_NUMBER, _avg),
+    "var_samp": Function((*_NUMBER, Squares), _variance(1, root=False)),
+    "var_pop": Function((*_NUMBER, Squares), _variance(0, root=False)),
+    "stddev_samp": Function((*_NUMBER, Squares), _variance(1, root=True)),
+    "stddev_pop": Function((*_NUMBER, Squares), _variance(0, root=True)),
+    "min": Function((Present, Least), _extreme(Least)),
+    "max": Function((Present, Greatest), _extreme(Greatest)),
+    "first_value": Function((First,), lambda of: of.part(First).values(of.spans)),
+    "last_value": Function((Last,), lambda of: of.part(Last).values(of.spans)),
+    "arg_min": Function((ArgLeast,), lambda of: of.part(ArgLeast).values(of.spans)),
+    "arg_max": Function((ArgGreatest,), lambda of: of.part(ArgGreatest).values(of.spans)),
+    "list": Function((Listed,), lambda of: of.part(Listed).lists(of.spans)),
+    "mode": Function((Values,), _mode),
+    "quantile_disc": Function((Values,), _quantile_disc),
+    "quantile_cont": Function((Values,), _quantile_cont),
+    "approx_count_distinct": Function((Distinct,), _approx_count_distinct),
+    "approx_quantile": Function((Quantiles,), _approx_quantile),
 }
-"""How to make the state of an aggregate: from the name of its columns and the type of its input."""
+"""Every aggregate of one argument, by the name that plans have for it. count(*) is `count` without an argument."""
+
+MERGEABLE = frozenset(FUNCTIONS) - {
+    name for name, function in FUNCTIONS.items() if Values in function.parts or Listed in function.parts
+}
+"""Those whose frames may hold panes: events merged into one."""
 
 
-def _present(values: pa.Array) -> Bools:
-    return values.is_valid().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]  # pyarrow is untyped
-
-
-def _integers(values: pa.Array) -> Ints:
-    """Return whole numbers, booleans as 0 and 1, NULL as 0."""
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.int8())
-    return pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]  # as above
-
-
-def _balanced(values: Ints) -> tuple[Ints, Ints]:
-    """Split into a digit in [-2**31, 2**31) and what is carried to the next.
-
-    >>> [part.tolist() for part in _balanced(np.array([5, -1, 2**31, 2**40 + 3]))]
-    [[5, -1, -2147483648, 3], [0, 0, 1, 256]]
-    """
-    carried: Ints = (values + _HALF) >> _DIGIT_BITS
-    return values - (carried << _DIGIT_BITS), carried
-
-
-def _digits_of_integers(values: Ints) -> dict[int, Ints]:
-    """Return the digits that are not all zero; unlike `_balanced`, right up to the ends of int64."""
-    low = ((values & (_BASE - 1)) ^ _HALF) - _HALF
-    high = (values >> _DIGIT_BITS) + (low < 0)
-    return {index: digit for index, digit in enumerate((low, high)) if digit.any()}
-
-
-def _digits_of_decimals(values: pa.Array) -> dict[int, Ints]:
-    """Return the digits of decimals as whole numbers of their last place, from their 128 bits (Arrow's format)."""
-    scale = values.type.scale if pa.types.is_decimal(values.type) else 0
-    wide = pc.fill_null(values.cast(pa.decimal128(38, scale)), Decimal(0))
-    wide = wide.combine_chunks() if isinstance(wide, pa.ChunkedArray) else wide
-    words = np.frombuffer(wide.buffers()[1], np.int64)[2 * wide.offset : 2 * (wide.offset + len(wide))].reshape(-1, 2)
-    carried = np.zeros(len(wide), np.int64)
-    found: dict[int, Ints] = {}
-    for index in range(4):
-        word = words[:, index // 2]
-        raw = (word >> _DIGIT_BITS) if index % 2 else (word & (_BASE - 1))
-        if index < 3:
-            raw = raw & (_BASE - 1)
-        digit, carried = (raw + carried, carried) if index == 3 else _balanced(raw + carried)
-        if digit.any():
-            found[index] = digit
-    return found
-
-
-def _digits_of_doubles(values: npt.NDArray[np.float64]) -> dict[int, Ints]:
-    """Return the digits of finite doubles as whole multiples of 2**-1074."""
-    fraction, exponent = np.frexp(values)
-    mantissa = (fraction * 2.0**53).astype(np.int64)
-    place = exponent.astype(np.int64) - 53 - _FLOAT_UNIT
-    below = np.minimum(place, 0)
-    mantissa, place = mantissa >> -below, place - below  # a subnormal's last bits are zeros
-    index, shift = place // _DIGIT_BITS, place % _DIGIT_BITS
-    low, high = _balanced(mantissa)
-    first, carried_first = _balanced(low << shift)
-    second, carried_second = _balanced((high << shift) + carried_first)
-    found: dict[int, Ints] = {}
-    for base in np.unique(index[values != 0]):
-        mine = (index == base) & (values != 0)
-        for step, digit in enumerate((first, second, carried_second)):
-            column = found.setdefault(int(base) + step, np.zeros(len(values), np.int64))
-            column += np.where(mine, digit, 0)
-    return {index: digit for index, digit in found.items() if digit.any()}
-
-
-def _carried(digits: Mapping[int, Ints], count: int) -> dict[int, Ints]:
-    """Return the one representation with every digit in [-2**31, 2**31), whatever the digits were."""
-    carried, result = np.zeros(count, np.int64), dict[int, Ints]()
-    index = min(digits, default=0)
-    while index <= max(digits, default=-1) or carried.any():
-        digit, carried = _balanced(digits.get(index, np.zeros(count, np.int64)) + carried)
-        if digit.any():
-            result[index] = digit
-        index += 1
-    return result
-
-
-def _double(digits: Mapping[int, Ints], count: int, unit: int) -> npt.NDArray[np.float64]:
-    """Return the double nearest to each number, within one unit in the last place.
-
-    It depends on the number alone: the digits are carried first, and added from the least.
-    """
-    carried = _carried(digits, count)
-    total = np.zeros(count)
-    highest = np.full(count, -1)
-    scaled = np.zeros(count)  # the same, 2**-128 as large, for numbers whose parts overflow though their sum does not
-    for index in sorted(carried):
-        digit = carried[index].astype(np.float64)
-        with np.errstate(over="ignore"):
-            total += np.ldexp(digit, index * _DIGIT_BITS + unit)
-        scaled += np.ldexp(digit, index * _DIGIT_BITS + unit - 128)
-        highest = np.where(digit != 0, index, highest)
-    large = highest * _DIGIT_BITS + unit > 900
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.where(large, np.ldexp(scaled, 128), total)
-
-
-def _exact(digits: Mapping[int, Ints], empty: Bools, input_type: pa.DataType) -> pa.Array:
-    """Return whole numbers exactly: int64 if all fit, else decimals of 38 digits, NULL beyond."""
-    carried = _carried(digits, len(empty))
-    decimal = pa.types.is_decimal(input_type)
-    if (
-        not decimal
-        and max(carried, default=0) <= 1
-        and np.all(np.abs(carried.get(1, np.zeros(1, np.int64))) < _HALF - 1)
-    ):
-        nothing = np.zeros(len(empty), np.int64)
-        total = carried.get(0, nothing) + carried.get(1, nothing) * _BASE
-        return pa.array(total, pa.int64(), mask=empty)
-    totals = [0] * len(empty)
-    for index, digit in carried.items():
-        totals = [total + (int(part) << (index * _DIGIT_BITS)) for total, part in zip(totals, digit, strict=True)]
-    scale = input_type.scale if decimal else 0
-    fits = 10**38
-    values = [
-        None if nothing or abs(total) >= fits else Decimal(total).scaleb(-scale)
-        for total, nothing in zip(totals, empty, strict=True)
-    ]
-    return pa.array(values, pa.decimal128(38, scale))
-
-
-def _keys_of(kind: pa.DataType) -> Callable[[pa.Array], Ints] | None:
-    """Return how values of a type become 64-bit keys that sort as SQL sorts the values; None where they cannot.
-
-    DuckDB sorts NaN above +inf, and -0.0 equal to 0.0.
-    """
-    if pa.types.is_floating(kind):
-        return _keys_of_doubles
-    if pa.types.is_uint64(kind):
-        return None
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
-        return _integers
-    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
-        return lambda values: _integers(values.cast(pa.int64() if kind.bit_width == 64 else pa.int32()))
-    return None
-
-
-def _keys_of_doubles(values: pa.Array) -> Ints:
-    numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
-    numbers = np.where(np.isnan(numbers), np.nan, numbers + 0.0)  # one NaN, above +inf; one zero
-    bits = numbers.view(np.int64)
-    return np.where(bits < 0, ~(bits & np.iinfo(np.int64).max), bits)
-
-
-def _values_of_keys(keys: Ints, kind: pa.DataType, empty: Bools) -> pa.Array:
-    if pa.types.is_floating(kind):
-        bits = np.where(keys < 0, ~keys | np.iinfo(np.int64).min, keys)
-        return pa.array(bits.view(np.float64), pa.float64(), mask=empty).cast(kind)
-    if pa.types.is_boolean(kind):
-        return pa.array(keys.astype(np.bool_), mask=empty)
-    width = pa.int64() if pa.types.is_integer(kind) or kind.bit_width == 64 else pa.int32()
-    return pa.array(keys.astype(width.to_pandas_dtype()), width, mask=empty).cast(kind)
-
-
-def _greater(left: object, right: object) -> object:
-    return right if left is None or (right is not None and right > left) else left  # type: ignore[operator]  # one type
-
-
-def _lesser(left: object, right: object) -> object:
-    return right if left is None or (right is not None and right < left) else left  # type: ignore[operator]  # one type
-
-
-_GREATEST = np.frompyfunc(_greater, 2, 1)
-_LEAST = np.frompyfunc(_lesser, 2, 1)
+def parts_of(functions: Sequence[str]) -> tuple[type[Part], ...]:
+    """Return the distinct parts that some functions of one argument need."""
+    return tuple(dict.fromkeys(part for name in functions for part in FUNCTIONS[name].parts))

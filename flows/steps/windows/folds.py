@@ -1,4 +1,4 @@
-"""The fold of a monoid over any range of a segment.
+"""The fold of a monoid over any runs of a segment.
 
 Two mechanisms serve every monoid. Where it has an inverse (integers under addition), the fold of [l, r) is the
 difference of two prefixes, exact because integers are. Where it has none (minimum, maximum), it is folded over panes: a
@@ -6,6 +6,7 @@ pane of level k holds the fold of 32**k neighbouring positions, so a range is at
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,19 @@ _PANE = 32
 _SHORT = 2 * _PANE
 
 
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The positions that each frame holds: one run [low, high) a frame, or several, in order of time."""
+
+    segments: Segments
+    runs: tuple[tuple[Ints, Ints], ...]
+
+    def __len__(self) -> int:
+        return len(self.runs[0][0])
+
+
 class PrefixFold:
-    """Sums of one integer column of the segments, over ranges, modulo 2**64.
+    """Sums of one integer column of the segments, modulo 2**64.
 
     A sum that lies in int64 is exact whatever the prefixes did on the way, since arithmetic modulo 2**64 is.
     """
@@ -43,13 +55,42 @@ class PrefixFold:
         firsts = np.cumsum(lengths) - lengths
         prefix[at] = running + np.repeat(base - running[firsts], lengths)
 
-    def fold(self, segments: Segments, low: Ints, high: Ints) -> Ints:
-        """Return the sum over each range [low, high); 0 for an empty one."""
-        prefix, values = segments.columns[self.prefix_column], segments.columns[self.column]
-        last = np.maximum(high - 1, 0)
-        first = np.minimum(low, last)
-        sums = prefix[last].astype(np.int64) + values[last].astype(np.int64) - prefix[first].astype(np.int64)
-        return np.where(high > low, sums, 0)
+    def fold(self, spans: Spans) -> Ints:
+        """Return the sum over each frame; 0 for an empty one."""
+        columns = spans.segments.columns
+        prefix, values = columns[self.prefix_column], columns[self.column]
+        total = np.zeros(len(spans), np.int64)
+        for low, high in spans.runs:
+            last = np.maximum(high - 1, 0)
+            first = np.minimum(low, last)
+            sums = prefix[last].astype(np.int64) + values[last].astype(np.int64) - prefix[first].astype(np.int64)
+            total += np.where(high > low, sums, 0)
+        return total
+
+    def first(self, spans: Spans) -> Ints:
+        """Return the first position of each frame whose value is not 0, values being counts; -1 if there is none."""
+        found = np.full(len(spans), -1)
+        for low, high in reversed(spans.runs):
+            found = np.where(self._some(spans, low, high), self._search(spans, low, high, low, 1), found)
+        return found
+
+    def last(self, spans: Spans) -> Ints:
+        """Return the last such position."""
+        found = np.full(len(spans), -1)
+        for low, high in spans.runs:
+            found = np.where(self._some(spans, low, high), self._search(spans, low, high, high, 0), found)
+        return found
+
+    def _some(self, spans: Spans, low: Ints, high: Ints) -> npt.NDArray[np.bool_]:
+        return self.fold(Spans(spans.segments, ((low, high),))) > 0
+
+    def _search(self, spans: Spans, low: Ints, high: Ints, edge: Ints, more: int) -> Ints:
+        """Return the last position in [low, high) with less before it than before `edge`, and `more`."""
+        columns = spans.segments.columns
+        prefix, last = columns[self.prefix_column], np.maximum(edge - 1, 0)
+        inside = columns[self.column][last].astype(np.int64)
+        target = np.where(edge > low, prefix[last].astype(np.int64) + inside, prefix[np.minimum(low, len(prefix) - 1)])
+        return spans.segments.search(self.prefix_column, low, high, target + more) - 1
 
 
 class PaneFold:
@@ -89,15 +130,13 @@ class PaneFold:
             panes[at] = self.combine.reduce(below[members], axis=1)
             below = panes
 
-    def rebuild(self, segments: Segments) -> None:
-        """Fold every pane anew, after the segments moved."""
-        self.panes = []
-        first, last = np.array([0]), np.array([len(segments.time)])
-        self.update(segments, Changed(first, first, first, last, np.zeros(0, np.bool_)))
-
-    def fold(self, segments: Segments, low: Ints, high: Ints) -> Column:
-        """Return the fold over each range [low, high); the identity for an empty one."""
-        return self._fold([segments.columns[self.column], *self.panes], low, high)
+    def fold(self, spans: Spans) -> Column:
+        """Return the fold over each frame; the identity for an empty one."""
+        levels = [spans.segments.columns[self.column], *self.panes]
+        folded = self._fold(levels, *spans.runs[0])
+        for low, high in spans.runs[1:]:
+            folded = self.combine(folded, self._fold(levels, low, high))
+        return folded
 
     def _fold(self, levels: Sequence[Column], low: Ints, high: Ints) -> Column:
         values = levels[0]

@@ -1,22 +1,23 @@
-"""Each entity's events, ordered by (event time, partition, offset), in one contiguous segment of shared columns.
+"""Each entity's events, ordered by (event time, event id, partition, offset), in one contiguous segment of columns.
 
-A segment has room to grow, so that events in order are appended in place; one that is full moves to the end of the
-columns with twice the room. Events out of order are merged into their segment's tail. Positions are only valid until
-the next `insert`.
+An element of a segment is an event, or a pane: neighbouring events that no frame will ever tell apart again, merged
+into one. A segment has room to grow, so that events in order are appended in place; one that is full moves to the end
+of the columns with twice the room. Events out of order are merged into their segment's tail. Positions are only valid
+until the next `insert` or `compact`.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Column: TypeAlias = npt.NDArray[np.generic]
+Columns: TypeAlias = Mapping[str, Column]
 
-TIME, PARTITION, OFFSET = "time", "partition", "offset"
-_ORDER = (TIME, PARTITION, OFFSET)
+TIME, EVENT_ID, PARTITION, OFFSET = "time", "event_id", "partition", "offset"
 _ROOM_EVENTS = 2
 
 
@@ -36,9 +37,30 @@ def blank(size: int, dtype: np.dtype[np.generic]) -> Column:
     return np.full(size, None, dtype) if dtype.hasobject else np.zeros(size, dtype)
 
 
+def ordered(slots: Ints, columns: Columns) -> Ints:
+    """Return the order of events: by slot, event time, event id, partition, offset. NULL ids come last.
+
+    Ids are compared only where times are tied, which is rare.
+    """
+    time, ids = columns[TIME], columns.get(EVENT_ID)
+    order = np.lexsort((columns[OFFSET], columns[PARTITION], time, slots))
+    if ids is None:
+        return order
+    same = (slots[order[1:]] == slots[order[:-1]]) & (time[order[1:]] == time[order[:-1]])
+    tied = np.flatnonzero(np.append(False, same) | np.append(same, False))  # numpy takes values
+    if not len(tied):
+        return order
+    at = order[tied]
+    known = np.array([event_id is not None for event_id in ids[at]])
+    ranks = np.full(len(at), len(at))
+    ranks[known] = np.unique(ids[at][known], return_inverse=True)[1]
+    order[tied] = at[np.lexsort((columns[OFFSET][at], columns[PARTITION][at], ranks, time[at], slots[at]))]
+    return order
+
+
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What an insert touched: for each touched slot the positions from the first new event to the segment's end.
+    """What an insert touched: for each touched slot the positions from its first new event's time to its end.
 
     `starts` and `ends` bound those positions; `is_new` says, range after range, which of them are new events. Where a
     segment moved to get room, `written` is its new first position; elsewhere it equals `starts`.
@@ -65,20 +87,28 @@ class Segments:
         }  # fmt: skip
         self.columns: dict[str, Column] = {name: blank(0, dtype) for name, dtype in {**order, **self.dtypes}.items()}
         self.used = 0
-        """Positions of the columns that belong to some segment."""
+        """Positions of the columns that belong to some segment, or did."""
         self.start: Ints = np.zeros(0, np.int64)
-        self.head: Ints = np.zeros(0, np.int64)
-        """The first event that is still kept; those before it in the segment were forgotten."""
         self.end: Ints = np.zeros(0, np.int64)
         self.room: Ints = np.zeros(0, np.int64)
         """Where the segment's room ends."""
-        self.forgotten: Ints = np.zeros(0, np.int64)
-        """How many events each entity had before its head."""
 
     @property
     def time(self) -> Ints:
-        """Event time of every position, µs since the epoch."""
+        """Event time of every position, µs since the epoch; of a pane, its last event's."""
         return self.columns[TIME]  # type: ignore[return-value]  # TIME is int64 by construction
+
+    @property
+    def live(self) -> int:
+        """How many positions hold an event or a pane."""
+        return int((self.end - self.start).sum())
+
+    @property
+    def everything(self) -> Changed:
+        """All segments, as if their events had just been inserted."""
+        slots = np.flatnonzero(self.end > self.start)
+        starts, ends = self.start[slots], self.end[slots]
+        return Changed(slots, starts, starts, ends, np.ones(int((ends - starts).sum()), np.bool_))
 
     def add_columns(self, dtypes: Mapping[str, np.dtype[np.generic]]) -> None:
         """Keep further columns; events that are already here have zeros in them."""
@@ -98,31 +128,29 @@ class Segments:
             found[index] = slot
         missing = len(self.keys) - len(self.start)
         if missing > 0:
-            grown = max(missing, len(self.start) // 2)
-            for name in ("start", "head", "end", "room", "forgotten"):
-                setattr(self, name, np.concatenate([getattr(self, name), np.zeros(grown, np.int64)]))
+            grown = np.zeros(max(missing, len(self.start) // 2), np.int64)
+            self.start, self.end, self.room = (np.append(old, grown) for old in (self.start, self.end, self.room))
         return found
 
-    def insert(self, slots: Ints, columns: Mapping[str, Column]) -> Changed:
+    def insert(self, slots: Ints, columns: Columns) -> Changed:
         """Put events where their order says; `slots` says whose each is. Returns what changed.
 
         `columns` need not name those that a fold derives, such as prefixes.
         """
-        order = np.lexsort((columns[OFFSET], columns[PARTITION], columns[TIME], slots))
+        order = ordered(slots, columns)
         slots = slots[order]
         columns = {name: column[order] for name, column in columns.items()}
-        firsts = np.flatnonzero(np.concatenate([[True], slots[1:] != slots[:-1]]))
+        firsts = np.flatnonzero(np.append(True, slots[1:] != slots[:-1]))  # numpy takes values
         counts = np.diff(np.append(firsts, len(slots)))
         touched = slots[firsts]
         moved = self._make_room(touched, counts)
 
-        starts = self._insertion_points(touched, {name: columns[name][firsts] for name in _ORDER})
+        starts = self.search(TIME, self.start[touched], self.end[touched], columns[TIME][firsts])
         tails = self.end[touched] - starts
-        late = tails > 0
         lengths = tails + counts
         destination = ranges(starts, lengths)
         is_new = np.ones(len(destination), np.bool_)
-        if not late.any():
+        if not tails.any():
             for name, column in columns.items():
                 self.columns[name][destination] = column
         else:
@@ -131,37 +159,15 @@ class Segments:
         written = np.where(moved, self.start[touched], starts)
         return Changed(touched, written, starts, starts + lengths, is_new)
 
-    def _insertion_points(self, touched: Ints, first: Mapping[str, Column]) -> Ints:
-        """Return where each touched segment's first new event belongs."""
-        end = self.end[touched]
-        last = np.maximum(end - 1, 0)
-        kept = end > self.head[touched]
-        behind = np.zeros(len(touched), np.bool_)
-        tied = kept.copy()
-        for name in _ORDER:
-            stored: Any = self.columns[name][last] if self.used else np.zeros(len(touched), np.int64)
-            behind |= tied & (first[name] < stored)
-            tied &= first[name] == stored
-        points = end.copy()
-        for index in np.flatnonzero(behind):
-            low, high = int(self.head[touched[index]]), int(end[index])
-            for name in _ORDER:  # narrow to the events that tie on what was compared so far
-                column, value = self.columns[name], first[name][index]
-                left = low + int(np.searchsorted(column[low:high], value, "left"))
-                high = low + int(np.searchsorted(column[low:high], value, "right"))
-                low = left
-            points[index] = low
-        return points
-
     def _merge(
-        self, touched: Ints, starts: Ints, tails: Ints, counts: Ints, columns: Mapping[str, Column], destination: Ints
+        self, touched: Ints, starts: Ints, tails: Ints, counts: Ints, new: Columns, destination: Ints
     ) -> npt.NDArray[np.bool_]:
-        """Merge new events with the tails of their segments; returns which of the written positions are new."""
+        """Merge new events into the tails of their segments; return which of the destinations are new events."""
         old = ranges(starts, tails)
-        owner = np.concatenate([np.repeat(np.arange(len(touched)), tails), np.repeat(np.arange(len(touched)), counts)])
-        merged = {name: np.concatenate([self.columns[name][old], column]) for name, column in columns.items()}
-        order = np.lexsort((merged[OFFSET], merged[PARTITION], merged[TIME], owner))
-        for name, column in merged.items():
+        owners = np.append(np.repeat(touched, tails), np.repeat(touched, counts))
+        both = {name: np.append(self.columns[name][old], column) for name, column in new.items()}
+        order = ordered(owners, both)
+        for name, column in both.items():
             self.columns[name][destination] = column[order]
         return order >= len(old)
 
@@ -171,15 +177,15 @@ class Segments:
         if not full.any():
             return full
         moving, needed = touched[full], counts[full]
-        kept = self.end[moving] - self.head[moving]
+        kept = self.end[moving] - self.start[moving]
         room = np.maximum(_ROOM_EVENTS, 2 ** np.ceil(np.log2((kept + needed) * 1.5)).astype(np.int64))
         self._grow(self.used + int(room.sum()))
-        old = ranges(self.head[moving], kept)
+        old = ranges(self.start[moving], kept)
         begins = self.used + np.cumsum(room) - room
         new = ranges(begins, kept)
         for column in self.columns.values():
             column[new] = column[old]
-        self.start[moving] = self.head[moving] = begins
+        self.start[moving] = begins
         self.end[moving] = begins + kept
         self.room[moving] = begins + room
         self.used += int(room.sum())
@@ -196,54 +202,41 @@ class Segments:
             grown[: self.used] = column[: self.used]
             self.columns[name] = grown
 
-    def forget(self, slots: Ints, before_us: int) -> None:
-        """Forget the given entities' events that are older than `before_us`."""
-        low, high = self.head[slots], self.end[slots]
-        heads = self.first_at_or_after(low, high, np.full(len(slots), before_us))
-        self.forgotten[slots] += heads - low
-        self.head[slots] = heads
+    def search(self, column: str, low: Ints, high: Ints, targets: Ints) -> Ints:
+        """Return for each query the first position in [low, high) whose value is not below the target, else `high`.
 
-    def first_at_or_after(self, low: Ints, high: Ints, instants: Ints) -> Ints:
-        """Return for each query the first position in [low, high) whose time is not before the instant.
-
-        A binary search of all queries at once; `high` where there is none.
+        The column must not fall within [low, high): a binary search of all queries at once.
         """
-        time = self.time
+        values = self.columns[column]
         low, high = low.copy(), high.copy()
         open_ = np.flatnonzero(low < high)
         while len(open_):
             middle = (low[open_] + high[open_]) >> 1
-            before = time[middle] < instants[open_]
+            before = values[middle] < targets[open_]
             low[open_[before]] = middle[before] + 1
             high[open_[~before]] = middle[~before]
             open_ = open_[low[open_] < high[open_]]
         return low
 
-    @property
-    def live(self) -> int:
-        """How many positions hold an event that is still kept."""
-        known = len(self.keys)
-        return int((self.end[:known] - self.head[:known]).sum())
+    def compact(
+        self, positions: Ints, owners: Ints, firsts: Ints, merge: Callable[[Columns, Ints], Columns]
+    ) -> None:
+        """Keep only some events, merge them into panes, and give back all other room; drop entities with none left.
 
-    def compact(self, *, keep_counts: bool) -> None:
-        """Give back the room of moved and forgotten events; drop entities with nothing left.
-
-        With `keep_counts` an entity stays for the sake of its number of forgotten events.
+        `positions` are the events to keep, in order, and `owners` their slots; a pane begins at each of `firsts`, and
+        holds events of one entity. `merge` takes the columns of the kept events and `firsts`, and returns those of the
+        panes. Folds must be brought up to date with `everything`.
         """
-        known = len(self.keys)
-        kept = self.end[:known] - self.head[:known]
-        staying = np.flatnonzero((kept > 0) | (keep_counts & (self.forgotten[:known] > 0)))
-        kept = kept[staying]
-        room = np.where(kept > 0, np.maximum(_ROOM_EVENTS, kept + kept // 4), 0)
-        old = ranges(self.head[staying], kept)
+        panes = merge({name: column[positions] for name, column in self.columns.items()}, firsts)
+        slots, kept = np.unique(owners[firsts], return_counts=True)
+        room = np.maximum(_ROOM_EVENTS, kept + kept // 4)
         begins = np.cumsum(room) - room
         new = ranges(begins, kept)
         self.used = int(room.sum())
-        for name, column in self.columns.items():
+        for name, column in panes.items():
             fresh = blank(max(self.used, 1024), column.dtype)
-            fresh[new] = column[old]
+            fresh[new] = column
             self.columns[name] = fresh
-        self.forgotten = self.forgotten[staying]
-        self.keys = [self.keys[slot] for slot in staying]
+        self.keys = [self.keys[slot] for slot in slots.tolist()]
         self.slots = {key: slot for slot, key in enumerate(self.keys)}
-        self.start, self.head, self.end, self.room = begins, begins.copy(), begins + kept, begins + room
+        self.start, self.end, self.room = begins, begins + kept, begins + room

@@ -1,24 +1,53 @@
-"""One shard of one view: which rows a batch of accepted events makes or corrects, and their values.
+"""One shard of one view: which rows a batch of accepted events, or the time, makes or corrects, and their values.
 
-A row stands at every event time of an entity. It is written again exactly when its version rises: when a batch brings
-an event into its reach. So the greatest version of (entity, event_timestamp) is complete, whatever came in which order.
+A row stands at every event time of an entity, and at every tick: where an event leaves a frame, or enters one, by time
+alone. A row is written when its instant is new, and again exactly when its version rises: when a batch brings an event
+into its reach. So the greatest version of (entity, event_timestamp) is complete, whatever came in which order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from freshet.flows.steps.windows.aggregates import AGGREGATES, AggregateState, CountAll
-from freshet.flows.steps.windows.segments import OFFSET, PARTITION, TIME, Changed, Column, Ints, Segments, ranges
+from freshet.flows.steps.windows.aggregates import FUNCTIONS, Folded, parts_of
+from freshet.flows.steps.windows.columns import ValueColumn, microseconds, timestamps
+from freshet.flows.steps.windows.due import NEVER_DUE_US, DueSlots
+from freshet.flows.steps.windows.folds import PrefixFold, Spans
+from freshet.flows.steps.windows.frames import low_edges, tick_rules
+from freshet.flows.steps.windows.parts import Digits, Part
+from freshet.flows.steps.windows.segments import (
+    EVENT_ID,
+    OFFSET,
+    PARTITION,
+    TIME,
+    Changed,
+    Column,
+    Columns,
+    Ints,
+    Segments,
+    ranges,
+)
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME
 from freshet.schemas.event import OFFSET as OFFSET_COLUMN
 from freshet.schemas.event import PARTITION as PARTITION_COLUMN
-from freshet.schemas.plan import ViewPlan
-from freshet.schemas.view import CREATED, VERSION
+from freshet.schemas.plan import Aggregate, Exclude, Range, Rows, ViewPlan
+from freshet.schemas.view import CREATED, VERSION, Kind
 
-_COMPACT_MIN_POSITIONS = 1 << 16
+Bools = npt.NDArray[np.bool_]
+
+NEVER_US = np.iinfo(np.int64).min // 2
+"""Before every event time, with room to subtract a lateness."""
+
+PARTITION_BITS = 20
+"""In a view of several streams, `_partition` of the inputs has the stream's place above so many bits."""
+
+_AVAILABLE, _EVENTS = "available_at", "events"
+_COMPACT_MIN_POSITIONS = 1 << 14
+_ROWS_MAX = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,40 +55,65 @@ class WindowedRows:
     """Rows of one batch before their outer expressions are computed.
 
     `table` has the entity, `event_timestamp`, `created`, `_version`, `_partition`, `_offset`, the payload and the
-    window values. `available_at` (µs, int64) is when the event that made or corrected the row became readable in Kafka;
-    `corrected` marks rows whose own events are all older than this batch; `newest` the last row of each entity here.
+    window values. `available_at` (µs, int64) is when the event that made or corrected the row became readable in Kafka,
+    or when a tick was due; `kinds` says what made each row, as `Kind`'s numbers; `newest` marks the last row of each
+    entity here.
     """
 
     table: pa.Table
     available_at: pa.Array
-    corrected: pa.Array
+    kinds: pa.Array
     newest: pa.Array
+
+
+class _Instants(NamedTuple):
+    """Instants at which rows are to be written: whose, when, what made them, and which event did."""
+
+    slots: Ints
+    times: Ints
+    kinds: npt.NDArray[np.int8]
+    causes: Ints
 
 
 class WindowShard:
     """The events of one shard of one view that can still matter, and the folds over them.
 
-    `add` takes the inputs of accepted events (`ViewPlan.inputs`) in any order; it returns rows they make or correct.
+    `add` takes the inputs of accepted events (`ViewPlan.inputs`) in any order, and the time; it gives the rows that
+    they make or correct. `lagged` computes `ViewPlan.lagged_sql` where a plan has one.
     """
 
-    def __init__(self, plan: ViewPlan) -> None:
-        self.plan = plan
-        self._aggregates: list[AggregateState] = []
-        self._inputs: list[int | None] = []
-        kept: dict[str, np.dtype[np.generic]] = {_AVAILABLE: np.dtype(np.int64)}
-        for index, aggregate in enumerate(plan.aggregates):
-            if aggregate.argument is None:
-                state: AggregateState = CountAll()
-            else:
-                kind = plan.inputs.field(f"_a{aggregate.argument}").type
-                state = AGGREGATES[aggregate.function](f"w{index}", kind)
-            self._aggregates.append(state)
-            self._inputs.append(aggregate.argument)
-            kept |= state.columns()
-        for name in plan.payload:
-            kept |= _payload_columns(name, plan.inputs.field(name).type)
-        self._segments = Segments(kept)
+    def __init__(self, plan: ViewPlan, lagged: Callable[[pa.Table], pa.Table] | None = None) -> None:
+        self.plan, self._lagged = plan, lagged
+        self.clock_us = NEVER_US
         self._created_us = 0
+        self._rules = tick_rules(plan)
+        self._events = PrefixFold(_EVENTS)
+        self._arguments = {
+            index: {part: part(f"a{index}", _argument(plan, index)) for part in parts_of(functions)}
+            for index, functions in _functions(plan).items()
+        }
+        self._payload = [ValueColumn(name, plan.inputs.field(name).type) for name in plan.payload]
+        raw = (name for name in plan.inputs.names if name.startswith("_r"))
+        self._raw = {name: ValueColumn(name, plan.inputs.field(name).type) for name in raw}
+        self._segments = Segments(self._dtypes())
+        self._due = DueSlots()
+        self._settled = 0
+
+    # State
+
+    def _dtypes(self) -> dict[str, np.dtype[np.generic]]:
+        kept: dict[str, np.dtype[np.generic]] = {_AVAILABLE: np.dtype(np.int64), **self._events.columns(np.int32)}
+        if "_id" in self.plan.inputs.names:
+            kept[EVENT_ID] = np.dtype(object)
+        for part in self._parts():
+            kept |= part.columns()
+        for column in (*self._payload, *self._raw.values()):
+            kept |= column.columns()
+        return kept
+
+    def _parts(self) -> Iterator[Part]:
+        for parts in self._arguments.values():
+            yield from parts.values()
 
     @property
     def entities_count(self) -> int:
@@ -68,28 +122,123 @@ class WindowShard:
 
     @property
     def events_count(self) -> int:
-        """How many events are kept."""
+        """How many events and panes are kept."""
         return self._segments.live
 
-    def add(self, inputs: pa.Table, *, horizon_us: int, now_us: int) -> WindowedRows | None:
-        """Take accepted events; return the rows they make or correct, or None if there are none.
+    @property
+    def bytes_count(self) -> int:
+        """How many bytes the columns take, Python values apart."""
+        return sum(column.nbytes for column in self._segments.columns.values())
 
-        Events before `horizon_us` (µs since the epoch) can matter no more, and are forgotten. `now_us` is when the rows
-        are made; `created` never falls behind what this shard said before.
-        """
-        if inputs.num_rows == 0:
-            return None
-        inputs = inputs.combine_chunks()
+    def state(self) -> dict[str, Any]:
+        """Return all that must be kept to go on elsewhere: plain values and arrays."""
         segments = self._segments
-        slots = self._slots(inputs)
-        segments.forget(np.unique(slots), horizon_us)
-        changed = segments.insert(slots, self._lift(inputs))
-        for state in self._aggregates:
-            state.update(segments, changed)
-        positions, owners, causes = self._rows(changed)
-        rows = self._values(positions, owners, causes, now_us)
-        self._compact(horizon_us)
-        return rows
+        slots = np.flatnonzero(segments.end > segments.start)
+        lengths = segments.end[slots] - segments.start[slots]
+        at = ranges(segments.start[slots], lengths)
+        return {
+            "clock_us": self.clock_us,
+            "created_us": self._created_us,
+            "keys": [segments.keys[slot] for slot in slots.tolist()],
+            "lengths": lengths,
+            "columns": {
+                name: column[at] for name, column in segments.columns.items() if not name.endswith(".prefix")
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.clock_us, self._created_us = state["clock_us"], state["created_us"]
+        columns: Mapping[str, Column] = state["columns"]
+        for part in self._parts():
+            if isinstance(part, Digits):
+                part.restore(columns)
+        self._segments = Segments(self._dtypes())
+        slots = np.repeat(self._segments.slots_of(state["keys"]), state["lengths"])
+        if len(slots):
+            self._update(self._segments.insert(slots, columns))
+        self._due = DueSlots()
+        self._set_due(np.arange(len(self._segments.keys)))
+
+    # A batch
+
+    def add(
+        self, inputs: pa.Table | None, *, clock_us: int, horizon_us: int, now_us: int
+    ) -> Iterator[WindowedRows]:
+        """Take accepted events, and let time pass to `clock_us`; give the rows they make or correct.
+
+        Events before `horizon_us` (µs since the epoch) come no more. `now_us` is when the rows are made; `created`
+        never falls behind what this shard said before.
+        """
+        before, self.clock_us = self.clock_us, max(self.clock_us, clock_us)
+        touched = np.zeros(0, np.int64)
+        if inputs is not None and inputs.num_rows:
+            changed = self._insert(inputs.combine_chunks())
+            touched = changed.slots
+            yield from self._write(self._changed_instants(changed, before), now_us)
+            self._set_due(touched)
+        due = np.setdiff1d(self._due.take(self.clock_us), touched)
+        since = np.full(len(due), before)
+        for some in self._chunks(due, since):
+            yield from self._write(self._ticked(due[some], since[some]), now_us)
+        self._set_due(due)
+        self._compact(min(horizon_us, self.clock_us))
+
+    def _insert(self, inputs: pa.Table) -> Changed:
+        segments = self._segments
+        columns: dict[str, Column] = {
+            TIME: microseconds(inputs.column(EVENT_TIME)),
+            PARTITION: inputs.column(PARTITION_COLUMN).to_numpy(),
+            OFFSET: inputs.column(OFFSET_COLUMN).to_numpy(),
+            _AVAILABLE: microseconds(inputs.column(AVAILABLE_AT)),
+            _EVENTS: np.ones(inputs.num_rows, np.int32),
+        }
+        if EVENT_ID in segments.columns:
+            columns[EVENT_ID] = np.array(inputs.column("_id").to_pylist(), object)
+        for index, parts in self._arguments.items():
+            if f"_a{index}" in inputs.column_names:
+                columns |= self._lift(parts, inputs.column(f"_a{index}").combine_chunks())
+        for column in (*self._payload, *self._raw.values()):
+            columns |= column.lift(inputs.column(column.name).combine_chunks())
+        changed = segments.insert(self._slots(inputs), columns)
+        if self.plan.lags:
+            self._lift_lagged(changed)
+        self._update(changed)
+        return changed
+
+    def _lift(self, parts: Mapping[type[Part], Part], values: pa.Array) -> dict[str, Column]:
+        columns: dict[str, Column] = {}
+        for part in parts.values():
+            columns |= part.lift(values)
+            self._segments.add_columns(part.columns())
+        return columns
+
+    def _lift_lagged(self, changed: Changed) -> None:
+        """Compute the arguments that need earlier events anew, from the first new event on."""
+        assert self._lagged is not None
+        segments, plan = self._segments, self.plan
+        lengths = changed.ends - changed.starts
+        at = ranges(changed.starts, lengths)
+        starts = np.repeat(segments.start[changed.slots], lengths)
+        columns = {name: raw.lower(segments.columns, at) for name, raw in self._raw.items()}
+        for index, lag in enumerate(plan.lags):
+            earlier = np.where(at - lag.rows >= starts, at - lag.rows, -1)
+            values = self._raw[lag.column].lower(segments.columns, earlier)
+            if lag.default is not None:
+                own = self._raw[lag.default].lower(segments.columns, at)
+                values = pa.compute.if_else(pa.array(earlier < 0), own, values)
+            columns[f"_l{index}"] = values
+        made = self._lagged(pa.table(columns))
+        for index, parts in self._arguments.items():
+            if f"_a{index}" in made.column_names:
+                for name, column in self._lift(parts, made.column(f"_a{index}").combine_chunks()).items():
+                    segments.columns[name][at] = column
+
+    def _update(self, changed: Changed) -> None:
+        """Bring all folds up to date."""
+        self._events.update(self._segments, changed)
+        for part in self._parts():
+            part.update(self._segments, changed)
 
     def _slots(self, inputs: pa.Table) -> Ints:
         """Return the slot of each event's entity."""
@@ -112,125 +261,288 @@ class WindowShard:
             keys.append(key)
         return self._segments.slots_of(keys)[inverse]
 
-    def _lift(self, inputs: pa.Table) -> Mapping[str, Column]:
-        """Return everything that is kept of each event."""
-        columns: dict[str, Column] = {
-            TIME: _microseconds(inputs.column(EVENT_TIME)),
-            PARTITION: inputs.column(PARTITION_COLUMN).to_numpy(),
-            OFFSET: inputs.column(OFFSET_COLUMN).to_numpy(),
-            _AVAILABLE: _microseconds(inputs.column(AVAILABLE_AT)),
-        }
-        for state, argument in zip(self._aggregates, self._inputs, strict=True):
-            if argument is not None:
-                columns |= state.lift(inputs.column(f"_a{argument}").combine_chunks())
-                self._segments.add_columns(state.columns())
-        for name in self.plan.payload:
-            columns |= _lift_payload(name, inputs.column(name).combine_chunks())
-        return columns
+    # Which rows
 
-    def _rows(self, changed: Changed) -> tuple[Ints, Ints, Ints]:
-        """Return the positions of rows whose version rose, their slots, and the new event that is the cause of each.
-
-        A row stands at the last event of its time; its cause is the newest of the new events up to there.
-        """
+    def _changed_instants(self, changed: Changed, before_us: int) -> _Instants:
+        """Return the instants of rows that new events make or correct, and of ticks since that are due by now."""
+        segments = self._segments
         lengths = changed.ends - changed.starts
         at = ranges(changed.starts, lengths)
-        owner = np.repeat(changed.slots, lengths)
-        times = self._segments.time[at]
+        owners = np.repeat(np.arange(len(changed.slots)), lengths)
         firsts = np.cumsum(lengths) - lengths
+        latest = np.maximum.accumulate(np.where(changed.is_new, np.arange(len(at)), -1))
+
+        times = segments.time[at]
         rises = np.append(times[1:] != times[:-1], True)  # numpy takes values
         rises[firsts[1:] - 1] = True
-        cause = np.maximum.accumulate(np.where(changed.is_new, np.arange(len(at)), -1))
-        if self.plan.reach_us is not None:
-            rises &= times - times[cause] <= self.plan.reach_us
-        return at[rises], owner[rises], at[cause[rises]]
+        since = np.minimum(segments.time[at[changed.is_new]][_first_of_each(owners[changed.is_new])] - 1, before_us)
+        who, ticks = self._ticks(changed.slots, since)
+        instants = np.append(times[rises], ticks)
+        indices = np.append(owners[rises], who)
+        is_tick = np.arange(len(instants)) >= int(rises.sum())
 
-    def _values(self, positions: Ints, owners: Ints, causes: Ints, now_us: int) -> WindowedRows:
+        slots = changed.slots[indices]
+        high = segments.search(TIME, segments.start[slots], segments.end[slots], instants + 1)
+        offset = firsts[indices] + high - 1 - changed.starts[indices]
+        inside = high > changed.starts[indices]
+        cause = np.where(inside, latest[np.where(inside, offset, 0)], -1)
+        caused = cause >= firsts[indices]
+        causes = np.where(caused, at[cause], high - 1)
+        rises_ = caused & (segments.time[causes] >= self._reach_edges(instants))
+        old = is_tick & (instants <= before_us)
+        existed = np.zeros(len(instants), np.bool_)
+        existed[old] = self._existed(changed, firsts, indices[old], instants[old])
+        wanted = np.where(is_tick, (instants > before_us) | rises_ | (old & ~existed), rises_)
+        kinds = np.where(
+            is_tick,
+            np.where(instants > before_us, Kind.DECAY, Kind.CORRECTION),
+            np.where(segments.time[causes] == instants, Kind.EVENT, Kind.CORRECTION),
+        ).astype(np.int8)
+        return _sorted(_Instants(*(column[wanted] for column in (slots, instants, kinds, causes))))
+
+    def _existed(self, changed: Changed, firsts: Ints, indices: Ints, ticks: Ints) -> Bools:
+        """Say which ticks an older event had made already."""
+        segments, slots = self._segments, changed.slots[indices]
+        news = np.append(0, np.cumsum(changed.is_new))
+
+        def new_before(positions: Ints) -> Ints:
+            inside = np.maximum(positions - changed.starts[indices], 0)
+            return news[firsts[indices] + inside]
+
+        existed = np.zeros(len(ticks), np.bool_)
+        for rule in self._rules:
+            low = segments.search(TIME, segments.start[slots], segments.end[slots], rule.first_after(ticks - 1))
+            high = segments.search(TIME, low, segments.end[slots], rule.first_after(ticks))
+            existed |= high - low > new_before(high) - new_before(low)
+        return existed
+
+    def _ticks(self, slots: Ints, since: Ints) -> tuple[Ints, Ints]:
+        """Return the ticks after `since` of each slot, up to the clock, at which no event stands: index and instant."""
+        segments = self._segments
+        owners, instants = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        clock = np.full(len(slots), self.clock_us)
+        for rule in self._rules:
+            low = segments.search(TIME, segments.start[slots], segments.end[slots], rule.first_after(since))
+            high = segments.search(TIME, low, segments.end[slots], rule.first_after(clock))
+            at = ranges(low, high - low)
+            owners.append(np.repeat(np.arange(len(slots)), high - low))
+            instants.append(rule.ticks(segments.time[at]))
+        if len(owners) == 1:
+            return owners[0], instants[0]
+        who, ticks = np.concatenate(owners), np.concatenate(instants)
+        order = np.lexsort((ticks, who))
+        who, ticks = who[order], ticks[order]
+        distinct = np.append(True, (who[1:] != who[:-1]) | (ticks[1:] != ticks[:-1]))[: len(who)]  # numpy takes values
+        who, ticks = who[distinct], ticks[distinct]
+        whose = slots[who]
+        at = segments.search(TIME, segments.start[whose], segments.end[whose], ticks)
+        free = (at == segments.end[whose]) | (segments.time[np.minimum(at, len(segments.time) - 1)] != ticks)
+        return who[free], ticks[free]
+
+    def _ticked(self, slots: Ints, since: Ints) -> _Instants:
+        """Return the ticks of slots that nothing else befell."""
+        who, ticks = self._ticks(slots, since)
+        whose = slots[who]
+        high = self._segments.search(TIME, self._segments.start[whose], self._segments.end[whose], ticks)
+        return _Instants(whose, ticks, np.full(len(ticks), Kind.DECAY, np.int8), high - 1)
+
+    def _chunks(self, slots: Ints, since: Ints) -> Iterator[slice]:
+        """Cut slots such that a bounded number of ticks is made at once."""
+        if not len(slots):
+            return
+        segments, counts = self._segments, np.ones(len(slots), np.int64)
+        clock = np.full(len(slots), self.clock_us)
+        for rule in self._rules:
+            low = segments.search(TIME, segments.start[slots], segments.end[slots], rule.first_after(since))
+            counts += segments.search(TIME, low, segments.end[slots], rule.first_after(clock)) - low
+        bounds = np.flatnonzero(np.diff(np.cumsum(counts) // _ROWS_MAX, prepend=-1))
+        for start, end in zip(bounds.tolist(), [*bounds[1:].tolist(), len(slots)], strict=True):
+            yield slice(start, end)
+
+    def _set_due(self, slots: Ints) -> None:
+        """Find out when each slot's next tick is due."""
+        if not self._rules or not len(slots):
+            return
+        segments, clock = self._segments, np.full(len(slots), self.clock_us)
+        soonest = np.full(len(slots), NEVER_DUE_US)
+        for rule in self._rules:
+            end = segments.end[slots]
+            at = segments.search(TIME, segments.start[slots], end, rule.first_after(clock))
+            ticks = rule.ticks(segments.time[np.minimum(at, len(segments.time) - 1)])
+            soonest = np.where(at < end, np.minimum(soonest, ticks), soonest)
+        self._due.set(slots, soonest)
+
+    def _reach_edges(self, instants: Ints) -> Ints:
+        """Return the time of the oldest event that can matter at each instant."""
+        edges = np.full(len(instants), NEVER_US)
+        if self.plan.reach_us is not None:
+            edges = np.min([low_edges(frame, instants) for frame in self.plan.ranges], axis=0)
+        return edges
+
+    # Their values
+
+    def _write(self, rows: _Instants, now_us: int) -> Iterator[WindowedRows]:
         """Fold the frames of each row."""
+        if not len(rows.slots):
+            return
         segments, plan = self._segments, self.plan
-        head, high, instants = segments.head[owners], positions + 1, segments.time[positions]
-        low: dict[int, Ints] = {}
-        for preceding in {aggregate.frame.preceding_us for aggregate in plan.aggregates} | ({plan.reach_us} - {None}):
-            assert preceding is not None
-            low[preceding] = segments.first_at_or_after(head, high, instants - preceding)
-        reach = plan.reach_us
-        versions: Ints = segments.forgotten[owners] + high - head if reach is None else high - low[reach]
-        created = max(now_us, self._created_us + 1) + np.arange(len(positions))
-        self._created_us = int(created[-1]) if len(created) else self._created_us
+        slots, instants = rows.slots, rows.times
+        start = segments.start[slots]
+        high = segments.search(TIME, start, segments.end[slots], instants + 1)
+        current = high - 1
+        created = max(now_us, self._created_us + 1) + np.arange(len(slots))
+        self._created_us = int(created[-1])
         columns: dict[str, pa.Array] = {}
-        keys = [segments.keys[slot] for slot in owners.tolist()]
+        keys: list[Any] = [segments.keys[slot] for slot in slots.tolist()]
         for index, column in enumerate(plan.view.entity):
             columns[column.name] = pa.array([key[index] for key in keys], column.type)
-        columns[EVENT_TIME] = _timestamps(instants)
-        columns[CREATED] = _timestamps(created)
-        columns[VERSION] = pa.array(versions, pa.int64())
-        columns[PARTITION_COLUMN] = pa.array(segments.columns[PARTITION][positions], pa.int32())
-        columns[OFFSET_COLUMN] = pa.array(segments.columns[OFFSET][positions], pa.int64())
-        for name in plan.payload:
-            columns[name] = _lower_payload(name, plan.inputs.field(name).type, segments.columns, positions)
-        for index, (state, aggregate) in enumerate(zip(self._aggregates, plan.aggregates, strict=True)):
-            columns[f"_w{index}"] = state.fold(segments, low[aggregate.frame.preceding_us], high)
-        newest = np.append(owners[1:] != owners[:-1], True)[: len(owners)]  # numpy takes values
-        available = pa.array(segments.columns[_AVAILABLE][causes], pa.int64())
-        corrected = pa.array(segments.time[causes] != instants)
-        return WindowedRows(pa.table(columns), available, corrected, pa.array(newest))
+        columns[EVENT_TIME] = timestamps(instants)
+        columns[CREATED] = timestamps(created)
+        reach = segments.search(TIME, start, high, self._reach_edges(instants))
+        columns[VERSION] = pa.array(self._events.fold(Spans(segments, ((reach, high),))), pa.int64())
+        partitions = segments.columns[PARTITION][current] & ((1 << PARTITION_BITS) - 1)  # type: ignore[operator]  # ints
+        columns[PARTITION_COLUMN] = pa.array(partitions, pa.int32())
+        columns[OFFSET_COLUMN] = pa.array(segments.columns[OFFSET][current], pa.int64())
+        for value in self._payload:
+            columns[value.name] = value.lower(segments.columns, current)
+        spans = {frame: self._spans(frame, start, instants, high) for frame in {a.frame for a in plan.aggregates}}
+        for index, aggregate in enumerate(plan.aggregates):
+            columns[f"_w{index}"] = self._value(aggregate, spans[aggregate.frame])
+        newest = np.append(slots[1:] != slots[:-1], True)  # numpy takes values
+        available: Ints = segments.columns[_AVAILABLE][rows.causes]  # type: ignore[assignment]  # int64 by construction
+        available = np.where(rows.kinds == Kind.DECAY, np.maximum(available, instants), available)
+        yield WindowedRows(pa.table(columns), pa.array(available), pa.array(rows.kinds), pa.array(newest))
+
+    def _value(self, aggregate: Aggregate, spans: Spans) -> pa.Array:
+        """Return an aggregate's values."""
+        if aggregate.argument is None:
+            return pa.array(self._events.fold(spans), pa.int64())
+        parts = self._arguments[aggregate.argument]
+        kind = _argument(self.plan, aggregate.argument)
+        return FUNCTIONS[aggregate.function].lower(Folded(parts, kind, spans, aggregate.parameter))
+
+    def _spans(self, frame: Range | Rows, start: Ints, instants: Ints, high: Ints) -> Spans:
+        """Return the positions that each row's frame holds; `high` is behind its current row."""
+        segments = self._segments
+        if isinstance(frame, Rows):
+            low = start if frame.preceding is None else np.maximum(start, high - 1 - frame.preceding)
+            end = np.maximum(low, high - frame.ending)
+        else:
+            low = start
+            if frame.preceding_us is not None:
+                low = segments.search(TIME, start, high, low_edges(frame, instants))
+            end = high
+            if frame.ending_us:
+                end = segments.search(TIME, low, high, instants - frame.ending_us + 1)
+        if frame.exclude is Exclude.NOTHING:
+            return Spans(segments, ((low, end),))
+        if frame.exclude is Exclude.CURRENT_ROW:
+            return Spans(segments, ((low, np.maximum(low, np.minimum(end, high - 1))),))
+        ties = segments.search(TIME, start, high, segments.time[high - 1])
+        before = (low, np.maximum(low, np.minimum(end, ties)))
+        if frame.exclude is Exclude.GROUP:
+            return Spans(segments, (before,))
+        current = np.maximum(low, high - 1)
+        return Spans(segments, (before, (current, np.maximum(current, end))))
+
+    # What is forgotten
 
     def _compact(self, horizon_us: int) -> None:
-        """Give memory back once most of it is unused."""
+        """Give memory back once the columns have doubled."""
+        if self._segments.used >= max(_COMPACT_MIN_POSITIONS, 2 * self._settled):
+            self.compact(horizon_us)
+
+    def compact(self, horizon_us: int) -> None:
+        """Forget events that can matter no more, and merge those that no frame will tell apart, into panes.
+
+        No event older than the horizon will come, and every row to come lies at or after it.
+        """
         segments = self._segments
-        if segments.used < _COMPACT_MIN_POSITIONS or segments.used < 3 * segments.live:
+        slots = np.flatnonzero(segments.end > segments.start)
+        lengths = segments.end[slots] - segments.start[slots]
+        at, owners = ranges(segments.start[slots], lengths), np.repeat(slots, lengths)
+        if not len(at):
             return
-        segments.forget(np.arange(len(segments.keys)), horizon_us)
-        segments.compact(keep_counts=self.plan.reach_us is None)
-        for state in self._aggregates:
-            state.rebuild(segments)
+        times = segments.time[at]
+        is_first = np.append(True, owners[1:] != owners[:-1])  # numpy takes values
+        alone = times >= horizon_us
+        begins, matters = is_first | alone, alone.copy()
+        for frame in self.plan.ranges:
+            edges, needed = _edges(frame, times, horizon_us)
+            begins |= np.append(True, edges[1:] != edges[:-1])  # as above
+            if frame.resolution_us == 1:
+                begins |= needed  # exact windows may be of aggregates that cannot be merged, even at one instant
+            matters |= needed
+        protected = self._protected(at, owners, horizon_us)
+        begins |= protected
+        begins[1:] |= alone[:-1] | protected[:-1]
+        if not self.plan.whole_history:
+            at, owners, begins = at[matters], owners[matters], begins[matters]  # of a pane's events all matter, or none
+        if not len(at):
+            self._segments, self._due, self._settled = Segments(self._dtypes()), DueSlots(), 0
+            return
+        segments.compact(at, owners, np.flatnonzero(begins), self._merge)
+        self._update(segments.everything)
+        self._due = DueSlots()
+        self._set_due(np.arange(len(segments.keys)))
+        self._settled = segments.used
+
+    def _protected(self, at: Ints, owners: Ints, horizon_us: int) -> Bools:
+        """Say which events before the horizon rows to come may still count one by one."""
+        rows = [frame for frame in {made.frame for made in self.plan.aggregates} if isinstance(frame, Rows)]
+        count = max([*((frame.preceding or frame.ending) + 1 for frame in rows), *(lag.rows for lag in self.plan.lags)], default=0)
+        segments = self._segments
+        protected = np.zeros(len(at), np.bool_)
+        limit = segments.search(TIME, segments.start[owners], segments.end[owners], np.full(len(at), horizon_us))
+        if count:
+            protected |= at >= limit - count
+        if any(aggregate.frame.exclude is not Exclude.NOTHING for aggregate in self.plan.aggregates):
+            last = np.maximum(limit - 1, segments.start[owners])
+            protected |= segments.time[at] == segments.time[last]
+        return protected
+
+    def _merge(self, columns: Columns, firsts: Ints) -> Columns:
+        """Return the columns of panes: an event's own are those of the last."""
+        lasts = np.append(firsts[1:], len(columns[TIME])) - 1
+        merged: dict[str, Column] = {name: column[lasts] for name, column in columns.items()}
+        merged[_EVENTS] = np.add.reduceat(columns[_EVENTS], firsts)
+        for part in self._parts():
+            merged |= part.merge(columns, firsts)
+        return merged
 
 
-_AVAILABLE = "available_at"
+def _edges(frame: Range, times: Ints, horizon_us: int) -> tuple[Ints, Bools]:
+    """Return, for each event, what of its time a frame can still tell, and whether it can still hold or lose it."""
+    interval = frame.decay_us or 1
+    oldest = horizon_us - frame.ending_us - interval
+    if frame.preceding_us is None:
+        return np.maximum(times, oldest), np.ones(len(times), np.bool_)
+    floored = low_edges(Range(0, resolution_us=frame.resolution_us, origin_us=frame.origin_us), times)
+    lowest = int(low_edges(frame, np.array([horizon_us - interval]))[0])
+    edges = np.where(times >= oldest, times, np.maximum(floored, lowest - 1))
+    return edges, times >= lowest
 
 
-def _microseconds(column: pa.ChunkedArray) -> Ints:
-    return column.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]  # untyped
+def _first_of_each(owners: Ints) -> Ints:
+    """Return the first index of each of some sorted owners."""
+    return np.flatnonzero(np.append(True, owners[1:] != owners[:-1]))  # numpy takes values
 
 
-def _timestamps(microseconds: Ints) -> pa.Array:
-    return pa.array(microseconds, pa.int64()).cast(pa.timestamp("us", "UTC"))
+def _sorted(rows: _Instants) -> _Instants:
+    order = np.lexsort((rows.times, rows.slots))
+    return _Instants(*(column[order] for column in rows))
 
 
-def _fixed_width(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or _is_time(kind))
+def _functions(plan: ViewPlan) -> dict[int, Sequence[str]]:
+    """Return the functions of each argument."""
+    found: dict[int, list[str]] = {}
+    for made in plan.aggregates:
+        if made.argument is not None:
+            found.setdefault(made.argument, []).append(made.function)
+    return found  # type: ignore[return-value]  # a list is a sequence
 
 
-def _is_time(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
-
-
-def _storage(kind: pa.DataType) -> pa.DataType:
-    """The plain type whose bits a fixed-width column is kept as."""
-    if _is_time(kind):
-        return pa.int64() if kind.bit_width == 64 else pa.int32()
-    return kind
-
-
-def _payload_columns(name: str, kind: pa.DataType) -> dict[str, np.dtype[np.generic]]:
-    if not _fixed_width(kind):
-        return {name: np.dtype(object)}
-    return {name: np.dtype(_storage(kind).to_pandas_dtype()), f"{name}.null": np.dtype(np.bool_)}
-
-
-def _lift_payload(name: str, values: pa.Array) -> dict[str, Column]:
-    if not _fixed_width(values.type):
-        kept = np.empty(len(values), object)
-        kept[:] = values.to_pylist()
-        return {name: kept}
-    storage = _storage(values.type)
-    zero = False if pa.types.is_boolean(storage) else pa.scalar(0).cast(storage)
-    plain = values.cast(storage).fill_null(zero).to_numpy(zero_copy_only=False)
-    return {name: plain, f"{name}.null": values.is_null().to_numpy(zero_copy_only=False)}
-
-
-def _lower_payload(name: str, kind: pa.DataType, columns: Mapping[str, Column], positions: Ints) -> pa.Array:
-    values = columns[name][positions]
-    if not _fixed_width(kind):
-        return pa.array(values, kind)
-    return pa.array(values, _storage(kind), mask=columns[f"{name}.null"][positions]).cast(kind)
+def _argument(plan: ViewPlan, index: int) -> pa.DataType:
+    """Return the type of an argument."""
+    schema = plan.inputs if f"_a{index}" in plan.inputs.names else plan.arguments
+    return schema.field(f"_a{index}").type

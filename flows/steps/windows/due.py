@@ -1,0 +1,58 @@
+"""Which entities have a tick to make next, and when: time passes without a look at the others."""
+
+import heapq
+
+import numpy as np
+
+from freshet.flows.steps.windows.segments import Ints
+
+NEVER_DUE_US = np.iinfo(np.int64).max
+_SLICE_US = 100_000
+
+
+class DueSlots:
+    """Slots by the instant of their next tick, in slices of a tenth of a second.
+
+    An instant that changed leaves its old entry behind; that is noticed when its slice comes.
+    """
+
+    def __init__(self) -> None:
+        self._instants: Ints = np.zeros(0, np.int64)
+        self._slices: dict[int, list[Ints]] = {}
+        self._order: list[int] = []
+
+    def set(self, slots: Ints, instants: Ints) -> None:
+        """Say when the next tick of each slot is due; `NEVER_DUE_US` for none."""
+        needed = int(slots.max(initial=-1)) + 1 - len(self._instants)
+        if needed > 0:
+            more = np.full(max(needed, len(self._instants) // 2), NEVER_DUE_US)
+            self._instants = np.append(self._instants, more)
+        changed = self._instants[slots] != instants
+        slots, instants = slots[changed], instants[changed]
+        self._instants[slots] = instants
+        slots, instants = slots[instants < NEVER_DUE_US], instants[instants < NEVER_DUE_US]
+        slices = instants // _SLICE_US
+        for index in np.unique(slices).tolist():
+            if index not in self._slices:
+                self._slices[index] = []
+                heapq.heappush(self._order, index)
+            self._slices[index].append(slots[slices == index])
+
+    def take(self, clock_us: int) -> Ints:
+        """Return the slots whose next tick is at or before a clock; each must be set anew."""
+        found: list[Ints] = []
+        last = clock_us // _SLICE_US
+        later: list[Ints] = []
+        while self._order and self._order[0] <= last:
+            index = heapq.heappop(self._order)
+            slots = np.unique(np.concatenate(self._slices.pop(index)))
+            instants = self._instants[slots]
+            found.append(slots[instants <= clock_us])
+            later.append(slots[(instants > clock_us) & (instants // _SLICE_US == index)])
+        for slots in later:
+            instants = self._instants[slots]
+            self._instants[slots] = NEVER_DUE_US
+            self.set(slots, instants)
+        due = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        self._instants[due] = NEVER_DUE_US
+        return due
