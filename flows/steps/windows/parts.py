@@ -374,7 +374,9 @@ class _ArgExtreme:
     def __init__(self, name: str, kind: pa.DataType, *, greatest: bool) -> None:
         name = f"{name}.{'greatest' if greatest else 'least'}"
         self.keys = Keys(kind.field("k").type)
-        self._best = (np.maximum if greatest else np.minimum) if self.keys.fixed else (_GREATEST if greatest else _LEAST)
+        self._best = (
+            (np.maximum if greatest else np.minimum) if self.keys.fixed else (_GREATEST if greatest else _LEAST)
+        )
         self._value = ValueColumn(f"{name}.value", kind.field("v").type)
         self._key, self._present = f"{name}.key", f"{name}.present"
 
