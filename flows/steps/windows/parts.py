@@ -105,6 +105,12 @@ class Digits:
         """The digits seen so far, and their prefixes."""
         return {name: dtype for fold in self._folds.values() for name, dtype in fold.columns(np.int64).items()}
 
+    @property
+    def usual_bytes(self) -> int:
+        """How many bytes an input takes if all are of like size: doubles span three digits, whole numbers one."""
+        places = 3 if pa.types.is_floating(self.kind) else 1
+        return 16 * (2 * places if self.squares else places)
+
     def restore(self, names: Mapping[str, Column]) -> None:
         """Know the digits again that saved columns have."""
         start = f"{self.name}.{'square' if self.squares else 'digit'}."

@@ -130,6 +130,13 @@ class WindowShard:
         """How many bytes the columns take, Python values apart."""
         return sum(column.nbytes for column in self._segments.columns.values())
 
+    @property
+    def element_bytes(self) -> int:
+        """How many bytes an event or a pane takes, sums being of numbers of few digits, Python values of 24 bytes."""
+        columns = sum(24 if dtype.hasobject else dtype.itemsize for dtype in self._segments.dtypes.values())
+        sums = sum(part.usual_bytes for part in self._parts() if isinstance(part, Digits))
+        return columns + sums + 20  # time, partition, offset
+
     def state(self) -> dict[str, Any]:
         """Return all that must be kept to go on elsewhere: plain values and arrays."""
         segments = self._segments
