@@ -24,6 +24,7 @@ _ORDERED = ("list", "arg_min", "arg_max")
 _FLOATS = ("FLOAT", "DOUBLE")
 _EXACT = ("sum", "avg", "var_samp", "var_pop", "stddev_samp", "stddev_pop")
 _TIME = "_time"
+_COMMA = ",\n    "
 
 
 def oracle_sql(
@@ -72,7 +73,7 @@ class _Oracle:
     # Rows
 
     def _with(self, table: str, columns: Sequence[str]) -> str:
-        return f"SELECT {', '.join(['*', *columns])} FROM {table}"
+        return f"SELECT {_COMMA.join(['*', *columns])}\n  FROM {table}"
 
     def _accepted(self) -> str:
         events = self.members[0].events
@@ -102,11 +103,13 @@ class _Oracle:
                 continue
             time = f"epoch_us({EVENT_TIME})"
             if frame.preceding_us is not None:
-                floor = f"({time} - {_rest(f'{time} - {frame.origin_us}', frame.resolution_us)})"
+                floor = time
+                if frame.resolution_us > 1:
+                    floor = f"({time} - {_rest(f'{time} - {frame.origin_us}', frame.resolution_us)})"
                 rules[_ceil(f"{floor} + {frame.resolution_us + frame.preceding_us}", frame.decay_us)] = None
             if frame.ending_us:
                 rules[_ceil(f"{time} + {frame.ending_us}", frame.decay_us)] = None
-        ticks = f"unnest([{', '.join(rules)}]::BIGINT[])"
+        ticks = f"unnest([{_COMMA.join(rules)}]::BIGINT[])"
         every = f"SELECT DISTINCT {self.entity}, {ticks} AS _us FROM by_event"
         return f"SELECT {self.entity}, make_timestamp(_us)::TIMESTAMPTZ AS _at FROM ({every}) WHERE _us <= $until_us"
 
@@ -120,8 +123,12 @@ class _Oracle:
         last = f"row_number() OVER (PARTITION BY {self.entity}, {EVENT_TIME} ORDER BY _nr DESC) = 1"
         start = "UNBOUNDED PRECEDING"
         if not self.whole_history:
-            bounds = ", ".join(str(_back(frame)) for frame in self.frames)
-            start = f"to_microseconds(greatest({bounds})) PRECEDING"
+            exact = [frame.preceding_us for frame in self.frames if frame.resolution_us == 1]
+            bounds = [_back(frame) for frame in self.frames if frame.resolution_us > 1]
+            bounds += [str(max(length for length in exact if length is not None))] if exact else []
+            start = (
+                f"to_microseconds({bounds[0] if len(bounds) == 1 else f'greatest({_COMMA.join(bounds)})'}) PRECEDING"
+            )
         reach = f"PARTITION BY {self.entity} ORDER BY {EVENT_TIME} RANGE BETWEEN {start} AND CURRENT ROW"
         version = f"count(*) FILTER (WHERE NOT _tick) OVER ({reach}) AS {VERSION}"
         return self._with("instants i", [*self.by_time, version, f"{last} AS _last"])
@@ -188,7 +195,8 @@ class _Oracle:
         if frame.exclude in (Exclude.TIES, Exclude.GROUP):  # ties of one instant, which the order by number has not
             return self._subquery(_aggregate(window, made, inputs), frame, kept, "lagged")
         bounds = "UNBOUNDED" if frame.preceding is None else str(frame.preceding)
-        rows = f"ROWS BETWEEN {bounds} PRECEDING AND {frame.ending} PRECEDING EXCLUDE {frame.exclude}"
+        exclude = "" if frame.exclude is Exclude.NOTHING else f" EXCLUDE {frame.exclude}"
+        rows = f"ROWS BETWEEN {bounds} PRECEDING AND {frame.ending} PRECEDING{exclude}"
         over = f"PARTITION BY {self.entity} ORDER BY _nr"
         if window["type"] == "WINDOW_LAG":
             return f"lag({', '.join([_guarded(inputs[0]), *inputs[1:]])}) OVER ({over})"
@@ -200,9 +208,10 @@ class _Oracle:
         over = ", ".join([self.entity, *(write(self.connection, part) for part in bucket)])
         start = "UNBOUNDED"
         if frame.preceding_us is not None and not bucket:
-            start = f"to_microseconds({_back(frame)})"
-        end = f"to_microseconds({frame.ending_us}) PRECEDING" if frame.ending_us else "CURRENT ROW"
-        bounds = f"RANGE BETWEEN {start} PRECEDING AND {end} EXCLUDE {frame.exclude}"
+            start = _duration(frame.preceding_us) if frame.resolution_us == 1 else f"to_microseconds({_back(frame)})"
+        end = f"{_duration(frame.ending_us)} PRECEDING" if frame.ending_us else "CURRENT ROW"
+        exclude = "" if frame.exclude is Exclude.NOTHING else f" EXCLUDE {frame.exclude}"
+        bounds = f"RANGE BETWEEN {start} PRECEDING AND {end}{exclude}"
         counted = "NOT _tick" if kept is None else f"NOT _tick AND {_guarded(kept)}"
         sql = _over(window, made, inputs, counted, f"PARTITION BY {over} ORDER BY {EVENT_TIME} {bounds}", _guarded)
         if frame.exclude is Exclude.NOTHING:
@@ -298,6 +307,19 @@ def _rest(sql: str, step: int) -> str:
     return f"((({sql}) % {step} + {step}) % {step})" if step > 1 else "0"
 
 
+def _duration(length_us: int) -> str:
+    """Write a duration as people do.
+
+    >>> _duration(600_000_000), _duration(1_500_000)
+    ("INTERVAL '10 minutes'", "INTERVAL '1500000 microseconds'")
+    """
+    for word, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1)):
+        count, rest = divmod(length_us, size * 10**6)
+        if not rest:
+            return f"INTERVAL '{count} {word}'"
+    return f"INTERVAL '{length_us} microseconds'"
+
+
 def _ceil(sql: str, step: int) -> str:
     return f"({sql} + ({step} - {_rest(sql, step)}) % {step})" if step > 1 else f"({sql})"
 
@@ -306,4 +328,8 @@ def _back(frame: Range, row: str = "") -> str:
     """Return how far before its instant a frame begins, in µs."""
     assert frame.preceding_us is not None
     start = f"epoch_us({row}{EVENT_TIME}) - {frame.preceding_us} - {frame.origin_us}"
-    return f"({frame.preceding_us} + {_rest(start, frame.resolution_us)})"
+    return (
+        f"({frame.preceding_us} + {_rest(start, frame.resolution_us)})"
+        if frame.resolution_us > 1
+        else f"{frame.preceding_us}"
+    )
