@@ -118,8 +118,10 @@ class Given:
             raise Refused([Problem("feature", feature, "is not declared", hint=hint)])
         return views[feature]
 
-    def polls(self, stream: str, documents: Sequence[Mapping[str, Any]]) -> Iterator[Poll]:
-        """Give hand-written events as a topic would: a poll each, in their order."""
+    def polls(
+        self, stream: str, documents: Sequence[Mapping[str, Any]], *, first_offset: int = 0
+    ) -> Iterator[Poll]:
+        """Give hand-written events as a topic would: a poll each, in their order. Raises `Refused` for unknown keys."""
         if stream not in self.contracts:
             hint = f"there is {listed([*self.contracts])}"
             raise Refused([Problem("stream", stream, "feeds no feature", hint=hint)])
@@ -134,7 +136,7 @@ class Given:
                 raise Refused([Problem("event", f"{stream} {number + 1}", "has an unknown key", unknown[0], hint)])
             whole = {**self.samples.get(stream, {}), **document}
             value = to_json({key: whole[key] for key in whole if key != PARTITION}, inf_nan_mode="constants")
-            yield poll(known, partitions[number], count, [value], offset=number)
+            yield poll(known, partitions[number], count, [value], offset=first_offset + number)
 
     def start(self, shards_count: int = 1) -> "Run":
         """Begin a run that has seen no event yet."""
