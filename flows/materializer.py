@@ -113,7 +113,7 @@ class _Stages:
         self._pipeline, self._contracts, self._edges, self._shards_count = pipeline, contracts, edges, shards_count
         self._intakes = {made.stream.topic: Intake(made, pipeline.of_source(name)) for name, made in contracts.items()}
         self._finishers = {plan.view.name: Finisher(plan) for plan in pipeline.plans}
-        self._entities: dict[str, dict[int, int]] = {}
+        self._shards: dict[str, list[ShardFold]] = {name: [] for name in self._finishers}
 
     def take(self, _resume: None) -> BatchLogic[Poll, Taken]:
         """Decode and judge; the state is one partition's clock."""
@@ -160,10 +160,12 @@ class _Stages:
                 streams = {name: self._contracts[name].stream for name in plan.view.sources}
                 lateness = {name: made.lateness // timedelta(microseconds=1) for name, made in streams.items()}
                 folds.append(ShardFold(plan, lateness))
+                self._shards[plan.view.name] += folds
             rows = list(folds[0].fold(items, self._edges.now_us()))
-            counts = self._entities.setdefault(plan.view.name, {})
-            counts[id(folds)] = folds[0].shard.entities_count
-            self._edges.metrics.entities.labels(plan.view.name).set(sum(counts.values()))
+            shards = [fold.shard for fold in self._shards[plan.view.name]]
+            metrics = self._edges.metrics
+            metrics.entities.labels(plan.view.name).set(sum(shard.entities_count for shard in shards))
+            metrics.clock.labels(plan.view.name).set(min(shard.clock_us for shard in shards) / 1e6)
             return rows
 
         return BatchLogic(step)

@@ -83,7 +83,7 @@ def check_round(
         lags = lag_seconds()
         for own in unsettled:
             own.look()
-            committed = _all_shorter(lags, own.view.source, grace)
+            committed = all(_all_shorter(lags, stream, grace) for stream in own.view.sources)
             verdicts[own.view.name] = own.judge(judge, freshness_target, lags, committed=committed)
     return tuple(verdicts.values())
 

@@ -33,4 +33,6 @@ class Poll:
     def of_nothing(cls, topic: str, partition: int, partitions_count: int, end_offset: int, time_us: int) -> "Poll":
         """Return that a partition brought nothing up to a time, and was at its end then."""
         none = np.zeros(0, np.int64)
-        return cls(topic, partition, partitions_count, [], [], [], none, none, end_offset, at_end=True, caught_up_us=time_us)
+        return cls(
+            topic, partition, partitions_count, [], [], [], none, none, end_offset, at_end=True, caught_up_us=time_us
+        )

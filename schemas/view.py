@@ -9,7 +9,7 @@ A row of a view is one record of the Arrow schema `View.row_schema`, in that ord
 | the features | their dtypes | the declared SQL at that instant |
 | `created` | timestamp[us, UTC] | when this version was made; unique and rising per shard |
 | `_version` | int64 | accepted events in the row's reach; the greatest is the final one |
-| `_partition`, `_offset` | int32, int64 | where the row's newest event stands in Kafka |
+| `_partition`, `_offset` | int32, int64 | where the newest event in its reach stands in Kafka; -1 if there is none |
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from freshet.schemas.dtypes import Dtype
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
 
 CREATED, VERSION = "created", "_version"
+NOWHERE = -1
 _TIMESTAMP = pa.timestamp("us", "UTC")
 
 

@@ -35,7 +35,7 @@ from freshet.flows.edges.valkey import Valkey
 from freshet.flows.live import Workspace
 from freshet.flows.materializer import archive_name
 from freshet.flows.settings import Settings
-from freshet.flows.steps.oracle import compare
+from freshet.flows.steps.oracle import compare, union_of
 from freshet.flows.validator import exit_code
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.event import Contract
@@ -45,6 +45,7 @@ from freshet.scripts.apply import apply
 from freshet.scripts.cli import wrong_use
 from freshet.scripts.made_edits import edits, user
 
+_CLOCK = "freshet_clock_timestamp_seconds"
 _WAIT_LIMIT_S = 60.0
 _SEED = 2015
 
@@ -74,10 +75,11 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         sender.check()
         if words.keep:
             _keep(stack)
+        clocks = stack.clocks_us()
         stack.materializer.send_signal(signal.SIGTERM)
         if stack.materializer.wait(_WAIT_LIMIT_S) != 0:
             raise Unavailable(f"the materializer ended with {stack.materializer.returncode}:\n{stack.said()}")
-        return _summary(stack.workspace)
+        return _summary(stack.workspace, clocks)
 
 
 @dataclass
@@ -108,6 +110,11 @@ class _Stack:
     def said(self) -> str:
         """Return the last lines of the materializer's log."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+
+    def clocks_us(self) -> dict[str, int]:
+        """Return up to when each view's rows follow the time."""
+        found = ((dict(pairs), value) for (name, pairs), value in self.samples().items() if name == _CLOCK)
+        return {pairs["feature_view"]: int(value * 10**6) for pairs, value in found}
 
     def samples(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Return all metrics of the materializer by name and labels."""
@@ -275,8 +282,11 @@ def _quantile(samples: _Samples, share: float) -> str:
     return "-" if found is None else f"<{found * 1000:.0f}ms" if found < 1 else f"<{found:g}s"
 
 
-def _summary(workspace: Workspace) -> int:
-    """Compare everything with everything, and say what was compared; returns the exit code."""
+def _summary(workspace: Workspace, clocks_us: Mapping[str, int]) -> int:
+    """Compare everything with everything, and say what was compared; returns the exit code.
+
+    `clocks_us` has, for each view, a time up to which all its ticks were made.
+    """
     offline = OfflineStore(workspace.offline_root)
     config = feast.store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
     store = feast.open_store(config)
@@ -294,7 +304,8 @@ def _summary(workspace: Workspace) -> int:
             print(f"    {line}")
     print("all offline rows, against DuckDB's own answer to the declared SQL over the same events")
     for plan in workspace.pipeline.plans:
-        answer = compare(plan, offline.read(archive_name(plan.view.source)), offline.final(plan.view))
+        events = union_of([offline.read(archive_name(stream)) for stream in plan.view.sources])
+        answer = compare(plan, events, offline.final(plan.view), clocks_us[plan.view.name])
         differing += answer.differing_count
         counts = f"{answer.values_count} values of {answer.rows_count} rows"
         print(f"  {plan.view.name}: {counts}, {answer.differing_count} mismatches")

@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 def view_of(**dtypes: str) -> View:
     features = tuple(Feature(name, DTYPES[dtype], "…") for name, dtype in dtypes.items())
-    return View("edits_by_user", "edits", (pa.field("user", pa.string()),), features)
+    return View("edits_by_user", ("edits",), (pa.field("user", pa.string()),), features)
 
 
 VIEW = view_of(edits="int64", share="float64")

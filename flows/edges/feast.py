@@ -105,7 +105,7 @@ def _feature_view(view: View, entities: Sequence[Entity], offline_root: Path) ->
         ttl=view.ttl,
         online=True,
         offline=False,  # true makes `feast materialize` write what it read back into the parquet folder
-        tags={_TAG: view.source},
+        tags={_TAG: ",".join(view.sources)},
     )
 
 

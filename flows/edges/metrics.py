@@ -83,6 +83,12 @@ class Metrics:
         self.entities = Gauge(
             "freshet_state_entities", "Entities with state.", ["feature_view"], registry=self.registry
         )
+        self.clock = Gauge(
+            "freshet_clock_timestamp_seconds",
+            "Up to when rows follow the time: every tick until then is written.",
+            ["feature_view"],
+            registry=self.registry,
+        )
         self.epoch = Gauge(
             "freshet_checkpoint_last_success_timestamp_seconds",
             "When everything taken was last in every store.",
@@ -102,6 +108,7 @@ class Metrics:
                 self.rejects.labels(stream, reason.value)
         for view in views:
             self.entities.labels(view)
+            self.clock.labels(view)
             for store in ("online", "offline"):
                 self.rows.labels(view, store)
             for kind in Kind:

@@ -238,7 +238,7 @@ def schemas(view: View, offline: pa.Table) -> pd.DataFrame:
 
 
 def lagging(view: View, lag_seconds: Mapping[tuple[str, int], float | None]) -> pd.DataFrame:
-    """Return one line for each partition of a view's source: `stream`, `partition`, `lag_seconds`.
+    """Return one line for each partition of a view's sources: `stream`, `partition`, `lag_seconds`.
 
     The lag of (stream, partition) is how long the oldest event has waited that the flow has not committed: 0 when
     nothing waits, so an idle stream is fresh; None when it is not known. A stream of which nothing is known has one
@@ -247,9 +247,10 @@ def lagging(view: View, lag_seconds: Mapping[tuple[str, int], float | None]) -> 
     lines: list[tuple[str, int | None, float | None]] = [
         (stream, partition, lag_seconds[stream, partition])
         for stream, partition in sorted(lag_seconds)
-        if stream == view.source
+        if stream in view.sources
     ]
-    lines = lines or [(view.source, None, None)]
+    known = {stream for stream, _, _ in lines}
+    lines += [(stream, None, None) for stream in view.sources if stream not in known]
     return pd.DataFrame(lines, columns=["stream", "partition", "lag_seconds"], dtype=object)
 
 

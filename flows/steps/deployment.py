@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
+from freshet.flows.steps import estimates
 from freshet.flows.steps.alerts import consumer_group, lag_alerts
 from freshet.flows.steps.checks import checks_of
 from freshet.schemas import units
@@ -20,8 +19,6 @@ from freshet.schemas.event import Contract
 from freshet.schemas.plan import Pipeline, ViewPlan
 
 RULES = "deploy/prometheus/rules.yml"
-_BYTES_OF_VARIABLE = 24
-"""What a string or list is taken to need, before anything is known of its values."""
 
 
 def deployment(
@@ -89,33 +86,14 @@ def _view(plan: ViewPlan, declaration: Declaration) -> FeatureViewConfig:
         features=[{"name": feature.name, "dtype": feature.dtype.name} for feature in view.features],
         entities=[{"name": column.name, "dtype": str(column.type)} for column in view.entity],
         ttl=units.spell(view.ttl),
-        source=view.source,
+        source=", ".join(view.sources),
         offlinePath=f"{declaration.infrastructure.offlineStore}/{view.name}",
         state={
             "reach": "lifetime" if plan.reach_us is None else units.spell(units.microseconds(plan.reach_us)),
-            "bytesPerEvent": _state_bytes(plan),
-            "parquetBytesPerRow": sum(map(_width, view.row_schema.types)),
-            "redisBytesPerEntity": _redis_bytes(plan),
+            "windows": [estimates.words(frame) for frame in dict.fromkeys(made.frame for made in plan.aggregates)],
+            "rowsPerEvent": estimates.rows_per_event(plan),
+            "bytesPerEvent": estimates.element_bytes(plan),
+            "parquetBytesPerRow": estimates.row_bytes(plan),
+            "redisBytesPerEntity": estimates.redis_bytes(plan),
         },
     )
-
-
-def _width(kind: pa.DataType) -> int:
-    try:
-        return max(1, int(kind.bit_width) // 8)
-    except ValueError:  # Arrow's word for a type of variable width
-        return _BYTES_OF_VARIABLE
-
-
-def _state_bytes(plan: ViewPlan) -> int:
-    """Time, place in Kafka and availability; then what each aggregate keeps: presence, digits or keys, and prefixes."""
-    kept = {None: 0, "count": 9, "sum": 25, "avg": 25, "min": 17, "max": 17}
-    folds = sum(kept[aggregate.function if aggregate.argument is not None else None] for aggregate in plan.aggregates)
-    return 28 + folds + sum(_width(plan.inputs.field(name).type) + 1 for name in plan.payload)
-
-
-def _redis_bytes(plan: ViewPlan) -> int:
-    """The key, and for each hash field its 4-byte name, a tag, the value, and 2 bytes of a listpack's own."""
-    view = plan.view
-    key = 40 + sum(12 + len(column.name) + _width(column.type) for column in view.entity)
-    return key + 2 * (len(view.name) + 16) + sum(4 + 2 + 2 + _width(feature.dtype.arrow) for feature in view.features)

@@ -34,7 +34,7 @@ ENTITIES: dict[str, dict[str, pa.DataType]] = {
     "by_many": {"user": pa.string(), "item": pa.int64(), "shop_no": pa.int32()},
 }
 VIEWS = tuple(
-    View(name, "orders", tuple(pa.field(column, kind) for column, kind in entity.items()), FEATURES, timedelta(days=1))
+    View(name, ("orders",), tuple(pa.field(column, kind) for column, kind in entity.items()), FEATURES, timedelta(days=1))
     for name, entity in ENTITIES.items()
 )
 BY_TEXT, BY_LONG, _, BY_MANY = VIEWS
@@ -261,7 +261,7 @@ def test_applying_twice_changes_nothing_and_leaves_one_registry_file(config: dic
 
 def test_views_no_longer_declared_leave_and_the_users_own_stay(tmp_path: Path) -> None:
     config = feast.store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
-    (_, _, theirs, _) = feast.repo_objects(PROJECT, [View("theirs", "orders", BY_LONG.entity, FEATURES)], tmp_path)
+    (_, _, theirs, _) = feast.repo_objects(PROJECT, [View("theirs", ("orders",), BY_LONG.entity, FEATURES)], tmp_path)
     theirs.tags = {}
     feast.apply(config, [*feast.repo_objects(PROJECT, [BY_TEXT, BY_LONG], tmp_path), theirs])
 
@@ -299,7 +299,7 @@ def test_a_registry_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_entity_of_two_types_is_refused(tmp_path: Path) -> None:
-    other = View("other", "orders", (pa.field("user", pa.int64()),), FEATURES)
+    other = View("other", ("orders",), (pa.field("user", pa.int64()),), FEATURES)
 
     with pytest.raises(Refused, match='entity "user" has two types'):
         feast.repo_objects(PROJECT, [BY_TEXT, other], tmp_path)
@@ -374,7 +374,7 @@ def test_feast_apply_collects_the_objects_from_definitions_py(
         "from freshet.flows.edges.feast import repo_objects\n"
         "from freshet.schemas.dtypes import DTYPES\n"
         "from freshet.schemas.view import Feature, View\n"
-        'views = [View("by_user", "s", (pa.field("user", pa.string()),), (Feature("n", DTYPES["int64"], "1"),))]\n'
+        'views = [View("by_user", ("s",), (pa.field("user", pa.string()),), (Feature("n", DTYPES["int64"], "1"),))]\n'
         'objects = repo_objects("shop", views, Path("offline"))\n'
         'globals().update({f"{type(made).__name__}_{made.name}": made for made in objects})\n'
     )

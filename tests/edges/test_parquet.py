@@ -21,7 +21,7 @@ from freshet.schemas.view import Feature, View
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 VIEW = View(
     "by_user",
-    "edits",
+    ("edits",),
     (pa.field("user", pa.string()), pa.field("page", pa.int64())),
     (Feature("edits", DTYPES["int64"], ""), Feature("words", DTYPES["array(string)"], "")),
 )

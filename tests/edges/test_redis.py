@@ -26,7 +26,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 def view(name: str, entity: dict[str, pa.DataType], **features: str) -> View:
     return View(
         name,
-        "edits",
+        ("edits",),
         tuple(pa.field(column, kind) for column, kind in entity.items()),
         tuple(Feature(feature, DTYPES[dtype], "") for feature, dtype in features.items()),
     )

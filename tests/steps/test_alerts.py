@@ -13,7 +13,7 @@ from freshet.schemas.plan import Pipeline
 from freshet.schemas.view import View
 
 PIPELINE = Pipeline("shop", ())
-VIEW = View("by_user", "clicks", (), ())
+VIEW = View("by_user", ("clicks",), (), ())
 
 
 def declared(freshness: str = "p99 < 2s") -> declaration.Declaration:

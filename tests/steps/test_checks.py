@@ -15,7 +15,7 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TARGET = Objective(99, timedelta(seconds=2))
 VIEW = View(
     "edits_by_user",
-    "edits",
+    ("edits",),
     (pa.field("user", pa.string()),),
     (Feature("edits_1h", DTYPES["int64"], "…"), Feature("share_1h", DTYPES["float64"], "…")),
 )

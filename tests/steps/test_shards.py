@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from freshet.flows.steps.shards import split
 from freshet.schemas.view import View
 
-VIEW = View("by_user", "edits", (pa.field("user", pa.string()), pa.field("page", pa.int64())), ())
+VIEW = View("by_user", ("edits",), (pa.field("user", pa.string()), pa.field("page", pa.int64())), ())
 ENTITIES = st.tuples(st.none() | st.text(max_size=4), st.none() | st.integers(-(2**63), 2**63 - 1))
 
 

@@ -10,6 +10,6 @@
 
 from freshet.flows.steps.sql.compile import compile_views
 from freshet.flows.steps.sql.engine import engine
-from freshet.flows.steps.sql.rows import Failure, Finisher, Projector
+from freshet.flows.steps.sql.rows import Arguments, Failure, Finisher, Projector
 
-__all__ = ["Failure", "Finisher", "Projector", "compile_views", "engine"]
+__all__ = ["Arguments", "Failure", "Finisher", "Projector", "compile_views", "engine"]

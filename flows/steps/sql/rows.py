@@ -69,6 +69,18 @@ class Projector:
         return [int(row) for row in np.flatnonzero(failed.to_numpy())]
 
 
+class Arguments:
+    """Computes one view's arguments that need earlier events' values. Holds a DuckDB of its own."""
+
+    def __init__(self, plan: ViewPlan) -> None:
+        self._schema = plan.arguments
+        self._prepared = _Prepared(engine(), "lagged", plan.lagged_sql)
+
+    def compute(self, lagged: pa.Table) -> pa.Table:
+        """Return the arguments of events, from their own columns `_r0`… and the earlier ones' `_l0`…; what fails is NULL."""
+        return self._prepared.run(lagged).cast(self._schema)
+
+
 class Finisher:
     """Computes one view's features from its window values. Holds a DuckDB of its own: one thread at a time."""
 

@@ -263,7 +263,7 @@ def _buckets(values: Column) -> list[object]:
     numbers: Doubles = values.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         index = np.ceil(np.log(np.abs(numbers)) / np.log(_GROWTH))
-    index = np.where(np.isinf(numbers), _MIDDLE - 1, index)
+    index = np.where(np.isinf(numbers), _MIDDLE - 1, np.where(numbers == 0, 0, index))
     codes = np.where(numbers == 0, 0, np.sign(numbers) * (index + _MIDDLE))
     codes = np.where(np.isnan(numbers), 4 * _MIDDLE, codes).astype(np.int64)
     return [np.array([[code, 1]]) for code in codes.tolist()]
@@ -285,7 +285,7 @@ def _bucket_value(code: int) -> float:
     if index == _MIDDLE - 1:
         size = np.inf
     else:
-        size = float(np.exp(min(index * np.log(_GROWTH), _LARGEST)) * 2 / (_GROWTH + 1))
+        size = float(np.exp(min(index * np.log(_GROWTH) + np.log(2 / (_GROWTH + 1)), _LARGEST)))
     return size if code > 0 else -size
 
 

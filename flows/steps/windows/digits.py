@@ -176,4 +176,5 @@ def quotient(numerator: int, denominator: int, exponent: int) -> float:
     1.5
     """
     over = max(0, numerator.bit_length() - 1000)
-    return float(np.ldexp((numerator >> over) / denominator, exponent + over))
+    with np.errstate(over="ignore"):
+        return float(np.ldexp((numerator >> over) / denominator, exponent + over))

@@ -105,6 +105,12 @@ class Digits:
         """The digits seen so far, and their prefixes."""
         return {name: dtype for fold in self._folds.values() for name, dtype in fold.columns(np.int64).items()}
 
+    @property
+    def usual_bytes(self) -> int:
+        """How many bytes an input takes if all are of like size: doubles span three digits, whole numbers one."""
+        places = 3 if pa.types.is_floating(self.kind) else 1
+        return 16 * (2 * places if self.squares else places)
+
     def restore(self, names: Mapping[str, Column]) -> None:
         """Know the digits again that saved columns have."""
         start = f"{self.name}.{'square' if self.squares else 'digit'}."
@@ -374,7 +380,9 @@ class _ArgExtreme:
     def __init__(self, name: str, kind: pa.DataType, *, greatest: bool) -> None:
         name = f"{name}.{'greatest' if greatest else 'least'}"
         self.keys = Keys(kind.field("k").type)
-        self._best = (np.maximum if greatest else np.minimum) if self.keys.fixed else (_GREATEST if greatest else _LEAST)
+        self._best = (
+            (np.maximum if greatest else np.minimum) if self.keys.fixed else (_GREATEST if greatest else _LEAST)
+        )
         self._value = ValueColumn(f"{name}.value", kind.field("v").type)
         self._key, self._present = f"{name}.key", f"{name}.present"
 

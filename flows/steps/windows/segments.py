@@ -218,9 +218,7 @@ class Segments:
             open_ = open_[low[open_] < high[open_]]
         return low
 
-    def compact(
-        self, positions: Ints, owners: Ints, firsts: Ints, merge: Callable[[Columns, Ints], Columns]
-    ) -> None:
+    def compact(self, positions: Ints, owners: Ints, firsts: Ints, merge: Callable[[Columns, Ints], Columns]) -> None:
         """Keep only some events, merge them into panes, and give back all other room; drop entities with none left.
 
         `positions` are the events to keep, in order, and `owners` their slots; a pane begins at each of `firsts`, and

@@ -35,7 +35,7 @@ from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME
 from freshet.schemas.event import OFFSET as OFFSET_COLUMN
 from freshet.schemas.event import PARTITION as PARTITION_COLUMN
 from freshet.schemas.plan import Aggregate, Exclude, Range, Rows, ViewPlan
-from freshet.schemas.view import CREATED, VERSION, Kind
+from freshet.schemas.view import CREATED, NOWHERE, VERSION, Kind
 
 Bools = npt.NDArray[np.bool_]
 
@@ -130,6 +130,13 @@ class WindowShard:
         """How many bytes the columns take, Python values apart."""
         return sum(column.nbytes for column in self._segments.columns.values())
 
+    @property
+    def element_bytes(self) -> int:
+        """How many bytes an event or a pane takes, sums being of numbers of few digits, Python values of 24 bytes."""
+        columns = sum(24 if dtype.hasobject else dtype.itemsize for dtype in self._segments.dtypes.values())
+        sums = sum(part.usual_bytes for part in self._parts() if isinstance(part, Digits))
+        return columns + sums + 20  # time, partition, offset
+
     def state(self) -> dict[str, Any]:
         """Return all that must be kept to go on elsewhere: plain values and arrays."""
         segments = self._segments
@@ -141,9 +148,7 @@ class WindowShard:
             "created_us": self._created_us,
             "keys": [segments.keys[slot] for slot in slots.tolist()],
             "lengths": lengths,
-            "columns": {
-                name: column[at] for name, column in segments.columns.items() if not name.endswith(".prefix")
-            },
+            "columns": {name: column[at] for name, column in segments.columns.items() if not name.endswith(".prefix")},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -162,9 +167,7 @@ class WindowShard:
 
     # A batch
 
-    def add(
-        self, inputs: pa.Table | None, *, clock_us: int, horizon_us: int, now_us: int
-    ) -> Iterator[WindowedRows]:
+    def add(self, inputs: pa.Table | None, *, clock_us: int, horizon_us: int, now_us: int) -> Iterator[WindowedRows]:
         """Take accepted events, and let time pass to `clock_us`; give the rows they make or correct.
 
         Events before `horizon_us` (µs since the epoch) come no more. `now_us` is when the rows are made; `created`
@@ -400,9 +403,11 @@ class WindowShard:
         columns[CREATED] = timestamps(created)
         reach = segments.search(TIME, start, high, self._reach_edges(instants))
         columns[VERSION] = pa.array(self._events.fold(Spans(segments, ((reach, high),))), pa.int64())
-        partitions = segments.columns[PARTITION][current] & ((1 << PARTITION_BITS) - 1)  # type: ignore[operator]  # ints
-        columns[PARTITION_COLUMN] = pa.array(partitions, pa.int32())
-        columns[OFFSET_COLUMN] = pa.array(segments.columns[OFFSET][current], pa.int64())
+        partitions: Ints = segments.columns[PARTITION][current] & ((1 << PARTITION_BITS) - 1)  # type: ignore[operator]
+        columns[PARTITION_COLUMN] = pa.array(np.where(high > reach, partitions, NOWHERE), pa.int32())
+        columns[OFFSET_COLUMN] = pa.array(
+            np.where(high > reach, segments.columns[OFFSET][current], NOWHERE), pa.int64()
+        )
         for value in self._payload:
             columns[value.name] = value.lower(segments.columns, current)
         spans = {frame: self._spans(frame, start, instants, high) for frame in {a.frame for a in plan.aggregates}}
@@ -470,7 +475,7 @@ class WindowShard:
         for frame in self.plan.ranges:
             edges, needed = _edges(frame, times, horizon_us)
             begins |= np.append(True, edges[1:] != edges[:-1])  # as above
-            if frame.resolution_us == 1:
+            if frame.resolution_us == 1 and frame.preceding_us is not None:
                 begins |= needed  # exact windows may be of aggregates that cannot be merged, even at one instant
             matters |= needed
         protected = self._protected(at, owners, horizon_us)
@@ -490,7 +495,10 @@ class WindowShard:
     def _protected(self, at: Ints, owners: Ints, horizon_us: int) -> Bools:
         """Say which events before the horizon rows to come may still count one by one."""
         rows = [frame for frame in {made.frame for made in self.plan.aggregates} if isinstance(frame, Rows)]
-        count = max([*((frame.preceding or frame.ending) + 1 for frame in rows), *(lag.rows for lag in self.plan.lags)], default=0)
+        count = max(
+            [*((frame.preceding or frame.ending) + 1 for frame in rows), *(lag.rows for lag in self.plan.lags)],
+            default=0,
+        )
         segments = self._segments
         protected = np.zeros(len(at), np.bool_)
         limit = segments.search(TIME, segments.start[owners], segments.end[owners], np.full(len(at), horizon_us))
