@@ -118,9 +118,7 @@ class Given:
             raise Refused([Problem("feature", feature, "is not declared", hint=hint)])
         return views[feature]
 
-    def polls(
-        self, stream: str, documents: Sequence[Mapping[str, Any]], *, first_offset: int = 0
-    ) -> Iterator[Poll]:
+    def polls(self, stream: str, documents: Sequence[Mapping[str, Any]], *, first_offset: int = 0) -> Iterator[Poll]:
         """Give hand-written events as a topic would: a poll each, in their order. Raises `Refused` for unknown keys."""
         if stream not in self.contracts:
             hint = f"there is {listed([*self.contracts])}"
@@ -145,9 +143,7 @@ class Given:
     @cached_property
     def intakes(self) -> Mapping[str, Intake]:
         """The first step, for each stream's topic."""
-        return {
-            made.stream.topic: Intake(made, self.pipeline.of_source(name)) for name, made in self.contracts.items()
-        }
+        return {made.stream.topic: Intake(made, self.pipeline.of_source(name)) for name, made in self.contracts.items()}
 
     @cached_property
     def finishers(self) -> Mapping[str, Finisher]:
@@ -247,9 +243,7 @@ class Run:
         assert not compared.differing, f"DuckDB gives other rows of {view}: {compared.differing}"
 
 
-def poll(
-    known: Contract, partition: int, partitions_count: int, values: Sequence[bytes], *, offset: int = 0
-) -> Poll:
+def poll(known: Contract, partition: int, partitions_count: int, values: Sequence[bytes], *, offset: int = 0) -> Poll:
     """Return messages of one partition, from an offset on, as a file would give them: without Kafka's own time."""
     nothing: list[bytes | None] = [None] * len(values)
     unknown_ms = np.full(len(values), -1, np.int64)

@@ -79,7 +79,7 @@ def test_the_ten_pages_with_most_edits(run: Run, told: Mapping[str, Any]) -> Non
     top = told["top10_pages_by_edits"]
 
     assert [count for _, count in top] == [count for _, count in pages[: len(top)]]
-    assert {page: count for page, count in top}.items() <= dict(pages).items()
+    assert dict(top).items() <= dict(pages).items()
 
 
 def test_the_five_channels_with_most_bytes_added(run: Run, told: Mapping[str, Any]) -> None:

@@ -81,7 +81,13 @@ def declared(case: Mapping[str, Any]) -> str:
         over += f" {frame['type']} BETWEEN {start} PRECEDING AND CURRENT ROW"
     outputs = [output for output in case["output"] if output not in COLUMNS]
     made = [
-        {"name": f"f{number}", "dtype": "int64", "source": "rows", "decay": "off", "transformation": sql(output, f"({over})")}
+        {
+            "name": f"f{number}",
+            "dtype": "int64",
+            "source": "rows",
+            "decay": "off",
+            "transformation": sql(output, f"({over})"),
+        }
         for number, output in enumerate(outputs)
     ]
     return json.dumps({"featureDefinitions": made, "servingRequirements": {}})

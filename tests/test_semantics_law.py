@@ -217,8 +217,8 @@ def declarations(draw: st.DrawFn, scale: int) -> str:
     made = []
     for group in range(draw(st.sampled_from([1, 1, 1, 2]))):
         entity = "device" if union else draw(st.sampled_from(ENTITIES))
-        for number in range(draw(st.integers(1, 3))):
-            made.append(draw(definitions(f"f{group}_{number}", entity, sources, scale)))
+        count = draw(st.integers(1, 3))
+        made += [draw(definitions(f"f{group}_{number}", entity, sources, scale)) for number in range(count)]
     target = f"p99 < {draw(st.integers(1, 6)) * scale}us"
     return json.dumps({"featureDefinitions": made, "servingRequirements": {"freshnessTarget": target}})
 
@@ -242,7 +242,9 @@ COLUMNS: dict[str, st.SearchStrategy[Any]] = {
     "id": st.sampled_from([None, None, *"abcdefghijklmnopqrstuvwxyz", "ж", ""]),
 }
 READINGS = st.fixed_dictionaries(COLUMNS)
-ALARMS = st.fixed_dictionaries({**{name: COLUMNS[name] for name in ("device", "n", "word", "id")}, "level": COLUMNS["room"]})
+ALARMS = st.fixed_dictionaries(
+    {**{name: COLUMNS[name] for name in ("device", "n", "word", "id")}, "level": COLUMNS["room"]}
+)
 
 Place = tuple[str, int]
 """A stream, and one of its partitions."""
@@ -284,70 +286,90 @@ MOVES: st.SearchStrategy[Move] = st.one_of(
 ARRANGEMENTS = st.tuples(st.integers(1, 3), st.lists(MOVES, max_size=8))
 
 
-def play(features: Given, messages: Logs, arrangement: tuple[int, Sequence[Move]], until_us: int, unit_us: int = 1) -> Run:
-    """Read all messages so arranged, and let time pass until the end; return what became of them.
+class Player:
+    """Plays the messages of some partitions to a run, as an arrangement says."""
 
-    - read: some partitions (a bit mask), so many messages of each, in one batch
-    - idle: some partitions are at their end, at a wall time so many units of time before the end
-    - forget: what can matter no more is let go of, and the rest merged into panes
-    - move: all state is saved, and restored elsewhere
-    - save, crash: all is as it was when it was saved last; rows written since stay written
-    """
-    shards_count, moves = arrangement
-    run, at = features.start(shards_count), dict.fromkeys(messages, 0)
-    counts = {name: sum(stream == name for stream, _ in messages) for name, _ in messages}
-    saved = _saved(run, at)
+    def __init__(self, features: Given, messages: Logs, shards_count: int) -> None:
+        self.run, self._messages = features.start(shards_count), messages
+        self._at = dict.fromkeys(messages, 0)
+        self._saved = self._state()
 
-    def batch(mask: int, count: int) -> list[Poll]:
+    def read(self, mask: int, count: int) -> None:
+        """Read so many messages of each partition in a bit mask, in one batch."""
+        self.run.take(*self._batch(mask, count))
+
+    def idle(self, mask: int, now_us: int) -> None:
+        """Say that some partitions are at their end at a wall time."""
+        self.run.take(*(replace(nothing, caught_up_us=now_us) for nothing in self._batch(mask, 0)))
+
+    def forget(self) -> None:
+        """Let go of what can matter no more, and merge into panes what no frame will tell apart."""
+        for fold in self.run.folds.values():
+            fold.shard.compact(min(fold.horizon_us(), fold.clock_us()))
+
+    def move(self) -> None:
+        """Save all state, and restore it elsewhere."""
+        self._restore(self._state())
+
+    def save(self) -> None:
+        """Save all state."""
+        self._saved = self._state()
+
+    def crash(self) -> None:
+        """Go back to what was saved last; rows written since stay written."""
+        self._restore(self._saved)
+
+    def _batch(self, mask: int, count: int) -> list[Poll]:
         polls = []
-        for number, (name, partition) in enumerate(messages):
-            start = at[name, partition]
-            if mask >> number & 1:
-                values = messages[name, partition][start : start + count]
-                at[name, partition] += len(values)
-                polls.append(poll(features.contracts[name], partition, counts[name], values, offset=start))
+        for number, (place, values) in enumerate(self._messages.items()):
+            if not mask >> number & 1:
+                continue
+            name, partition = place
+            start = self._at[place]
+            self._at[place] = min(len(values), start + count)
+            known = self.run.given.contracts[name]
+            partitions_count = sum(stream == name for stream, _ in self._messages)
+            polls.append(poll(known, partition, partitions_count, values[start : self._at[place]], offset=start))
         return polls
 
+    def _state(self) -> bytes:
+        run = self.run
+        states = {key: fold.state() for key, fold in run.folds.items()}
+        lengths = {name: len(tables) for name, tables in run.accepted.items()}
+        return pickle.dumps((states, run.judges, lengths, len(run.rejects), run.duplicates_count, self._at))
+
+    def _restore(self, saved: bytes) -> None:
+        run = self.run
+        states, run.judges, lengths, rejects_count, run.duplicates_count, self._at = pickle.loads(saved)
+        run.folds = run.given.start(run.shards_count).folds
+        for key, state in states.items():
+            run.folds[key].restore(state)
+        for name, length in lengths.items():
+            del run.accepted[name][length:]
+        del run.rejects[rejects_count:]
+
+
+def play(
+    features: Given, messages: Logs, arrangement: tuple[int, Sequence[Move]], until_us: int, unit_us: int = 1
+) -> Run:
+    """Read all messages, arranged so, and let time pass until the end; return what became of them.
+
+    A move is the name of a deed of `Player`, a bit mask of partitions, and a number: how many messages, or how many
+    units of time before the end.
+    """
+    shards_count, moves = arrangement
+    player = Player(features, messages, shards_count)
     for what, mask, number in moves:
         match what:
             case "read":
-                run.take(*batch(mask, number))
+                player.read(mask, number)
             case "idle":
-                now_us = until_us - max(0, number) * unit_us
-                run.take(*(replace(nothing, caught_up_us=now_us) for nothing in batch(mask, 0)))
-            case "forget":
-                forget(run)
-            case "move":
-                _restore(run, _saved(run, at))
-            case "save":
-                saved = _saved(run, at)
-            case "crash":
-                at = _restore(run, saved)
-    run.take(*batch(-1, 10**6))
-    run.pass_time(until_us)
-    return run
-
-
-def forget(run: Run) -> None:
-    for fold in run.folds.values():
-        fold.shard.compact(min(fold.horizon_us(), fold.clock_us()))
-
-
-def _saved(run: Run, at: Mapping[Place, int]) -> bytes:
-    states = {key: fold.state() for key, fold in run.folds.items()}
-    lengths = {name: len(tables) for name, tables in run.accepted.items()}
-    return pickle.dumps((states, run.judges, lengths, len(run.rejects), dict(at)))
-
-
-def _restore(run: Run, saved: bytes) -> dict[Place, int]:
-    states, run.judges, lengths, rejects_count, at = pickle.loads(saved)
-    run.folds = run.given.start(run.shards_count).folds
-    for key, state in states.items():
-        run.folds[key].restore(state)
-    for name, length in lengths.items():
-        del run.accepted[name][length:]
-    del run.rejects[rejects_count:]
-    return at
+                player.idle(mask, until_us - max(0, number) * unit_us)
+            case _:
+                getattr(player, what)()
+    player.read(-1, 10**6)
+    player.run.pass_time(until_us)
+    return player.run
 
 
 def exact(rows: pa.Table) -> list[str]:
@@ -466,7 +488,14 @@ def test_case_1_a_version_counts_what_is_in_reach_so_a_crash_leaves_no_row_behin
 def test_case_2_ticks_are_made_by_events_not_by_clocks_or_order() -> None:
     features = counting(sliding(10), decay="5us")
     messages = {("readings", 0): [message(0), message(20)], ("readings", 1): [message(3), message(8)]}
-    slow = [("read", 0b01, 1), ("idle", 0b11, 30), ("save", 0, 0), ("idle", 0b11, 10), ("crash", 0, 0), ("read", 0b10, 1)]
+    slow = [
+        ("read", 0b01, 1),
+        ("idle", 0b11, 30),
+        ("save", 0, 0),
+        ("idle", 0b11, 10),
+        ("crash", 0, 0),
+        ("read", 0b10, 1),
+    ]
 
     runs = [play(features, messages, (1, moves), until_us=60) for moves in ([], slow, slow[:2], slow[::-1])]
 
@@ -563,7 +592,7 @@ def test_case_11_a_sum_is_right_when_the_greatest_leaves_and_ties_are_told_apart
             ("mode(word)", "string"), ("arg_min(word, n)", "string"), ("arg_max(word, n)", "string"),
         ]
     ]  # fmt: skip
-    rows = f"list(word) OVER (PARTITION BY device ORDER BY event_timestamp ROWS 2 PRECEDING) -> array(string)"
+    rows = "list(word) OVER (PARTITION BY device ORDER BY event_timestamp ROWS 2 PRECEDING) -> array(string)"
     features = counting(sliding(10), *tied, rows, event_id="id")
     values = [message(0, x=1e16, n=1, word="c", id="3"), message(5, x=1.0, n=1, word="b", id="1")]
     values += [message(5, x=-1e16, n=1, word="a", id="2")]
@@ -583,7 +612,9 @@ def test_case_11_a_sum_is_right_when_the_greatest_leaves_and_ties_are_told_apart
 
 def test_case_12_an_expression_that_fails_rejects_its_event_and_no_other() -> None:
     whole = f"sum(CAST(word AS BIGINT)) OVER (PARTITION BY device ORDER BY event_timestamp {sliding(10)})"
-    features = counting(sliding(10), whole, f"max(n * 4611686018427387904) OVER (PARTITION BY device ORDER BY event_timestamp)")
+    features = counting(
+        sliding(10), whole, "max(n * 4611686018427387904) OVER (PARTITION BY device ORDER BY event_timestamp)"
+    )
     values = [message(0, word="7"), message(1, word="seven"), message(2, n=5), message(3, word="8", n=1)]
 
     run = play(features, {("readings", 0): values}, (1, []), until_us=3)
@@ -594,7 +625,9 @@ def test_case_12_an_expression_that_fails_rejects_its_event_and_no_other() -> No
 
 
 def test_case_12_an_expression_that_fails_around_windows_is_null() -> None:
-    features = counting(sliding(10), f"CAST(max(word) OVER (PARTITION BY device ORDER BY event_timestamp {sliding(10)}) AS BIGINT)")
+    features = counting(
+        sliding(10), f"CAST(max(word) OVER (PARTITION BY device ORDER BY event_timestamp {sliding(10)}) AS BIGINT)"
+    )
 
     run = play(features, {("readings", 0): [message(0, word="7"), message(1, word="seven")]}, (1, []), until_us=11)
 

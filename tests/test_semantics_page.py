@@ -19,9 +19,8 @@ PAGE = (Path(__file__).parent.parent / "docs" / "semantics.md").read_text(encodi
 DAY = "2026-03-01T{}Z"
 LATENESS = timedelta(minutes=10)
 EXAMPLE = re.compile(
-    r"```yaml\n(?P<declared>.*?)```\n\n(?P<events>(?:\|.*\n)+)\n(?P<what>Rows|Every version) until `(?P<until>.*)`:\n\n"
-    r"(?P<rows>(?:\|.*\n)+)",
-    re.DOTALL,
+    r"```yaml\n(?P<declared>[^`]*)```\n\n(?P<events>(?:\|.*\n)+)\n(?P<what>Rows|Every version) until `(?P<until>.*)`:\n\n"
+    r"(?P<rows>(?:\|.*\n)+)"
 )
 
 
@@ -58,7 +57,7 @@ class Example:
 
 def table(text: str) -> list[dict[str, Any]]:
     """A table of the page: cells are JSON where they can be, times of the day, or text; an empty cell is not there."""
-    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()]
+    lines = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in text.splitlines()]
     names, _, *rows = lines
     return [{name: value(cell) for name, cell in zip(names, row, strict=True) if cell} for row in rows]
 
