@@ -30,7 +30,7 @@ from freshet.flows.edges.project import Project
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.intake import Intake, Taken
-from freshet.flows.steps.oracle import Compared, compare
+from freshet.flows.steps.oracle import Compared, compare, union_of
 from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher, compile_views
 from freshet.schemas.declaration import read
@@ -234,7 +234,7 @@ class Run:
     def compare(self, view: str) -> Compared:
         """Compare the final rows of a view with what DuckDB makes of the accepted events."""
         plan = self.given.pipeline.plan(view)
-        events = {name: self.events(name) for name in plan.view.sources}
+        events = union_of([self.events(name) for name in plan.view.sources])
         return compare(plan, events, self.final(view), self.clock_us(view))
 
     def check(self, view: str) -> None:
