@@ -8,6 +8,7 @@ import pytest
 from pydantic import AwareDatetime
 
 from freshet.flows.steps.sql import compile_views
+from freshet.flows.steps.sql.functions import INSTEAD, WINDOWED
 from freshet.schemas import declaration
 from freshet.schemas.errors import Refused
 from freshet.schemas.event import Contract, Event, Stream, contract
@@ -56,7 +57,8 @@ def compiled(*definitions: dict[str, str], windows: dict[str, str] | None = None
     for number, given in enumerate(definitions):
         keys = {"name": f"feature_{number}", "dtype": "int64", "source": "clicks", "transformation": "price"} | given
         lines += [
-            f"{'- ' if not index else '  '}{key}: {quoted(value)}" for index, (key, value) in enumerate(keys.items())
+            f"{'- ' if not index else '  '}{key}: {value if value.startswith('[') else quoted(value)}"
+            for index, (key, value) in enumerate(keys.items())
         ]
     lines += ["windows:", *(f"  {name}: {quoted(text)}" for name, text in windows.items())] if windows else []
     return compile_views(declaration.read("\n".join([*lines, more])), contracts())
@@ -202,22 +204,83 @@ ONE = [
         5,
     ),
     (
-        f"lag(price) OVER ({WINDOW})",
-        ("has a window of a function that is not computed over windows; got lag. Hint: write one of count, sum, avg, "
-        "min, max"),
+        f"rnk(price) OVER ({WINDOW})",
+        "has a window of a function that is not computed over windows; got rnk. Hint: write one of " + ", ".join(WINDOWED),
         1,
     ),
-    (
-        f"mean(price) OVER ({WINDOW})",
-        ("has a window of a function that is not computed over windows; got mean. Hint: write one of count, sum, avg, "
-        "min, max"),
-        1,
-    ),
-    (f"count(DISTINCT page) OVER ({WINDOW})", "has DISTINCT in a window; got count. Hint: write count(…) without it", 1),
+    (f"sum(DISTINCT price) OVER ({WINDOW})", "has DISTINCT in a window; got sum. Hint: write sum(…) without it", 1),
     (
         f"sum(price ORDER BY page) OVER ({WINDOW})",
-        "has ORDER BY among the arguments of a window; got sum. Hint: leave it out: the result is the same",
+        "has ORDER BY among the arguments of a window; got sum. Hint: leave it out: events are in order of time",
         1,
+    ),
+    (
+        f"lag(price IGNORE NULLS) OVER ({WINDOW})",
+        ("has IGNORE NULLS in a function that does not take it; got lag. Hint: write last_value(… IGNORE NULLS) OVER (… "
+        "ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"),
+        1,
+    ),
+    (
+        f"lag(price, -1) OVER ({WINDOW})",
+        "counts rows by something else than a whole number; got -1. Hint: write a whole number from 0 to 10000",
+        1,
+    ),
+    (
+        f"lag(price, 20000) OVER ({WINDOW})",
+        "has a frame of too many rows; got 20000. Hint: write a whole number from 0 to 10000, or a duration",
+        1,
+    ),
+    (
+        f"quantile_cont(share, 90) OVER ({WINDOW})",
+        ("has a quantile that is not a constant share; got 90. Hint: write a number from 0 to 1, such as "
+        "quantile_cont(…, 0.9); several take a feature each"),
+        1,
+    ),
+    (
+        f"quantile_cont(share, [0.5, 0.9]) OVER ({WINDOW})",
+        ("has a quantile that is not a constant share; got [0.5, 0.9]. Hint: write a number from 0 to 1, such as "
+        "quantile_cont(…, 0.9); several take a feature each"),
+        1,
+    ),
+    (f"arg_max(page) OVER ({WINDOW})", "has a window of another number of arguments; got arg_max of 1. Hint: write 2", 1),
+    (
+        f"CAST(median(page) OVER ({WINDOW}) AS BIGINT)",
+        "has median of a type that windows do not fold; got VARCHAR. Hint: cast it, such as median(CAST(… AS DOUBLE))",
+        6,
+    ),
+    (
+        f"list(page) OVER ({WINDOW})",
+        (f"has a list of unbounded length; got {FRAME}. Hint: write the last n: ROWS BETWEEN n - 1 PRECEDING AND CURRENT "
+        "ROW"),
+        1,
+    ),
+    (
+        "count(DISTINCT page) OVER (PARTITION BY user ORDER BY time)",
+        ("has count over a lifetime, which keeps every value for ever. Hint: write approx_count_distinct(…), or a frame "
+        "of a duration"),
+        1,
+    ),
+    (
+        "mode(page) OVER (PARTITION BY user ORDER BY time ROWS UNBOUNDED PRECEDING)",
+        "has mode over a lifetime, which keeps every value for ever. Hint: write a frame of a duration",
+        1,
+    ),
+    (
+        "count(*) OVER (PARTITION BY user, time_bucket(INTERVAL 1 HOUR, to_timestamp(price)) ORDER BY time)",
+        ("has a time_bucket of something else than the event time; got time_bucket(INTERVAL 1 HOUR, to_timestamp(price)). "
+        "Hint: write time_bucket(INTERVAL '1 hour', event_timestamp)"),
+        1,
+    ),
+    (
+        f"count(*) OVER (PARTITION BY user, time_bucket(INTERVAL 1 HOUR, time) ORDER BY time {FRAME})",
+        (f"has a frame inside a time_bucket; got {FRAME}. Hint: leave the frame out: the bucket so far is meant"),
+        98,
+    ),
+    (
+        "count(*) OVER (PARTITION BY user ORDER BY time_bucket(INTERVAL 1 HOUR, time))",
+        ("has a window in another order than time; got time_bucket(INTERVAL 1 HOUR, time). Hint: write ORDER BY "
+        "event_timestamp"),
+        43,
     ),
     (f"max(price, 3) OVER ({WINDOW})", "has a window of several arguments; got max. Hint: write max(…) of one argument", 1),
     (
@@ -241,18 +304,6 @@ def test_a_refusal_names_the_feature_the_place_what_was_found_and_what_to_write(
 
 
 FRAMES = [
-    ("", "has a frame that is not computed; got RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW"),
-    ("ROWS 5 PRECEDING", "has a frame that is not computed; got ROWS BETWEEN 5 PRECEDING AND CURRENT ROW"),
-    (
-        "ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING",
-        "has a frame that is not computed; got ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING",
-    ),
-    (
-        "RANGE BETWEEN INTERVAL 1 HOUR PRECEDING AND INTERVAL 5 MINUTES FOLLOWING",
-        "has a frame that is not computed; got RANGE BETWEEN INTERVAL 1 HOUR PRECEDING AND INTERVAL 5 MINUTES FOLLOWING",
-    ),
-    (f"{FRAME} EXCLUDE TIES", "has a frame that is not computed; got EXCLUDE TIES"),
-    (f"{FRAME} EXCLUDE CURRENT ROW", "has a frame that is not computed; got EXCLUDE CURRENT ROW"),
     ("RANGE 5 PRECEDING", "has a frame that is not a duration; got 5"),
     ("RANGE CAST(NULL AS INTERVAL) PRECEDING", "has a frame that is not a duration; got CAST(NULL AS INTERVAL)"),
     ("RANGE INTERVAL '0 s' PRECEDING", "has a frame that is not longer than zero; got INTERVAL '0 s'"),
@@ -272,6 +323,113 @@ def test_a_frame_that_is_not_computed_is_refused_with_one_that_is(frame: str, me
     found = said(sql(f"count(*) OVER (PARTITION BY user ORDER BY time {frame})"))
 
     assert [f'feature "feature_0" {message}. Hint: write {FRAME}'] == [text.split(": ", 1)[1] for text in found]
+
+
+OTHER_FRAMES = [
+    (
+        "RANGE BETWEEN INTERVAL 1 HOUR PRECEDING AND INTERVAL 5 MINUTES FOLLOWING",
+        ("has a frame that sees the future; got RANGE BETWEEN INTERVAL 1 HOUR PRECEDING AND INTERVAL 5 MINUTES FOLLOWING. "
+        f"Hint: end it at CURRENT ROW or before: later events are not known yet; such as {FRAME}"),
+    ),
+    (
+        "ROWS BETWEEN 3 PRECEDING AND UNBOUNDED FOLLOWING",
+        ("has a frame that sees the future; got ROWS BETWEEN 3 PRECEDING AND UNBOUNDED FOLLOWING. "
+        f"Hint: end it at CURRENT ROW or before: later events are not known yet; such as {FRAME}"),
+    ),
+    (
+        "GROUPS BETWEEN 3 PRECEDING AND CURRENT ROW",
+        ("has a frame of GROUPS; got GROUPS BETWEEN 3 PRECEDING AND CURRENT ROW. Hint: write RANGE of a duration, or "
+        "ROWS of a count"),
+    ),
+    (
+        "ROWS BETWEEN price PRECEDING AND CURRENT ROW",
+        f"has a frame that is not constant; got price. Hint: write {FRAME}",
+    ),
+    (
+        "ROWS BETWEEN 100000 PRECEDING AND CURRENT ROW",
+        "has a frame of too many rows; got 100000. Hint: write a whole number from 0 to 10000, or a duration",
+    ),
+    (
+        "RANGE BETWEEN INTERVAL 1 MINUTE PRECEDING AND INTERVAL 2 MINUTES PRECEDING",
+        ("has a frame that ends before it begins; got RANGE BETWEEN INTERVAL 1 MINUTE PRECEDING AND INTERVAL 2 MINUTES "
+        "PRECEDING. Hint: begin it before it ends"),
+    ),
+    (
+        "ROWS BETWEEN CURRENT ROW AND CURRENT ROW",
+        ("has a frame of the current row alone; got ROWS BETWEEN CURRENT ROW AND CURRENT ROW. Hint: write the value "
+        "itself"),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("frame", "message"), OTHER_FRAMES, ids=[frame for frame, _ in OTHER_FRAMES])
+def test_a_frame_that_cannot_be_kept_is_refused_with_what_can(frame: str, message: str) -> None:
+    found = said(sql(f"count(*) OVER (PARTITION BY user ORDER BY time {frame})"))
+
+    assert [f'feature "feature_0" {message}'] == [text.split(": ", 1)[1] for text in found]
+
+
+@pytest.mark.parametrize("name", sorted(INSTEAD))
+def test_every_other_function_of_windows_is_refused_with_what_can_be_written(name: str) -> None:
+    found = said(sql(f"{name}(price) OVER ({WINDOW})"))
+
+    assert [text.split("; ", 1)[1] for text in found] == [f"got {name}. Hint: {INSTEAD[name]}"]
+
+
+REACHING = [
+    (
+        {"transformation": "price", "resolution": "5m"},
+        "has a resolution that no window takes. Hint: take it out: only windows of a duration have one",
+    ),
+    (
+        {"transformation": f"median(price) OVER ({WINDOW})", "dtype": "float64", "resolution": "1m"},
+        ("has a resolution, but median needs every value. Hint: write approx_quantile(…, 0.5), or leave `resolution:` out "
+        "for it"),
+    ),
+    (
+        {"transformation": f"count(*) OVER ({WINDOW})", "over": "[1h]"},
+        ("has over:, but no window without a frame of its own. Hint: write OVER (PARTITION BY user ORDER BY "
+        "event_timestamp), and over: gives it each duration"),
+    ),
+    (
+        {"transformation": "1", "source": "[clicks, odd]"},
+        "joins streams with different keys; got user of clicks, flag of odd. Hint: join streams of one key",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "message"), REACHING, ids=[str(keys) for keys, _ in REACHING])
+def test_what_a_definition_cannot_have_is_refused(keys: dict[str, str], message: str) -> None:
+    [found] = said(keys)
+
+    assert found.split('" ', 1)[1] == message
+
+
+COLUMNS_REFUSED = [
+    ('{ratio: "price /"}', 'column "ratio" has SQL that does not parse; got syntax error at or near "]". Hint: check the SQL there'),
+    ('{a: b, b: a}', 'column "a" depends on itself; got a, b. Hint: take one of them out of the circle'),
+    (
+        f'{{total: "sum(price) OVER ({WINDOW})"}}',
+        ('column "total" has a window that is not lag. Hint: write the window in the definitions: columns are of one event, '
+        "and lag of earlier ones"),
+    ),
+    ("{page: lower(user)}", 'column "page" has the name of a field of the stream. Hint: rename it: clicks has page'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "message"), COLUMNS_REFUSED, ids=[columns for columns, _ in COLUMNS_REFUSED])
+def test_a_column_that_cannot_be_one_is_refused_once_whoever_uses_it(columns: str, message: str) -> None:
+    found = said({"transformation": "price"}, {"transformation": "price + 1"}, more=f"columns: {columns}")
+
+    assert [text.split(": ", 1)[1] for text in found if "depends" not in message or "column" in text][:1] == [message]
+
+
+def test_a_column_of_another_entity_than_its_windows_is_refused() -> None:
+    other = 'columns: {before: "lag(price) OVER (PARTITION BY page ORDER BY time)"}'
+
+    [found] = said(sql(f"sum(before) OVER ({WINDOW})"), more=other)
+
+    assert "has windows with different PARTITION BY; got user and page" in found
 
 
 def test_months_are_refused_because_they_differ_in_length() -> None:

@@ -356,7 +356,7 @@ class Checker:
             try:
                 found = frame(self._connection, self._timed(node), self._words, self._options)
             except FrameProblem as problem:
-                at = location(node["start_expr"] or node, byte)
+                at = byte if node["type"] == "WINDOW_LAG" else location(node["start_expr"] or node, byte)
                 self._say(problem.fact, problem.got, problem.hint, at)
             else:
                 self._look_at_state(node, made, found, byte)

@@ -188,8 +188,6 @@ INSTEAD: Mapping[str, str] = {
     "count_if": "write count(*) FILTER (WHERE …) OVER (…)",
     "countif": "write count(*) FILTER (WHERE …) OVER (…)",
     "count_star": "write count(*) OVER (…)",
-    "first": "write first_value(…)",
-    "last": "write last_value(…)",
     "any_value": "write first_value(… IGNORE NULLS)",
     "arbitrary": "write first_value(…)",
     "string_agg": f"write array_to_string(list(…) {_ROWS}, ',')",
