@@ -23,7 +23,7 @@ from freshet.schemas.view import View
 
 @dataclass(slots=True)
 class FileReader:
-    """Reads a file as one source partition, whatever partitions its events name, and then lets time pass to `until_us`."""
+    """Reads a file as one source partition, whatever partitions its events name; then lets time pass, if asked to."""
 
     waiting: Iterator[Poll]
     done: bool = False
@@ -126,7 +126,7 @@ def replay(
 
 @dataclass(frozen=True, slots=True)
 class _RowsOnly:
-    """Writes rows only: a replayed file is its own archive. Accepted events are gathered if there is a place for them."""
+    """Writes rows only: a replayed file is its own archive. Events are gathered if there is a place for them."""
 
     store: OfflineStore
     events: dict[str, list[pa.Table]] | None
@@ -136,4 +136,6 @@ class _RowsOnly:
         stream = name.removeprefix(ARCHIVE)
         if stream == name:
             return self.store.append(name, table)
-        return None if self.events is None else self.events.setdefault(stream, []).append(table)
+        if self.events is not None:
+            self.events.setdefault(stream, []).append(table)
+        return None

@@ -1,8 +1,8 @@
 """The declaration: the user's whole input, `feature_repo/features.yaml`.
 
-The first three sections are the user's own schema, spelled as there; `project`, `windows`, `columns`, `views` and the keys of a
-definition beyond `name`, `dtype`, `source` and `transformation` are Freshet's. `read` takes the text and gives a
-`Declaration`, or refuses with every problem found. It reads no file and runs no SQL.
+The first three sections are the user's own schema, spelled as there; `project`, `windows`, `columns`, `views` and the
+keys of a definition beyond `name`, `dtype`, `source` and `transformation` are Freshet's. `read` takes the text and
+gives a `Declaration`, or refuses with every problem found. It reads no file and runs no SQL.
 """
 
 import re

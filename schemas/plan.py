@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from freshet.schemas.view import View
 
+_NOTHING = pa.schema([])
+
 
 class Exclude(StrEnum):
     """What a frame leaves out: SQL's EXCLUDE. The current row is the newest event up to q, its ties share its time."""
@@ -92,9 +94,9 @@ class Oracle:
     """A view's rows in DuckDB's own windows, from a table `events` of accepted events.
 
     `steps` are named SELECTs, each with what it is for; the last, `windowed`, has every window's value. `finish` makes
-    the features of it, and `_version`. Ticks go up to the parameter `$until_us`. `exact` has, for each window that adds
-    up doubles, its column, its function, and the SQL of its frame's values for a row `i`. `tolerances` has, for features
-    that are one approximate window, how far off they may be.
+    the features of it, and `_version`. Ticks go up to the parameter `$until_us`. `exact` has, for each window that
+    adds up doubles, its column, its function, and the SQL of its frame's values for a row `i`. `tolerances` has, for
+    features that are one approximate window, how far off they may be.
     """
 
     steps: tuple[tuple[str, str, str], ...]
@@ -125,9 +127,10 @@ class ViewPlan:
     which reads `lagged`: the columns `_r0`… of the inputs, and the `lags`, `_l0`…
 
     `finish_sql` reads `rows`, where the arguments have become window values `_w0`… in the order of `aggregates`, and
-    gives the view's `row_schema`. `oracle` is all of it in DuckDB's own windows. With `whole_history` a row depends on everything up to its time, else on what its
-    longest frame holds. `argument_features` names, for each argument of `inputs_sql`, then each value of the payload and
-    each of `_r0`…, the features that need it. `events` has the columns of accepted events, of all streams together.
+    gives the view's `row_schema`. `oracle` is all of it in DuckDB's own windows. With `whole_history` a row depends on
+    everything up to its time, else on what its longest frame holds. `argument_features` names, for each argument of
+    `inputs_sql`, then each value of the payload and each of `_r0`…, the features that need it. `events` has the columns
+    of accepted events, of all streams together.
     """
 
     view: View
@@ -139,10 +142,10 @@ class ViewPlan:
     oracle: Oracle
     whole_history: bool
     argument_features: tuple[str, ...] = ()
-    events: pa.Schema = pa.schema([])
+    events: pa.Schema = _NOTHING
     lags: tuple[Lag, ...] = ()
     lagged_sql: str = ""
-    arguments: pa.Schema = pa.schema([])
+    arguments: pa.Schema = _NOTHING
 
     @property
     def ranges(self) -> tuple[Range, ...]:

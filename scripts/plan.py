@@ -105,9 +105,9 @@ def _load(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace) -> Lo
         events = pa.concat_tables(
             [OfflineStore(workspace.offline_root).read(name).select([EVENT_TIME, *entity]) for name in archived]
         )
-        known = pc.min_max(events.column(EVENT_TIME)).as_py() if events.num_rows > 1 else {"min": None, "max": None}
-        if known["min"] != known["max"]:
-            span_s = (known["max"] - known["min"]).total_seconds()
+        times = pc.min_max(events.column(EVENT_TIME).cast(pa.int64())).as_py() if events.num_rows else None
+        if times is not None and times["max"] > times["min"]:
+            span_s = (times["max"] - times["min"]) / 1e6
             entities_count = events.group_by(list(entity)).aggregate([]).num_rows
             load = Load(events.num_rows / span_s, entities_count, "the event archive")
     if words.rate or words.entities:

@@ -1,6 +1,6 @@
 """DuckDB's own answer: the declared SQL, whole, over the accepted events, against the rows that the flow made.
 
-Where DuckDB's sums of doubles cancel, exact rational arithmetic judges: the windows of the rows that differ are computed
+Where DuckDB's sums of doubles cancel, exact rational arithmetic judges: the windows of rows that differ are computed
 anew from the values in their frames, and the expressions around them once more.
 """
 
@@ -55,8 +55,8 @@ def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: in
     """Compare the final rows of a view with what DuckDB makes of the same accepted events.
 
     Both are taken up to `until_us` (µs since the epoch), to which all ticks must have been made. `events` of several
-    streams is their union, in the order of `view.sources`. A row that only one of them has differs. Floats may differ by
-    1e-9 of the larger, approximate values by their error; everything else, and `_version`, must be equal.
+    streams is their union, in the order of `view.sources`. A row that only one of them has differs. Floats may differ
+    by 1e-9 of the larger, approximate values by their error; everything else, and `_version`, must be equal.
     """
     names = [*plan.view.entity_names, EVENT_TIME, *(feature.name for feature in plan.view.features), VERSION]
     connection = engine(memory_limit=_MEMORY)
@@ -73,8 +73,8 @@ def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: in
     rows_count, differing_count = _count(connection, plan)
     keys = [quoted(name) for name in (*plan.view.entity_names, EVENT_TIME)]
     shown = [f"coalesce(e.{key}, r.{key}) AS {key}" for key in keys]
-    for name in (*(feature.name for feature in plan.view.features), VERSION):
-        shown.append(f"e.{quoted(name)} AS {quoted(f'{name} (DuckDB)')}, r.{quoted(name)}")
+    names = [*(feature.name for feature in plan.view.features), VERSION]
+    shown += [f"e.{quoted(name)} AS {quoted(f'{name} (DuckDB)')}, r.{quoted(name)}" for name in names]
     found = connection.sql(
         f"SELECT {', '.join(shown)} {_joined(plan)} WHERE {_differs(plan)} ORDER BY ALL LIMIT {_SHOWN_MAX}"
     )
@@ -145,7 +145,7 @@ def _judge(connection: duckdb.DuckDBPyConnection, plan: ViewPlan) -> int:
     values = ", ".join(f"{column} = x.{column}" for column, _, _ in plan.oracle.exact)
     same = " AND ".join(f"windowed.{key} = x.{key}" for key in keys)
     connection.execute(f"UPDATE windowed SET {values} FROM exact x WHERE {same} AND windowed._last")
-    return rows.num_rows
+    return int(rows.num_rows)
 
 
 def _known(values: Sequence[float | None]) -> list[float]:
@@ -155,7 +155,7 @@ def _known(values: Sequence[float | None]) -> list[float]:
 def _special(values: Sequence[float]) -> float | None:
     """Return what a sum is where not all is finite."""
     special = [value for value in values if not math.isfinite(value)]
-    return sum(special) if special else None
+    return float(sum(special)) if special else None
 
 
 def _nearest(number: Fraction) -> float:

@@ -407,7 +407,7 @@ def test_what_a_definition_cannot_have_is_refused(keys: dict[str, str], message:
 
 COLUMNS_REFUSED = [
     ('{ratio: "price /"}', 'column "ratio" has SQL that does not parse; got syntax error at or near "]". Hint: check the SQL there'),
-    ('{a: b, b: a}', 'column "a" depends on itself; got a, b. Hint: take one of them out of the circle'),
+    ("{a: b, b: a}", 'column "a" depends on itself; got a, b. Hint: take one of them out of the circle'),
     (
         f'{{total: "sum(price) OVER ({WINDOW})"}}',
         ('column "total" has a window that is not lag. Hint: write the window in the definitions: columns are of one event, '

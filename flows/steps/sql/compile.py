@@ -2,7 +2,7 @@
 
 # ruff: noqa: S608  # only what `check` has passed is put into SQL
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -152,42 +152,53 @@ def _takes_resolution(connection: duckdb.DuckDBPyConnection, one: Expression) ->
 
 
 def _events(declared: _Declared, definition: Definition, place: str) -> tuple[Events | None, list[Problem]]:
-    """Return the events of a definition's streams."""
-
-    def refused(kind: str, name: str, fact: str, got: str, hint: str) -> tuple[None, list[Problem]]:
-        return None, [Problem(kind, name, fact, got, hint, place)]
-
+    """Return the events of a definition's streams, or what is wrong with them."""
     for name in definition.streams:
         if name not in declared.contracts:
             meant = nearest(name, declared.contracts)
             hint = f"did you mean {meant}?" if meant else f"there is {listed([*declared.contracts])}"
-            return refused("feature", definition.name, "has an unknown source", repr(name), hint)
+            return None, [Problem("feature", definition.name, "has an unknown source", repr(name), hint, place)]
     made = tuple(declared.contracts[name] for name in definition.streams)
+    columns, problems = _joined(made, definition.name, place)
+    problems += _ambiguous(columns, declared, made, place)
+    if len(made) > 1:
+        columns = [*columns, pa.field(STREAM, pa.int32(), nullable=False)]
+    visible = pa.schema([column for column in columns if not column.name.startswith("_")])
+    return (None if problems else Events(made, visible, pa.schema(columns))), problems
+
+
+def _joined(made: Sequence[Contract], feature: str, place: str) -> tuple[list[pa.Field], list[Problem]]:
+    """Return the columns of several streams together, and where they do not go together."""
     fields: dict[str, tuple[pa.Field, Contract]] = {}
+    problems: list[Problem] = []
     for contract in made:
         for column in contract.schema:
             first, whose = fields.setdefault(column.name, (column, contract))
             if first.type != column.type:
                 got = f"{first.type} in {whose.name} and {column.type} in {contract.name}"
-                fact = f"joins streams whose {column.name} differs in type"
-                return refused("feature", definition.name, fact, got, "rename one of the fields, or give both one type")
+                fact, hint = f"joins streams whose {column.name} differs in type", "rename one, or give both one type"
+                problems.append(Problem("feature", feature, fact, got, hint, place))
     if len({contract.stream.key for contract in made}) > 1:
         got = listed([f"{contract.stream.key} of {contract.name}" for contract in made])
-        return refused("feature", definition.name, "joins streams with different keys", got, "join streams of one key")
-    schema = pa.schema([column for column, _ in fields.values()])
-    columns = pa.schema([column for column in schema if not column.name.startswith("_")])
-    folded = [column.casefold() for column in columns.names]
-    twice = [name for name in columns.names if folded.count(name.casefold()) > 1]
+        hint = "join streams of one key"
+        problems.append(Problem("feature", feature, "joins streams with different keys", got, hint, place))
+    return [column for column, _ in fields.values()], problems
+
+
+def _ambiguous(
+    columns: Sequence[pa.Field], declared: _Declared, made: Sequence[Contract], place: str
+) -> Iterator[Problem]:
+    """Say which names SQL cannot tell apart."""
+    folded = [column.name.casefold() for column in columns]
+    twice = [column.name for column in columns if folded.count(column.name.casefold()) > 1]
+    streams = "_".join(contract.name for contract in made)
     if twice:
-        fact, hint = "has columns that differ only in case", "rename one: SQL cannot tell them apart"
-        return refused("stream", "_".join(definition.streams), fact, listed(twice), hint)
-    hidden = [name for name in declared.columns.nodes if name in folded]
-    if hidden:
-        fact, hint = "has the name of a field of the stream", f"rename it: {made[0].name} has {hidden[0]}"
-        return refused("column", hidden[0], fact, "", hint)
-    if len(made) > 1:
-        schema = schema.append(pa.field(STREAM, pa.int32(), nullable=False))
-    return Events(made, columns, schema), []
+        hint = "rename one: SQL cannot tell them apart"
+        yield Problem("stream", streams, "has columns that differ only in case", listed(twice), hint, place)
+    for name in declared.columns.nodes:
+        if name in folded:
+            hint = f"rename it: {made[0].name} has {name}"
+            yield Problem("column", name, "has the name of a field of the stream", "", hint, place)
 
 
 # Grouping

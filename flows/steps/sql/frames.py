@@ -1,6 +1,6 @@
 """A window's frame, from its tree: where it begins and ends, what it leaves out, and how often it decays."""
 
-# ruff: noqa: S608  # only what `check` has passed is put into SQL
+# only what `check` has passed is put into SQL
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,7 +64,7 @@ def bucket_of(window: Node) -> Node | None:
 
 
 def _is_bucket(part: Node) -> bool:
-    return part["class"] == "FUNCTION" and part["function_name"].casefold() == "time_bucket"
+    return bool(part["class"] == "FUNCTION" and part["function_name"].casefold() == "time_bucket")
 
 
 def frame(connection: duckdb.DuckDBPyConnection, window: Node, words: Words, options: FrameOptions) -> Range | Rows:

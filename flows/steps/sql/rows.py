@@ -14,7 +14,6 @@ from freshet.flows.steps.sql.engine import BATCH_SECONDS_MAX, deadline, engine, 
 from freshet.flows.steps.sql.parse import write
 from freshet.schemas.plan import ViewPlan
 
-
 _ARGUMENT = re.compile(r"_[apr]\d+")
 
 
@@ -84,7 +83,7 @@ class Arguments:
         self._prepared = _Prepared(engine(), "lagged", plan.lagged_sql)
 
     def compute(self, lagged: pa.Table) -> pa.Table:
-        """Return the arguments of events, from their own columns `_r0`… and the earlier ones' `_l0`…; what fails is NULL."""
+        """Return the arguments of events, from their own `_r0`… and earlier ones' `_l0`…; what fails is NULL."""
         return self._prepared.run(lagged).cast(self._schema)
 
 

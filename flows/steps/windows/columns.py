@@ -60,8 +60,9 @@ class ValueColumn:
         nowhere = positions < 0
         values = columns[self.name][positions]
         if self._plain is None:
-            return pa.array(np.where(nowhere, None, values), self.kind)
-        return pa.array(values, self._plain, mask=columns[self._null][positions] | nowhere).cast(self.kind)
+            return pa.array(values, self.kind, mask=nowhere)
+        missing = columns[self._null][positions].astype(np.bool_) | nowhere
+        return pa.array(values, self._plain, mask=missing).cast(self.kind)
 
 
 def _storage(kind: pa.DataType) -> pa.DataType | None:

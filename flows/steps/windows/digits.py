@@ -1,4 +1,4 @@
-"""Exact arithmetic for whole columns: numbers as digits to the base 2**32 (a Kulisch accumulator, in the digits in use).
+"""Exact arithmetic for whole columns: numbers as digits to the base 2**32 (a Kulisch accumulator, of digits in use).
 
 A column of numbers is a mapping from the place of a digit to a column of digits, each a signed 64-bit integer; the
 value is the sum of digit · 2**(32 · place), in a unit that the caller knows. Digits of different numbers are added one
@@ -131,9 +131,9 @@ def nearest_double(digits: Digits, count: int, unit: int) -> npt.NDArray[np.floa
         positive.append((digit & (_BASE - 1)).astype(np.uint64))
     places = np.zeros(count, np.int64)
     below = np.zeros((len(rows) + 1, count), np.bool_)  # whether anything stands below a place
-    for place, row in enumerate(positive):
-        places = np.where(row != 0, place, places)
-        below[place + 1] = below[place] | (row != 0)
+    for place, unsigned in enumerate(positive):
+        places = np.where(unsigned != 0, place, places)
+        below[place + 1] = below[place] | (unsigned != 0)
     places = np.maximum(places, 2)
     matrix, index = np.array(positive), np.arange(count)
     first, second, third = (matrix[places - step, index] for step in range(3))
@@ -143,11 +143,12 @@ def nearest_double(digits: Digits, count: int, unit: int) -> npt.NDArray[np.floa
     lost = ((third & ((np.uint64(1) << rest) - np.uint64(1))) != 0) | below[places - 2, index]
     exponent = (places - 3 + lowest) * DIGIT_BITS - room.astype(np.int64) + unit
     with np.errstate(over="ignore"):
-        return np.ldexp((leading | lost).astype(np.float64), exponent) * sign
+        nearest: npt.NDArray[np.float64] = np.ldexp((leading | lost).astype(np.float64), exponent) * sign
+    return nearest
 
 
 def decimals(digits: Digits, empty: npt.NDArray[np.bool_], scale: int | None) -> pa.Array:
-    """Return whole numbers exactly: int64 if all fit and there is no scale, else 38 digits; NULL beyond and if empty."""
+    """Return whole numbers exactly: int64 if all fit and have no scale, else 38 digits; NULL beyond, or if empty."""
     canonical = carried(digits, len(empty))
     top = canonical.get(1, np.zeros(len(empty), np.int64))
     if scale is None and max(canonical, default=0) <= 1 and bool(np.all(np.abs(top) < _HALF - 1)):

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from freshet.flows.steps.windows.segments import Ints
 from freshet.schemas.plan import Range, ViewPlan
 

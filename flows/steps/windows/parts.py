@@ -26,7 +26,9 @@ _GATHERED_MAX = 1 << 22
 
 
 class Part(Protocol):
-    """One kept part of one argument."""
+    """One kept part of one argument: made from the argument's name and type."""
+
+    def __init__(self, name: str, kind: pa.DataType) -> None: ...
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Return the columns to keep of a batch's inputs; may add columns that earlier events have zeros in."""
@@ -187,18 +189,17 @@ class Extreme:
 
     def __init__(self, name: str, kind: pa.DataType, *, greatest: bool) -> None:
         self.keys = Keys(kind)
-        if self.keys.fixed:
-            bounds = np.iinfo(np.int64)
-            ufunc, identity = (np.maximum, bounds.min) if greatest else (np.minimum, bounds.max)
-        else:
-            ufunc, identity = (_GREATEST if greatest else _LEAST), None
-        self._panes = PaneFold(f"{name}.{'greatest' if greatest else 'least'}", ufunc, identity)
+        bounds = np.iinfo(np.int64)
+        self._bound = np.int64(bounds.min if greatest else bounds.max)
+        identity = self._bound if self.keys.fixed else None
+        combine = self.keys.greatest if greatest else self.keys.least
+        self._panes = PaneFold(f"{name}.{'greatest' if greatest else 'least'}", combine, identity)
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep the key of each input; the identity stands for NULL."""
         keys = self.keys.of(values)
         if self.keys.fixed:
-            keys = np.where(present(values), keys, np.int64(self._panes.identity))  # type: ignore[call-overload]  # int
+            keys = np.where(present(values), keys, self._bound)
         return {self._panes.column: keys}
 
     def columns(self) -> Dtypes:
@@ -380,9 +381,7 @@ class _ArgExtreme:
     def __init__(self, name: str, kind: pa.DataType, *, greatest: bool) -> None:
         name = f"{name}.{'greatest' if greatest else 'least'}"
         self.keys = Keys(kind.field("k").type)
-        self._best = (
-            (np.maximum if greatest else np.minimum) if self.keys.fixed else (_GREATEST if greatest else _LEAST)
-        )
+        self._best = self.keys.greatest if greatest else self.keys.least
         self._value = ValueColumn(f"{name}.value", kind.field("v").type)
         self._key, self._present = f"{name}.key", f"{name}.present"
 
@@ -500,6 +499,8 @@ class Keys:
         whole = (pa.types.is_integer(kind) and not pa.types.is_uint64(kind)) or pa.types.is_boolean(kind)
         self.fixed = bool(floating or temporal or whole)
         self.dtype: npt.DTypeLike = np.int64 if self.fixed else object
+        self.greatest: np.ufunc = np.maximum if self.fixed else _GREATEST
+        self.least: np.ufunc = np.minimum if self.fixed else _LEAST
 
     def of(self, values: pa.Array) -> Column:
         """Return the keys; anything where a value is NULL."""
@@ -525,7 +526,7 @@ class Keys:
         """Return the values of keys; NULL where empty."""
         kind = self._kind
         if not self.fixed:
-            return pa.array(np.where(empty, None, keys), kind)
+            return pa.array(keys, kind, mask=empty)
         whole: Ints = np.where(empty, 0, keys)
         if pa.types.is_floating(kind):
             return pa.array(self.doubles(whole), pa.float64(), mask=empty).cast(kind)

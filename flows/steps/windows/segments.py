@@ -145,7 +145,8 @@ class Segments:
         touched = slots[firsts]
         moved = self._make_room(touched, counts)
 
-        starts = self.search(TIME, self.start[touched], self.end[touched], columns[TIME][firsts])
+        first_times: Ints = columns[TIME][firsts]  # type: ignore[assignment]  # TIME is int64 by construction
+        starts = self.search(TIME, self.start[touched], self.end[touched], first_times)
         tails = self.end[touched] - starts
         lengths = tails + counts
         destination = ranges(starts, lengths)

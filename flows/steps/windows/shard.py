@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from freshet.flows.steps.windows.aggregates import FUNCTIONS, Folded, parts_of
+from freshet.flows.steps.windows.aggregates import FUNCTIONS, MERGEABLE, Folded, parts_of
 from freshet.flows.steps.windows.columns import ValueColumn, microseconds, timestamps
 from freshet.flows.steps.windows.due import NEVER_DUE_US, DueSlots
 from freshet.flows.steps.windows.folds import PrefixFold, Spans
@@ -301,16 +301,17 @@ class WindowShard:
             np.where(instants > before_us, Kind.DECAY, Kind.CORRECTION),
             np.where(segments.time[causes] == instants, Kind.EVENT, Kind.CORRECTION),
         ).astype(np.int8)
-        return _sorted(_Instants(*(column[wanted] for column in (slots, instants, kinds, causes))))
+        return _sorted(_Instants(slots[wanted], instants[wanted], kinds[wanted], causes[wanted]))
 
     def _existed(self, changed: Changed, firsts: Ints, indices: Ints, ticks: Ints) -> Bools:
         """Say which ticks an older event had made already."""
         segments, slots = self._segments, changed.slots[indices]
-        news = np.append(0, np.cumsum(changed.is_new))
+        news: Ints = np.append(0, np.cumsum(changed.is_new))
 
         def new_before(positions: Ints) -> Ints:
             inside = np.maximum(positions - changed.starts[indices], 0)
-            return news[firsts[indices] + inside]
+            found: Ints = news[firsts[indices] + inside]
+            return found
 
         existed = np.zeros(len(ticks), np.bool_)
         for rule in self._rules:
@@ -471,12 +472,13 @@ class WindowShard:
         times = segments.time[at]
         is_first = np.append(True, owners[1:] != owners[:-1])  # numpy takes values
         alone = times >= horizon_us
+        whole = {made.frame for made in self.plan.aggregates if made.function not in MERGEABLE}
         begins, matters = is_first | alone, alone.copy()
         for frame in self.plan.ranges:
             edges, needed = _edges(frame, times, horizon_us)
             begins |= np.append(True, edges[1:] != edges[:-1])  # as above
-            if frame.resolution_us == 1 and frame.preceding_us is not None:
-                begins |= needed  # exact windows may be of aggregates that cannot be merged, even at one instant
+            if frame in whole:
+                begins |= needed
             matters |= needed
         protected = self._protected(at, owners, horizon_us)
         begins |= protected
@@ -538,7 +540,7 @@ def _first_of_each(owners: Ints) -> Ints:
 
 def _sorted(rows: _Instants) -> _Instants:
     order = np.lexsort((rows.times, rows.slots))
-    return _Instants(*(column[order] for column in rows))
+    return _Instants(rows.slots[order], rows.times[order], rows.kinds[order], rows.causes[order])
 
 
 def _functions(plan: ViewPlan) -> dict[int, Sequence[str]]:
