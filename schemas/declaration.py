@@ -1,6 +1,6 @@
 """The declaration: the user's whole input, `feature_repo/features.yaml`.
 
-The first three sections are the user's own schema, spelled as there; `project`, `windows`, `views` and the keys of a
+The first three sections are the user's own schema, spelled as there; `project`, `windows`, `columns`, `views` and the keys of a
 definition beyond `name`, `dtype`, `source` and `transformation` are Freshet's. `read` takes the text and gives a
 `Declaration`, or refuses with every problem found. It reads no file and runs no SQL.
 """
@@ -41,7 +41,38 @@ def _parsed(parse: Any, example: str) -> Any:
     )
 
 
+OFF = timedelta(0)
+
+
+def _decay(text: str) -> timedelta:
+    return OFF if text.strip().lower() == "off" else units.duration(text)
+
+
+def _unquoted_off(value: object) -> object:
+    return "off" if value is False else value  # YAML's own idea of the word
+
+
+def _streams(value: object) -> object:
+    """Take one stream's name or a list of them."""
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError("the name of a stream, or a list of different ones")
+    return names
+
+
 Duration = Annotated[timedelta, *_parsed(units.duration, "10 minutes")]
+Decay = Annotated[
+    timedelta,
+    *_parsed(_decay, "30 s"),
+    BeforeValidator(_unquoted_off),
+    PlainSerializer(lambda length: units.spell(length) if length else "off", when_used="json"),
+]
+Streams = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_streams),
+    PlainSerializer(lambda names: names[0] if len(names) == 1 else list(names), when_used="json"),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 Objective = Annotated[units.Objective, *_parsed(units.objective, "p99 < 10ms")]
 Volume = Annotated[units.Volume, *_parsed(units.volume, "50GB/day")]
 
@@ -53,14 +84,31 @@ class _Section(BaseModel):
 
 
 class Definition(_Section):
-    """One declared feature."""
+    """One declared feature, or several: one for each duration of `over`.
+
+    `resolution` makes its windows begin at multiples of it; `decay` is how often its rows follow them by time alone,
+    `OFF` for never, None for the default of each window.
+    """
 
     name: str
     dtype: str
-    source: str
+    source: Streams
     transformation: str
     view: str | None = None
     description: str = ""
+    over: tuple[Duration, ...] = ()
+    resolution: Duration | None = None
+    decay: Decay | None = None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that feed the feature."""
+        return self.source
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features it makes."""
+        return tuple(f"{self.name}_{units.spell(length)}" for length in self.over) or (self.name,)
 
 
 class ServingRequirements(_Section):
@@ -83,6 +131,7 @@ class ViewOptions(_Section):
     """What is said of a feature view as a whole."""
 
     ttl: Duration = timedelta(0)
+    decay: Decay | None = None
 
 
 class Declaration(_Section):
@@ -93,6 +142,7 @@ class Declaration(_Section):
     infrastructure: Infrastructure = Infrastructure()
     project: str = "freshet"
     windows: Mapping[str, str] = {}
+    columns: Mapping[str, str] = {}
     views: Mapping[str, ViewOptions] = {}
 
     def dtype_of(self, definition: Definition) -> Dtype:
@@ -282,9 +332,11 @@ def _definition_rules(definitions: Iterable[tuple[int, Definition]], place: Plac
 
         if not NAME.fullmatch(name):
             yield problem("name", "has a name that cannot name a metric or a file", "", f"write {_repaired(name)}")
-        if name in first:
-            yield problem("name", f"is declared twice, first at {first[name]}", "", "rename one of them")
-        first.setdefault(name, place("featureDefinitions", index, "name"))
+        for made in definition.names:
+            if made in first:
+                fact = "is declared twice" if made == name else f"makes {made}, which is declared twice"
+                yield problem("name", f"{fact}, first at {first[made]}", "", "rename one of them")
+            first.setdefault(made, place("featureDefinitions", index, "name"))
         if dtype(definition.dtype) is None:
             meant = nearest(definition.dtype, DTYPES)
             hint = f"did you mean {meant}?" if meant else f"use one of {listed(tuple(DTYPES))}"
@@ -301,6 +353,7 @@ def _other_rules(declaration: Declaration, place: Places) -> Iterator[Problem]:
     """Check the sections beside the definitions."""
     named = [("project", declaration.project, place("project"))]
     named += [("window", name, place("windows", name)) for name in declaration.windows]
+    named += [("column", name, place("columns", name)) for name in declaration.columns]
     for kind, name, where in named:
         if not NAME.fullmatch(name):
             yield Problem(kind, name, "has a name of other letters", "", f"write {_repaired(name)}", where)

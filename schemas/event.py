@@ -30,6 +30,8 @@ VERSION_HEADER = "freshet-version"
 
 EVENT_TIME = "event_timestamp"
 PARTITION, OFFSET, AVAILABLE_AT = "_partition", "_offset", "_available_at"
+STREAM = "_stream"
+"""In the union of several streams' events, the place of an event's own stream among them."""
 _SYSTEM = (
     pa.field(EVENT_TIME, pa.timestamp("us", "UTC"), nullable=False),
     pa.field(PARTITION, pa.int32(), nullable=False),

@@ -5,7 +5,8 @@ An event passes three stages: `inputs_sql` computes what the windows need of it,
 ours.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 
@@ -87,6 +88,31 @@ class Lag:
 
 
 @dataclass(frozen=True)
+class Oracle:
+    """A view's rows in DuckDB's own windows, from a table `events` of accepted events.
+
+    `steps` are named SELECTs, each with what it is for; the last, `windowed`, has every window's value. `finish` makes
+    the features of it, and `_version`. Ticks go up to the parameter `$until_us`. `exact` has, for each window that adds
+    up doubles, its column, its function, and the SQL of its frame's values for a row `i`. `tolerances` has, for features
+    that are one approximate window, how far off they may be.
+    """
+
+    steps: tuple[tuple[str, str, str], ...]
+    finish: str
+    exact: tuple[tuple[str, str, str], ...] = ()
+    tolerances: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def windowed(self) -> str:
+        """The SQL of all steps."""
+        steps = ",\n".join(f"{name} AS (  -- {purpose}\n  {sql}\n)" for name, purpose, sql in self.steps)
+        return f"WITH {steps}\nSELECT * FROM windowed"
+
+    def __str__(self) -> str:
+        return self.windowed.removesuffix("SELECT * FROM windowed") + self.finish
+
+
+@dataclass(frozen=True)
 class ViewPlan:
     """One view, compiled.
 
@@ -99,10 +125,9 @@ class ViewPlan:
     which reads `lagged`: the columns `_r0`… of the inputs, and the `lags`, `_l0`…
 
     `finish_sql` reads `rows`, where the arguments have become window values `_w0`… in the order of `aggregates`, and
-    gives the view's `row_schema`. `oracle_sql` is all of it in DuckDB's own windows, with ticks up to `$until_us` (µs
-    since the epoch), and `_version`. With `whole_history` a row depends on everything up to its time, else on what its
-    longest frame holds. `argument_features` names, for each argument and then each value of the payload, the features
-    that need it.
+    gives the view's `row_schema`. `oracle` is all of it in DuckDB's own windows. With `whole_history` a row depends on everything up to its time, else on what its
+    longest frame holds. `argument_features` names, for each argument of `inputs_sql`, then each value of the payload and
+    each of `_r0`…, the features that need it. `events` has the columns of accepted events, of all streams together.
     """
 
     view: View
@@ -111,9 +136,10 @@ class ViewPlan:
     aggregates: tuple[Aggregate, ...]
     payload: tuple[str, ...]
     finish_sql: str
-    oracle_sql: str
+    oracle: Oracle
     whole_history: bool
     argument_features: tuple[str, ...] = ()
+    events: pa.Schema = pa.schema([])
     lags: tuple[Lag, ...] = ()
     lagged_sql: str = ""
     arguments: pa.Schema = pa.schema([])

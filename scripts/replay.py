@@ -36,7 +36,9 @@ def arguments(words: argparse.ArgumentParser) -> None:
     words.add_argument("events", nargs="+", metavar="FILE", help="the file; STREAM=FILE for each of several streams")
     words.add_argument("--out", type=Path, metavar="DIR", help="an empty or new folder for the rows")
     words.add_argument("--stream", help="whose events these are, if the declaration has several streams")
-    words.add_argument("--until", metavar="TIME", help="let time pass to then after the last event, as 2026-03-01T12:00Z")
+    words.add_argument(
+        "--until", metavar="TIME", help="let time pass to then after the last event, as 2026-03-01T12:00Z"
+    )
     words.add_argument("--check", action="store_true", help="compare every row with DuckDB's, and print the SQL it ran")
     words.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -153,8 +155,10 @@ def _print(
         print(f"  {number} rejected as {reason}, the first in line {first.offset + 1}: {first.detail}")
     for plan in plans if checked else ():
         answer = checked[plan.view.name]
-        print(f"\n{plan.view.name}, as DuckDB computes it from the accepted events:\n{plan.oracle_sql}")
-        said = f"{answer.values_count} values of {answer.rows_count} rows compared, {answer.differing_count} rows differ"
+        print(f"\n{plan.view.name}, as DuckDB computes it from the accepted events:\n{plan.oracle}")
+        said = (
+            f"{answer.values_count} values of {answer.rows_count} rows compared, {answer.differing_count} rows differ"
+        )
         print(f"{plan.view.name}: {said}")
         for row in answer.differing:
             print(f"  {row}")

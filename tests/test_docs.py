@@ -13,7 +13,7 @@ from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.kafka import Kafka, Producer, partitions_count
 from freshet.flows.edges.project import Project
 from freshet.flows.live import Workspace
-from freshet.flows.steps.sql.functions import AGGREGATES, ALLOWED
+from freshet.flows.steps.sql.functions import ALLOWED, WINDOWED
 from freshet.scripts.apply import write_rules, write_store_config
 from freshet.scripts.cli import VERBS, main
 
@@ -69,7 +69,7 @@ def test_the_functions_listed_are_the_ones_allowed() -> None:
     listed = {word for line in details.splitlines() for word in re.findall(r"`(\S+?)`(?=\s|$)", line)}
 
     assert listed == ALLOWED
-    for aggregate in AGGREGATES:
+    for aggregate in WINDOWED:
         assert f"`{aggregate}`" in README
 
 

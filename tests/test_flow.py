@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,7 +86,10 @@ def polls(topic: str, partition: int, count: int, values: Sequence[bytes], cut: 
     return made
 
 
-def run(workspace: Workspace, partitions: Sequence[Sequence[bytes]], *, cut: int, shards: int) -> World:
+def run(
+    workspace: Workspace, partitions: Sequence[Sequence[bytes]], *, cut: int, shards: int, idle_us: int | None = None
+) -> World:
+    """Run the flow over some partitions; then, with `idle_us`, let it be idle until that time."""
     pipeline, contracts = workspace.pipeline, workspace.contracts
     offline, made = MemoryOfflineStore(), Metrics(list(contracts), [view.name for view in pipeline.views])
     for view in pipeline.views:
@@ -93,7 +97,12 @@ def run(workspace: Workspace, partitions: Sequence[Sequence[bytes]], *, cut: int
     offline.prepare(archive_name("wiki_edits"), contracts["wiki_edits"].schema)
     world = World(MemoryOnlineStore(pipeline.project, pipeline.views), offline, made)
     readers = {
-        source_key("wiki_edits", number): Script(polls("wiki_edits", number, len(partitions), values, cut))
+        source_key("wiki_edits", number): Script(
+            [
+                *polls("wiki_edits", number, len(partitions), values, cut),
+                *([] if idle_us is None else [Poll.of_nothing("wiki_edits", number, len(partitions), 0, idle_us)]),
+            ]
+        )
         for number, values in enumerate(partitions)
     }
     edges = Edges(
@@ -110,11 +119,13 @@ def run(workspace: Workspace, partitions: Sequence[Sequence[bytes]], *, cut: int
     return world
 
 
-def agrees(workspace: Workspace, world: World) -> None:
-    """Both stores hold what DuckDB says of the accepted events."""
+def agrees(workspace: Workspace, world: World, idle_us: int = 0) -> None:
+    """Both stores hold what DuckDB says of the accepted events, ticks until then."""
     events = world.offline.read(archive_name("wiki_edits"))
+    times = events.column("event_timestamp").cast(pa.int64()).to_pylist()
     for plan in workspace.pipeline.plans:
-        assert compare(plan, events, world.offline.final(plan.view)).differing == ()
+        answer = compare(plan, events, world.offline.final(plan.view), max([*times, idle_us]))
+        assert answer.differing == ()
         newest = world.offline.newest(plan.view).to_pylist()
         served = world.online.read(plan.view, [tuple(row[name] for name in plan.view.entity_names) for row in newest])
         for row, stored in zip(newest, served, strict=True):
@@ -138,13 +149,15 @@ EDITS = st.builds(
     partitions=st.lists(st.lists(EDITS | st.binary(max_size=9), max_size=25), min_size=1, max_size=3),
     cut=st.integers(1, 30),
     shards=st.integers(1, 4),
+    idle_s=st.none() | st.sampled_from([1, 700, 4000, 9000]),
 )
 def test_both_stores_hold_what_the_declared_sql_says(
-    workspace: Workspace, partitions: list[list[bytes]], cut: int, shards: int
+    workspace: Workspace, partitions: list[list[bytes]], cut: int, shards: int, idle_s: int | None
 ) -> None:
-    world = run(workspace, partitions, cut=cut, shards=shards)
+    idle_us = None if idle_s is None else int((START + timedelta(seconds=idle_s)).timestamp()) * 10**6
+    world = run(workspace, partitions, cut=cut, shards=shards, idle_us=idle_us)
 
-    agrees(workspace, world)
+    agrees(workspace, world, idle_us or 0)
     accepted = world.offline.read(archive_name("wiki_edits")).num_rows
     assert sum(map(len, partitions)) == accepted + len(world.rejects)
 
@@ -159,7 +172,8 @@ def test_any_number_of_shards_gives_the_same_rows(workspace: Workspace, shards: 
     world = run(workspace, partitions, cut=20, shards=shards)
 
     agrees(workspace, world)
-    assert world.offline.final(workspace.pipeline.views[0]).num_rows == 600
+    final = world.offline.final(workspace.pipeline.views[0])
+    assert final.filter(pa.compute.greater(final["_version"], 0)).num_rows >= 600
     assert world.metrics.value("freshet_events_total", stream="wiki_edits", outcome="accepted") == 600
 
 
@@ -171,3 +185,26 @@ def test_garbage_among_events_harms_nothing_and_garbage_alone_stops_the_flow(wor
 
     with pytest.raises(RejectLimit, match='stream "wiki_edits" gave 60 events in a row that cannot be used'):
         run(workspace, [[b"garbage"] * 300], cut=20, shards=2)
+
+
+def test_a_value_falls_in_both_stores_though_no_event_comes(workspace: Workspace) -> None:
+    later_us = int((START + timedelta(hours=2)).timestamp()) * 10**6
+    world = run(workspace, [[edit(0), edit(1)], [edit(2, user="bob")]], cut=10, shards=2, idle_us=later_us)
+
+    agrees(workspace, world, later_us)
+    [stored] = world.online.read(workspace.pipeline.views[0], [("ada",)])
+    assert stored is not None
+    assert (stored.features["user_edits_10m"], stored.features["user_edits_1h"]) == (0, 0)
+    assert stored.event_timestamp == START + timedelta(hours=1, seconds=36)
+    assert stored.features["user_is_anonymous"] == SOURCE["isAnonymous"]
+    kinds = {kind: world.metrics.freshness.quantile(0.5, "wiki_edits_by_user", kind) for kind in ("event", "decay")}
+    assert None not in kinds.values()
+
+
+def test_a_partition_that_is_not_at_its_end_holds_the_clock(workspace: Workspace) -> None:
+    view, later = workspace.pipeline.views[0].name, START + timedelta(hours=2)
+    world = run(workspace, [[edit(0)], [edit(1)]], cut=10, shards=1)
+    idle = run(workspace, [[edit(0)], [edit(1)]], cut=10, shards=1, idle_us=int(later.timestamp()) * 10**6)
+
+    assert world.metrics.value("freshet_clock_timestamp_seconds", feature_view=view) == START.timestamp() + 1
+    assert idle.metrics.value("freshet_clock_timestamp_seconds", feature_view=view) == later.timestamp()

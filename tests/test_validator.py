@@ -18,7 +18,7 @@ from freshet.flows.steps.checks import checks_of
 from freshet.flows.validator import check_round, exit_code
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.finding import Cause, Check, Outcome, Verdict
-from freshet.schemas.plan import Pipeline, ViewPlan
+from freshet.schemas.plan import Oracle, Pipeline, ViewPlan
 from freshet.schemas.units import Objective
 from freshet.schemas.view import Feature, StoredRow, View
 
@@ -64,7 +64,7 @@ def row(user: str, seconds: float, version: int = 1, **values: Any) -> Row:
 
 
 def pipeline_of(view: View) -> Pipeline:
-    return Pipeline("test", (ViewPlan(view, "", pa.schema([]), (), (), "", "", None),))
+    return Pipeline("test", (ViewPlan(view, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True),))
 
 
 @dataclass

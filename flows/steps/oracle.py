@@ -1,57 +1,204 @@
-"""DuckDB's own answer: the declared SQL, whole, over the accepted events, against the rows that the flow made."""
+"""DuckDB's own answer: the declared SQL, whole, over the accepted events, against the rows that the flow made.
 
+Where DuckDB's sums of doubles cancel, exact rational arithmetic judges: the windows of the rows that differ are computed
+anew from the values in their frames, and the expressions around them once more.
+"""
+
+# ruff: noqa: S608  # compiled SQL, not typed by a stranger
+
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from freshet.flows.steps.sql import engine
 from freshet.flows.steps.sql.parse import quoted
-from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.event import EVENT_TIME, STREAM
 from freshet.schemas.plan import ViewPlan
+from freshet.schemas.view import CREATED, VERSION, Feature
 
 _SHOWN_MAX = 20
+_JUDGED_MAX = 2_000
+_MEMORY = "8GB"
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """How many rows were compared, and up to twenty that differ, each with its key and both answers."""
+    """How many rows and values were compared, and up to twenty rows that differ, each with its key and both answers.
+
+    `judged_count` is how many rows DuckDB's floats were too far off for, and exact arithmetic was asked.
+    """
 
     rows_count: int
     values_count: int
     differing_count: int
     differing: tuple[dict[str, Any], ...]
+    judged_count: int = 0
 
 
-def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table) -> Compared:
+def union_of(streams: Sequence[pa.Table]) -> pa.Table:
+    """Return the events of several streams as one table, columns by name; of one stream its own."""
+    if len(streams) == 1:
+        return streams[0]
+    places = [
+        table.append_column(pa.field(STREAM, pa.int32()), pa.array([place] * table.num_rows, pa.int32()))
+        for place, table in enumerate(streams)
+    ]
+    return pa.concat_tables(places, promote_options="default")
+
+
+def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: int) -> Compared:
     """Compare the final rows of a view with what DuckDB makes of the same accepted events.
 
-    A row that only one of them has differs. Floats may differ by 1e-9 of the larger; everything else must be equal.
+    Both are taken up to `until_us` (µs since the epoch), to which all ticks must have been made. `events` of several
+    streams is their union, in the order of `view.sources`. A row that only one of them has differs. Floats may differ by
+    1e-9 of the larger, approximate values by their error; everything else, and `_version`, must be equal.
     """
-    view = plan.view
-    keys = [quoted(name) for name in (*view.entity_names, EVENT_TIME)]
-    same = []
-    for feature in view.features:
-        name = quoted(feature.name)
-        equal = f"e.{name} IS NOT DISTINCT FROM r.{name}"
-        if feature.dtype.is_float:
-            close = f"abs(e.{name} - r.{name}) <= 1e-9 * greatest(abs(e.{name}), abs(r.{name}))"
-            equal = f"({equal} OR coalesce({close}, false))"
-        same.append(equal)
-    on = " AND ".join(f"e.{key} = r.{key}" for key in keys)
-    found = "e._found AND r._found"
-    connection = engine()
+    names = [*plan.view.entity_names, EVENT_TIME, *(feature.name for feature in plan.view.features), VERSION]
+    connection = engine(memory_limit=_MEMORY)
     connection.register("events", events)
-    connection.register("made", final_rows)
-    joined = (
-        f"FROM (SELECT *, true AS _found FROM ({plan.oracle_sql})) e"  # noqa: S608  # compiled, not typed by a stranger
-        f" FULL JOIN (SELECT *, true AS _found FROM made) r ON {on}"
+    connection.register("given", final_rows.select([*names, CREATED]))
+    until = f"{EVENT_TIME} <= make_timestamp({until_us})::TIMESTAMPTZ"
+    connection.execute(f"CREATE TEMP TABLE made AS SELECT *, true AS _found FROM given WHERE {until}")
+    connection.execute(f"CREATE TEMP TABLE windowed AS {plan.oracle.windowed}", {"until_us": until_us})
+    _finish(connection, plan, until)
+    differing_count, judged_count = _count(connection, plan)[1], 0
+    if differing_count and plan.oracle.exact:
+        judged_count = _judge(connection, plan)
+        _finish(connection, plan, until)
+    rows_count, differing_count = _count(connection, plan)
+    keys = [quoted(name) for name in (*plan.view.entity_names, EVENT_TIME)]
+    shown = [f"coalesce(e.{key}, r.{key}) AS {key}" for key in keys]
+    for name in (*(feature.name for feature in plan.view.features), VERSION):
+        shown.append(f"e.{quoted(name)} AS {quoted(f'{name} (DuckDB)')}, r.{quoted(name)}")
+    found = connection.sql(
+        f"SELECT {', '.join(shown)} {_joined(plan)} WHERE {_differs(plan)} ORDER BY ALL LIMIT {_SHOWN_MAX}"
     )
-    differs = f"coalesce(NOT ({found} AND {' AND '.join(same)}), true)"
-    counts = connection.sql(f"SELECT count(*), count(*) FILTER (WHERE {differs}) {joined}").fetchall()[0]
-    shown = ", ".join(
-        [f"coalesce(e.{key}, r.{key}) AS {key}" for key in keys]
-        + [f"e.{quoted(f.name)} AS {quoted(f'{f.name} (DuckDB)')}, r.{quoted(f.name)}" for f in view.features]
+    differing = tuple(found.to_arrow_table().to_pylist())
+    return Compared(rows_count, rows_count * len(plan.view.features), differing_count, differing, judged_count)
+
+
+def _finish(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, until: str) -> None:
+    """Make the expected rows of the windows' values."""
+    keys = [*plan.view.entity_names, EVENT_TIME]
+    joined = " AND ".join(f"f.{quoted(key)} = w.{quoted(key)}" for key in keys)
+    tolerances = [f"{sql} AS {quoted(f'_t_{name}')}" for name, sql in plan.oracle.tolerances.items()]
+    selected = ", ".join(["f.*", *tolerances, "true AS _found"])
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE expected AS SELECT {selected} FROM ({plan.oracle.finish}) f"
+        f" JOIN (SELECT * FROM windowed WHERE _last) w ON {joined} WHERE f.{until}"
     )
-    differing = connection.sql(f"SELECT {shown} {joined} WHERE {differs} LIMIT {_SHOWN_MAX}").to_arrow_table()
-    return Compared(counts[0], counts[0] * len(view.features), counts[1], tuple(differing.to_pylist()))
+
+
+def _count(connection: duckdb.DuckDBPyConnection, plan: ViewPlan) -> tuple[int, int]:
+    """Return how many rows there are, and how many of them differ."""
+    counts = connection.sql(f"SELECT count(*), count(*) FILTER (WHERE {_differs(plan)}) {_joined(plan)}").fetchall()[0]
+    return int(counts[0]), int(counts[1])
+
+
+def _joined(plan: ViewPlan) -> str:
+    keys = [quoted(name) for name in (*plan.view.entity_names, EVENT_TIME)]
+    return "FROM expected e FULL JOIN made r ON " + " AND ".join(f"e.{key} = r.{key}" for key in keys)
+
+
+def _differs(plan: ViewPlan) -> str:
+    """Return the condition under which a row differs."""
+    same = [_same(plan, feature) for feature in plan.view.features]
+    same.append(f"e.{VERSION} = r.{VERSION}")
+    return f"coalesce(NOT (e._found AND r._found AND {' AND '.join(same)}), true)"
+
+
+def _same(plan: ViewPlan, feature: Feature) -> str:
+    name = quoted(feature.name)
+    equal = f"e.{name} IS NOT DISTINCT FROM r.{name}"
+    if feature.name in plan.oracle.tolerances:
+        return f"({equal} OR coalesce(abs(e.{name} - r.{name}) <= e.{quoted(f'_t_{feature.name}')}, false))"
+    if feature.dtype.is_float:
+        close = f"abs(e.{name} - r.{name}) <= 1e-9 * greatest(abs(e.{name}), abs(r.{name}))"
+        return f"({equal} OR coalesce({close}, false))"
+    return equal
+
+
+def _judge(connection: duckdb.DuckDBPyConnection, plan: ViewPlan) -> int:
+    """Put exact values in the place of DuckDB's, in the rows that differ; return how many rows those are."""
+    keys = [quoted(name) for name in (*plan.view.entity_names, EVENT_TIME)]
+    same = " AND ".join(f"i.{key} = d.{key}" for key in keys)
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE differing AS SELECT {', '.join(f'e.{key}' for key in keys)} {_joined(plan)}"
+        f" WHERE {_differs(plan)} AND e._found AND r._found LIMIT {_JUDGED_MAX}"
+    )
+    lists = ", ".join(f"{sql} AS {column}" for column, _, sql in plan.oracle.exact)
+    steps = ", ".join(f"{name} AS ({sql})" for name, _, sql in plan.oracle.steps[:2])
+    rows = connection.sql(
+        f"WITH {steps} SELECT {', '.join(f'i.{key}' for key in keys)}, {lists}"
+        f" FROM (SELECT i.* FROM windowed i JOIN differing d ON {same} WHERE i._last) i"
+    ).to_arrow_table()
+    for column, function, _ in plan.oracle.exact:
+        place = rows.column_names.index(column)
+        exact = [EXACT[function](values or []) for values in rows.column(column).to_pylist()]
+        rows = rows.set_column(place, column, pa.array(exact, pa.float64()))
+    connection.register("exact", rows)
+    values = ", ".join(f"{column} = x.{column}" for column, _, _ in plan.oracle.exact)
+    same = " AND ".join(f"windowed.{key} = x.{key}" for key in keys)
+    connection.execute(f"UPDATE windowed SET {values} FROM exact x WHERE {same} AND windowed._last")
+    return rows.num_rows
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _special(values: Sequence[float]) -> float | None:
+    """Return what a sum is where not all is finite."""
+    special = [value for value in values if not math.isfinite(value)]
+    return sum(special) if special else None
+
+
+def _nearest(number: Fraction) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = _known(values)
+    special = _special(known)
+    if special is not None or not known:
+        return special
+    return _nearest(sum(map(Fraction, known), Fraction(0)))
+
+
+def _avg(values: Sequence[float | None]) -> float | None:
+    total = _sum(values)
+    return None if total is None else total / len(_known(values))
+
+
+def _variance(fewer: int, *, root: bool) -> Callable[[Sequence[float | None]], float | None]:
+    def exact(values: Sequence[float | None]) -> float | None:
+        known = _known(values)
+        if len(known) <= fewer:
+            return None
+        if _special(known) is not None:
+            return math.nan
+        numbers = [*map(Fraction, known)]
+        mean = sum(numbers, Fraction(0)) / len(numbers)
+        spread = _nearest(sum(((number - mean) ** 2 for number in numbers), Fraction(0)) / (len(numbers) - fewer))
+        return math.sqrt(spread) if root else spread
+
+    return exact
+
+
+EXACT: dict[str, Callable[[Sequence[float | None]], float | None]] = {
+    "sum": _sum,
+    "avg": _avg,
+    "var_samp": _variance(1, root=False),
+    "var_pop": _variance(0, root=False),
+    "stddev_samp": _variance(1, root=True),
+    "stddev_pop": _variance(0, root=True),
+}
+"""What exact rational arithmetic makes of a frame's values, NULLs left out."""

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from freshet.flows.steps.windows.shard import NEVER_US, WindowShard
-from freshet.schemas.plan import Aggregate, Range, ViewPlan
+from freshet.schemas.plan import Aggregate, Oracle, Range, ViewPlan
 from freshet.schemas.view import View
 
 _TIME = pa.timestamp("us", "UTC")
@@ -58,7 +58,7 @@ def plan(features_count: int) -> ViewPlan:
         frame = Range(minutes * 60_000_000, decay_us=max(2_000_000, minutes * 600_000))
         made.append(Aggregate(function, argument, "", frame))
     view = View("by_user", ("events",), (pa.field("user", pa.string()),), ())
-    return ViewPlan(view, (), _INPUTS, tuple(made), (), "", "", whole_history=False)
+    return ViewPlan(view, (), _INPUTS, tuple(made), (), "", Oracle((), ""), whole_history=False)
 
 
 def events(count: int, entities_count: int) -> pa.Table:
@@ -88,7 +88,13 @@ def measure(features_count: int, entities_count: int, count: int) -> tuple[Run, 
     alone_s = _duckdb_s(made, taken)
     rate = count / took_s
     run = Run(
-        features_count, entities_count, rate, rows_count / took_s, shard.bytes_count, shard.events_count, count / alone_s
+        features_count,
+        entities_count,
+        rate,
+        rows_count / took_s,
+        shard.bytes_count,
+        shard.events_count,
+        count / alone_s,
     )
     return run, shard
 

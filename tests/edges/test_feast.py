@@ -34,7 +34,9 @@ ENTITIES: dict[str, dict[str, pa.DataType]] = {
     "by_many": {"user": pa.string(), "item": pa.int64(), "shop_no": pa.int32()},
 }
 VIEWS = tuple(
-    View(name, ("orders",), tuple(pa.field(column, kind) for column, kind in entity.items()), FEATURES, timedelta(days=1))
+    View(
+        name, ("orders",), tuple(pa.field(column, kind) for column, kind in entity.items()), FEATURES, timedelta(days=1)
+    )
     for name, entity in ENTITIES.items()
 )
 BY_TEXT, BY_LONG, _, BY_MANY = VIEWS

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.windows.shard import NEVER_US, WindowedRows
-from freshet.schemas.plan import Aggregate, Range, ViewPlan
+from freshet.schemas.plan import Aggregate, Oracle, Range, ViewPlan
 from freshet.schemas.view import View
 
 TIME = pa.timestamp("us", "UTC")
@@ -29,7 +29,9 @@ LATENESS = {"events": LATENESS_US}
 
 
 def plan(frame: Range) -> ViewPlan:
-    return ViewPlan(VIEW, (), INPUTS, (Aggregate("count", None, "BIGINT", frame),), (), "", "", whole_history=False)
+    return ViewPlan(
+        VIEW, (), INPUTS, (Aggregate("count", None, "BIGINT", frame),), (), "", Oracle((), ""), whole_history=False
+    )
 
 
 def table(events: list[tuple[int, int, int]]) -> pa.Table:

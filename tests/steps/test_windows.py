@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from freshet.flows.steps.sql import Arguments
 from freshet.flows.steps.windows.shard import NEVER_US, WindowedRows, WindowShard
-from freshet.schemas.plan import Aggregate, Exclude, Lag, Range, Rows, ViewPlan
+from freshet.schemas.plan import Aggregate, Exclude, Lag, Oracle, Range, Rows, ViewPlan
 from freshet.schemas.view import Kind, View
 
 TIME = pa.timestamp("us", "UTC")
@@ -72,7 +72,7 @@ def plan(kind: str, aggregates: Sequence[Aggregate], *, whole_history: bool) -> 
     )
     view = View("by_user", ("events",), (pa.field("user", pa.string()),), ())
     payload = ("_p0",) if whole_history else ()
-    return ViewPlan(view, (), inputs, tuple(aggregates), payload, "", "", whole_history)
+    return ViewPlan(view, (), inputs, tuple(aggregates), payload, "", Oracle((), ""), whole_history)
 
 
 def table(events: Sequence[Event], schema: pa.Schema) -> pa.Table:

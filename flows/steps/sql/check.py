@@ -3,24 +3,47 @@
 # ruff: noqa: S608  # only what `check` has passed is put into SQL
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from freshet.flows.steps.sql.columns import Columns
 from freshet.flows.steps.sql.engine import CHECK_SECONDS_MAX, deadline, explain
-from freshet.flows.steps.sql.functions import AGGREGATES, ALLOWED, FOLDED_TYPES, OPERATORS
+from freshet.flows.steps.sql.frames import (
+    DEFAULT_FRAME,
+    FrameOptions,
+    FrameProblem,
+    bucket_of,
+    frame,
+    frame_words,
+    is_default,
+)
+from freshet.flows.steps.sql.functions import (
+    ALLOWED,
+    ASKED,
+    COUNT_DISTINCT,
+    INSTEAD,
+    NOT_BOXED,
+    OPERATORS,
+    WINDOWED,
+    Form,
+    Windowed,
+)
 from freshet.flows.steps.sql.parse import (
     Node,
     Statement,
     SyntaxProblem,
     children,
+    expression,
     is_bound,
     is_lambda,
     location,
+    moved,
     parameters,
     parse,
     rewrite,
@@ -31,10 +54,7 @@ from freshet.schemas.declaration import Definition
 from freshet.schemas.dtypes import DTYPES, Dtype
 from freshet.schemas.errors import Problem, listed, nearest
 from freshet.schemas.event import EVENT_TIME, Contract
-from freshet.schemas.plan import Range
-
-_PRECEDING_DAYS_MAX = 36_500
-_MICROSECONDS_PER_DAY = 86_400_000_000
+from freshet.schemas.plan import Range, Rows
 
 _REFUSED = {
     "SUBQUERY": ("has a subquery", "name columns of the event and aggregates OVER windows; joins belong upstream"),
@@ -52,21 +72,88 @@ _MOVING = (
 )
 _MOVING_NAMES = frozenset(_MOVING.split())
 _UNKNOWN_WINDOW = re.compile(r'window "(.*)" does not exist')
-_FRAME = "RANGE BETWEEN INTERVAL '10 minutes' PRECEDING AND CURRENT ROW"
 _ASCENDING = ("ORDER_DEFAULT", "ASCENDING")
+_NOWHERE = {"query_location": 2**64 - 1, "query_location_length": 0}
 
 
-@dataclass(frozen=True, slots=True)
+_WINDOW_TYPES = ("WINDOW_AGGREGATE", "WINDOW_FIRST_VALUE", "WINDOW_LAST_VALUE", "WINDOW_LAG")
+_ENDS = ("first_value", "last_value")
+
+
+@dataclass(frozen=True)
+class Events:
+    """The events that definitions are about: of one stream, or of several with one shared key.
+
+    `columns` is what SQL may name, `schema` all that accepted events have.
+    """
+
+    contracts: tuple[Contract, ...]
+    columns: pa.Schema
+    schema: pa.Schema
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The streams."""
+        return tuple(contract.name for contract in self.contracts)
+
+    @property
+    def name(self) -> str:
+        """The streams, as one word."""
+        return "_".join(self.names)
+
+    @property
+    def key(self) -> str:
+        """The shared key."""
+        return self.contracts[0].stream.key
+
+    @property
+    def times(self) -> frozenset[str]:
+        """The names that mean the event time, in lower case."""
+        own = {contract.stream.event_time.casefold() for contract in self.contracts}
+        return frozenset({EVENT_TIME, *(own if len(own) == 1 else ())})
+
+
+@dataclass(frozen=True)
 class Expression:
     """A definition that nothing is wrong with: its tree, with columns spelled as in the contract.
 
-    `entity` names the columns of PARTITION BY; the stream's own key where there is no window.
+    `entity` names the columns of PARTITION BY; the stream's own key where there is no window. `lagged` has the declared
+    columns that need earlier events, and stand by name inside of windows; `lagged_types` their types.
     """
 
     definition: Definition
     dtype: Dtype
     node: Node
     entity: tuple[str, ...]
+    events: Events
+    options: FrameOptions
+    lagged: Mapping[str, Node] = field(default_factory=dict)
+    lagged_types: Mapping[str, str] = field(default_factory=dict)
+
+    def typed(self, connection: duckdb.DuckDBPyConnection, node: Node) -> Node:
+        """Return a part of the tree that DuckDB can bind: columns that need earlier events are NULLs of their type."""
+
+        def replace(part: Node) -> Node | None:
+            if part["class"] == "COLUMN_REF" and part["column_names"][0] in self.lagged_types:
+                return expression(connection, f"CAST(NULL AS {self.lagged_types[part['column_names'][0]]})")
+            return None
+
+        return rewrite(node, replace)
+
+
+def frame_of(connection: duckdb.DuckDBPyConnection, window: Node, one: Expression) -> Range | Rows:
+    """Return the frame of a window of a definition that was checked."""
+    return frame(connection, window, lambda node: write(connection, node), one.options)
+
+
+def windowed(window: Node) -> Windowed | None:
+    """Return what computes a window; None if nothing does."""
+    name = window["function_name"].casefold()
+    if window["type"] not in _WINDOW_TYPES or window["schema"]:
+        return None
+    if name == "count" and window["distinct"]:
+        return COUNT_DISTINCT
+    return WINDOWED.get(name)
 
 
 class Checker:
@@ -77,19 +164,24 @@ class Checker:
         connection: duckdb.DuckDBPyConnection,
         definition: Definition,
         dtype: Dtype,
-        contract: Contract,
+        events: Events,
         statement: Statement,
+        columns: Columns,
+        options: FrameOptions,
         broken_windows: AbstractSet[str] = frozenset(),
+        over_us: int | None = None,
     ) -> None:
-        """The connection must have the contract's columns as an empty table `events`.
+        """The connection must have the events' columns as an empty table `events`.
 
-        `broken_windows` are declared, but were refused already.
+        `broken_windows` are declared, but were refused already. `over_us` is the frame of windows that have none.
         """
         self.problems: list[Problem] = []
         self._connection, self._definition, self._dtype = connection, definition, dtype
-        self._contract, self._statement, self._broken_windows = contract, statement, broken_windows
-        self._columns = {field.name.casefold(): field for field in contract.columns}
+        self._events, self._statement, self._broken_windows = events, statement, broken_windows
+        self._declared, self._options, self._over_us = columns, options, over_us
+        self._columns = {field.name.casefold(): field for field in events.columns}
         self._windows: list[Node] = []
+        self._lagged: dict[str, Node] = {}
 
     def check(self) -> Expression | None:
         """Return the definition if it can be used; else `problems` says why not."""
@@ -98,13 +190,42 @@ class Checker:
         except SyntaxProblem as problem:
             self._say_syntax(problem)
             return None
+        named = self._declared.named_in(node)
+        node = self._declared.put(node if self._over_us is None else self._with_frames(node, self._over_us))
         self._look(node, None, frozenset(), inside=None)
         entity = self._entity()
         if self.problems:
             return None
         node = self._spelled(node)
-        self._check_types(node)
-        return None if self.problems else Expression(self._definition, self._dtype, node, entity)
+        lagged = {name: self._spelled(column) for name, column in self._lagged.items()}
+        try:
+            types = {name: self._type_of(column) for name, column in lagged.items()}
+        except duckdb.Error as error:
+            self._say("has SQL that DuckDB refuses", explain(error)[0], "see DuckDB's documentation of that function")
+            return None
+        one = Expression(self._definition, self._dtype, node, entity, self._events, self._options, lagged, types)
+        self._check_types(one, as_written=not named and self._over_us is None)
+        return None if self.problems else one
+
+    def _with_frames(self, node: Node, over_us: int) -> Node:
+        """Give every window that has no frame the one of `over:`."""
+        interval = expression(self._connection, f"INTERVAL '{over_us} microseconds'")
+        given = 0
+
+        def replace(part: Node) -> Node | None:
+            nonlocal given
+            if part["class"] != "WINDOW" or part["type"] == "WINDOW_LAG" or not is_default(part):
+                return None
+            given += 1
+            return {**part, "start": "EXPR_PRECEDING_RANGE", "start_expr": moved(interval, _NOWHERE)}
+
+        node = rewrite(node, replace)
+        if not given:
+            hint = (
+                f"write OVER (PARTITION BY {self._events.key} ORDER BY {EVENT_TIME}), and over: gives it each duration"
+            )
+            self._say("has over:, but no window without a frame of its own", "", hint)
+        return node
 
     def _say(self, fact: str, got: str = "", hint: str = "", byte: int | None = None) -> None:
         place = self._statement.place(byte)
@@ -143,7 +264,7 @@ class Checker:
             fact, hint = _REFUSED[kind]
             self._say(fact, "", hint, byte)
         elif kind == "LAMBDA" and self._is_old_lambda(node):
-            self._say("has a lambda with an arrow", self._statement.words(node), "write lambda x: …", byte)
+            self._say("has a lambda with an arrow", self._words(node), "write lambda x: …", byte)
         else:
             self._look_at_call(node, byte, bound)
             for child in children(node):
@@ -153,12 +274,23 @@ class Checker:
         """Check a node by itself."""
         kind = node["class"]
         if kind == "COLUMN_REF":
-            if not is_bound(node, bound):
+            if is_bound(node, bound):
+                return
+            name = node["column_names"][0].casefold()
+            if name in self._declared.lagging and len(node["column_names"]) == 1:
+                self._look_at_lagged(name, node)
+            else:
                 self._look_at_column(node, byte)
         elif kind == "FUNCTION":
             self._look_at_function(node, byte)
         elif kind not in _PASSED and node["type"] not in OPERATORS:
-            self._say("has SQL that is not allowed", self._statement.words(node), "write it with functions", byte)
+            self._say("has SQL that is not allowed", self._words(node), "write it with functions", byte)
+
+    def _look_at_lagged(self, name: str, node: Node) -> None:
+        """Check a column of earlier events' values that stands inside a window."""
+        if name not in self._lagged:
+            self._lagged[name] = moved(self._declared.nodes[name], node)
+            self._look(self._lagged[name], None, frozenset(), inside=None)
 
     def _is_old_lambda(self, node: Node) -> bool:
         """Say whether `x -> …` cannot be JSON's arrow, since there is no column x."""
@@ -170,25 +302,29 @@ class Checker:
         known = [field.name for field in self._columns.values()]
         if len(names) > 1:
             self._say("names a column with a table", ".".join(names), f"write {names[-1]}", byte)
+        elif names[0].casefold() in self._declared.broken:
+            pass  # it was refused already
         elif names[0].casefold() not in self._columns:
             if names[0].casefold() in _MOVING_NAMES:
                 self._say(*_moving(names[0]), byte)
                 return
             meant = nearest(names[0], known)
-            hint = f"did you mean {meant}?" if meant else f"{self._contract.name} has {listed(known)}"
+            hint = f"did you mean {meant}?" if meant else f"{self._events.name} has {listed(known)}"
             self._say("names an unknown column", names[0], hint, byte)
 
     def _look_at_function(self, node: Node, byte: int | None) -> None:
         name = node["function_name"].casefold()
         if node["schema"] or node["catalog"]:
             self._say("calls a function with a dot", f"{node['schema']}.{name}", f"write {name}(…)", byte)
-        elif name in AGGREGATES:
-            window = f"PARTITION BY {self._contract.stream.key} ORDER BY {EVENT_TIME} {_FRAME}"
+        elif name in WINDOWED:
+            window = f"PARTITION BY {self._events.key} ORDER BY {EVENT_TIME} {DEFAULT_FRAME}"
             self._say("has an aggregate without OVER", name, f"write {name}(…) OVER ({window})", byte)
+        elif name in INSTEAD:
+            self._say("calls a function that is not on the list of allowed ones", name, INSTEAD[name], byte)
         elif name in _MOVING_NAMES:
             self._say(*_moving(name), byte)
         elif name not in ALLOWED:
-            meant = nearest(name, [*ALLOWED, *AGGREGATES])
+            meant = nearest(name, [*ALLOWED, *WINDOWED])
             hint = f"did you mean {meant}?" if meant else "see the list of allowed functions in the README"
             self._say("calls a function that is not on the list of allowed ones", name, hint, byte)
         elif node["distinct"] or node["order_bys"]["orders"] or node["filter"]:
@@ -205,38 +341,102 @@ class Checker:
             self._say("has a window inside a window", f"{name} inside {inside['function_name']}", hint, byte)
             return
         self._windows.append(node)
-        if node["type"] != "WINDOW_AGGREGATE" or name not in AGGREGATES or node["schema"]:
-            meant = nearest(name, AGGREGATES)
-            hint = f"did you mean {meant}?" if meant else f"write one of {listed(AGGREGATES)}"
+        made = windowed(node)
+        if made is None:
+            meant = nearest(name, WINDOWED)
+            hint = INSTEAD.get(name) or (f"did you mean {meant}?" if meant else f"write one of {listed([*WINDOWED])}")
             self._say("has a window of a function that is not computed over windows", name, hint, byte)
-        if node["distinct"]:
-            self._say("has DISTINCT in a window", name, f"write {name}(…) without it", byte)
-        if node["arg_orders"]:
-            self._say(
-                "has ORDER BY among the arguments of a window", name, "leave it out: the result is the same", byte
-            )
-        if len(node["arguments"]) > 1:
-            self._say("has a window of several arguments", name, f"write {name}(…) of one argument", byte)
-        for part in (*(argument["expression"] for argument in node["arguments"]), node["filter_expr"]):
+        else:
+            self._look_at_arguments(node, made, byte)
+        for part in (*self._inputs(node), node["filter_expr"]):
             if part is not None:
                 self._look(part, byte, bound, node)
         self._look_at_partition(node, byte)
         if self._look_at_order(node, byte):
             try:
-                frame(self._connection, node, self._statement.words)
+                found = frame(self._connection, self._timed(node), self._words, self._options)
             except FrameProblem as problem:
                 at = location(node["start_expr"] or node, byte)
                 self._say(problem.fact, problem.got, problem.hint, at)
+            else:
+                self._look_at_state(node, made, found, byte)
+
+    def _words(self, node: Node) -> str:
+        """Spell a node: as the user wrote it, if they did."""
+        return self._statement.words(node) or write(self._connection, node)
+
+    def _inputs(self, node: Node) -> list[Node]:
+        """Return the inputs of a window's function, without constants such as a quantile's parameter."""
+        made = windowed(node)
+        arguments: list[Node] = [part["expression"] for part in node["arguments"]]
+        if node["type"] == "WINDOW_LAG":
+            return [arguments[0], *arguments[2:]] if arguments else []
+        return arguments[: made.inputs_count] if made is not None and made.parameter == ASKED else arguments
+
+    def _look_at_arguments(self, node: Node, made: Windowed, byte: int | None) -> None:
+        name, count = node["function_name"].casefold(), len(node["arguments"])
+        if node["distinct"] and made is not COUNT_DISTINCT:
+            self._say("has DISTINCT in a window", name, f"write {name}(…) without it", byte)
+        if node["arg_orders"]:
+            self._say(
+                "has ORDER BY among the arguments of a window", name, "leave it out: events are in order of time", byte
+            )
+        if node["ignore_nulls"] and name not in _ENDS:
+            hint = "write last_value(… IGNORE NULLS) OVER (… ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+            self._say("has IGNORE NULLS in a function that does not take it", name, hint, byte)
+        most = made.inputs_count + (made.parameter == ASKED) if node["type"] != "WINDOW_LAG" else 3
+        least = 0 if name == "count" and not node["distinct"] else 1 if node["type"] == "WINDOW_LAG" else most
+        if count > most and most == 1:
+            self._say("has a window of several arguments", name, f"write {name}(…) of one argument", byte)
+        elif not least <= count <= most:
+            self._say("has a window of another number of arguments", f"{name} of {count}", f"write {most}", byte)
+        elif made.parameter == ASKED:
+            parameter = node["arguments"][-1]["expression"]
+            if quantile(self._connection, parameter) is None:
+                hint = f"write a number from 0 to 1, such as {name}(…, 0.9); several take a feature each"
+                self._say("has a quantile that is not a constant share", self._words(parameter), hint, byte)
+
+    def _look_at_state(self, node: Node, made: Windowed | None, found: Range | Rows, byte: int | None) -> None:
+        """Refuse what cannot be kept in bounded state."""
+        name = node["function_name"].casefold()
+        if made is None or not made.keeps_all:
+            return
+        approximate = {"median": "approx_quantile(…, 0.5)", "count": "approx_count_distinct(…)"}.get(name)
+        approximate = approximate or ("approx_quantile(…)" if made.parameter is not None else None)
+        instead = f"write {approximate}, or" if approximate else "write"
+        if made.function == "list" and not (isinstance(found, Rows) and found.preceding is not None):
+            got, hint = frame_words(node, self._words), "write the last n: ROWS BETWEEN n - 1 PRECEDING AND CURRENT ROW"
+            self._say("has a list of unbounded length", got, hint, byte)
+        elif (found.preceding if isinstance(found, Rows) else found.preceding_us) is None:
+            hint = f"{instead} a frame of a duration"
+            self._say(f"has {name} over a lifetime, which keeps every value for ever", "", hint, byte)
+        elif isinstance(found, Range) and found.resolution_us > 1 and bucket_of(node) is None:
+            hint = f"{instead} leave `resolution:` out for it"
+            self._say(f"has a resolution, but {name} needs every value", "", hint, byte)
+
+    def _timed(self, node: Node) -> Node:
+        """Spell the event time of a window's bucket as `event_timestamp`."""
+
+        def spell(part: Node) -> Node | None:
+            names = part.get("column_names", [])
+            if len(names) == 1 and names[0].casefold() in self._events.times:
+                return {**part, "column_names": [EVENT_TIME]}
+            return None
+
+        return {**node, "partitions": rewrite({"inner": node["partitions"]}, spell)["inner"]}
 
     def _look_at_partition(self, node: Node, byte: int | None) -> None:
-        key = self._contract.stream.key
+        key = self._events.key
         if not node["partitions"]:
             self._say("has a window without PARTITION BY", "", f"write PARTITION BY {key}", byte)
+        bucket = bucket_of(node)
         for part in node["partitions"]:
             at = location(part, byte)
+            if part is bucket:
+                continue
             if part["class"] != "COLUMN_REF":
                 hint = "partition by columns of the event; compute others where it is produced"
-                self._say("has PARTITION BY an expression", self._statement.words(part), hint, at)
+                self._say("has PARTITION BY an expression", self._words(part), hint, at)
                 continue
             before = len(self.problems)
             self._look_at_column(part, at)
@@ -254,16 +454,15 @@ class Checker:
         """Say whether the order is right; a frame is judged only then."""
         orders = node["orders"]
         if not orders:
-            hint = f"write ORDER BY {EVENT_TIME} {_FRAME}: without it later events count"
+            hint = f"write ORDER BY {EVENT_TIME} {DEFAULT_FRAME}: without it later events count"
             self._say("has a window without ORDER BY", "", hint, byte)
             return False
         only = orders[0]["expression"]
         names: list[str] = only["column_names"] if only["class"] == "COLUMN_REF" else []
-        own = self._contract.stream.event_time
-        by_time = len(names) == 1 and names[0].casefold() in (EVENT_TIME, own.casefold())
+        by_time = len(names) == 1 and names[0].casefold() in self._events.times
         if len(orders) > 1 or not by_time or orders[0]["type"] not in _ASCENDING:
             spelled = ", ".join(
-                self._statement.words(order["expression"]) + (" DESC" if order["type"] == "DESCENDING" else "")
+                self._words(order["expression"]) + (" DESC" if order["type"] == "DESCENDING" else "")
                 for order in orders
             )
             self._say(
@@ -274,13 +473,15 @@ class Checker:
 
     def _entity(self) -> tuple[str, ...]:
         """Return the columns that all windows are partitioned by."""
-        key = self._contract.stream.key
+        key = self._events.key
         if not self._windows:
             self._look_at_entity_type(self._columns[key.casefold()], None)
             return (key,)
         entities: list[tuple[str, ...]] = []
         for window in self._windows:
-            names = [part.get("column_names", [""])[0].casefold() for part in window["partitions"]]
+            bucket = bucket_of(window)
+            parts = [part for part in window["partitions"] if part is not bucket]
+            names = [part.get("column_names", [""])[0].casefold() for part in parts]
             if len(set(names)) < len(names):
                 self._say("names a column twice in PARTITION BY", listed(names), "name it once", location(window, None))
             entity = tuple(self._columns[name].name for name in names if name in self._columns)
@@ -297,13 +498,12 @@ class Checker:
 
         def spell(part: Node) -> Node | None:
             if part["class"] == "COLUMN_REF":
-                return {**part, "column_names": [self._columns[part["column_names"][0].casefold()].name]}
+                name = part["column_names"][0].casefold()
+                return {**part, "column_names": [self._columns[name].name if name in self._columns else name]}
             if part["class"] == "WINDOW":
+                part = self._timed(part)
                 order = [{**part["orders"][0], "expression": time}]
-                inner = {
-                    key: rewrite({"inner": part[key]}, spell)["inner"]
-                    for key in ("partitions", "arguments", "filter_expr")
-                }
+                inner = rewrite({key: part[key] for key in ("partitions", "arguments", "filter_expr")}, spell)
                 return {**part, **inner, "orders": order}
             return None
 
@@ -311,27 +511,49 @@ class Checker:
 
     # Types
 
-    def _check_types(self, node: Node) -> None:
+    def _check_types(self, one: Expression, *, as_written: bool) -> None:
         """Let DuckDB bind the expression, and hold its type against the dtype."""
-        if not self._binds():
+        node = one.typed(self._connection, one.node)
+        if not (self._binds() if as_written else self._binds_tree(node)):
             return
-        got = self._type_of(node)
         for window in (part for part in walk(node) if part["class"] == "WINDOW"):
-            name = window["function_name"].casefold()
-            if name in FOLDED_TYPES:
-                kind = self._type_of(window["arguments"][0]["expression"])
-                if base_type(kind) not in FOLDED_TYPES[name]:
-                    to = "VARCHAR" if name in ("min", "max") else "BIGINT"
-                    hint = f"cast it, such as {name}(CAST(… AS {to}))"
-                    self._say(f"has {name} of a type that windows do not fold", kind, hint, location(window, None))
+            self._check_window_types(window)
+        for window in (part for column in one.lagged.values() for part in walk(column) if part["class"] == "WINDOW"):
+            self._check_window_types(window)
+        got = self._type_of(node)
         if base_type(got) not in self._dtype.fits:
             fitting = next((dtype.name for dtype in DTYPES.values() if base_type(got) in dtype.fits), None)
             cast = f"CAST(… AS {self._dtype.duckdb}) in the transformation"
             hint = f"write dtype: {fitting}, or {cast}" if fitting else f"write {cast}"
             self._say(f"has dtype {self._dtype.name}, but another type comes out", got, hint)
 
+    def _check_window_types(self, window: Node) -> None:
+        made, name = windowed(window), window["function_name"].casefold()
+        inputs = self._inputs(window)
+        if made is None or not inputs:
+            return
+        kinds = [self._type_of(part) for part in inputs]
+        kind = kinds[made.inputs_count - 1]
+        if made.types is not None and base_type(kind) not in made.types and base_type(kind) != '"NULL"':
+            to = "VARCHAR" if "VARCHAR" in made.types else "BOOLEAN" if "BOOLEAN" in made.types else "BIGINT"
+            to = "DOUBLE" if made.form is Form.DOUBLE else to
+            hint = f"cast it, such as {name}(CAST(… AS {to}))"
+            self._say(f"has {name} of a type that windows do not fold", kind, hint, location(window, None))
+        elif made.form in (Form.BOX, Form.RANKED) and base_type(kinds[0]) in NOT_BOXED:
+            hint = f"cast it, such as {name}(CAST(… AS BIGINT))"
+            self._say(f"has {name} of a type that windows do not keep", kinds[0], hint, location(window, None))
+
     def _type_of(self, node: Node) -> str:
         return types_of(self._connection, [write(self._connection, node)])[0]
+
+    def _binds_tree(self, node: Node) -> bool:
+        """Let DuckDB bind an expression that differs from the text."""
+        try:
+            self._type_of(node)
+        except duckdb.Error as error:
+            self._say("has SQL that DuckDB refuses", explain(error)[0], "see DuckDB's documentation of that function")
+            return False
+        return True
 
     def _binds(self) -> bool:
         """Let DuckDB bind the text as the user wrote it: only that knows the place of what is wrong."""
@@ -370,71 +592,12 @@ def base_type(text: str) -> str:
     return re.sub(r"\(.*\)", "", text)
 
 
-Words = Callable[[Node], str]
-"""Spells a node."""
-
-
-class FrameProblem(Exception):
-    """A window's frame that is not computed."""
-
-    def __init__(self, fact: str, got: str, hint: str = f"write {_FRAME}") -> None:
-        super().__init__(fact)
-        self.fact, self.got, self.hint = fact, got, hint
-
-
-def frame(connection: duckdb.DuckDBPyConnection, window: Node, words: Words) -> Range:
-    """Return the frame of a window, or raise `FrameProblem`, which says it in the words of the user."""
-    read = _FRAMES.get((window["start"], window["end"]))
-    if read is None:
-        raise FrameProblem("has a frame that is not computed", _frame_words(window, words))
-    if window["exclude_clause"] != "NO_OTHER":
-        got = "EXCLUDE " + window["exclude_clause"].replace("_", " ")
-        raise FrameProblem("has a frame that is not computed", got)
-    return read(connection, window, words)
-
-
-def _range(connection: duckdb.DuckDBPyConnection, window: Node, words: Words) -> Range:
-    """RANGE BETWEEN a duration PRECEDING AND CURRENT ROW."""
-    node = window["start_expr"]
-    got = words(node)
-    for part in walk(node):
-        name = part.get("function_name", "").casefold()
-        if part["class"] not in (*_PASSED, "FUNCTION") or (part["class"] == "FUNCTION" and name not in ALLOWED):
-            raise FrameProblem("has a frame that is not constant", got)
-    try:
-        with deadline(connection, CHECK_SECONDS_MAX):
-            found = connection.sql(f"SELECT {write(connection, node)} AS preceding").to_arrow_table().column(0)
-    except duckdb.Error as error:
-        raise FrameProblem("has a frame that DuckDB cannot read", explain(error)[0]) from None
-    if found.type != pa.month_day_nano_interval() or found[0].as_py() is None:
-        raise FrameProblem("has a frame that is not a duration", got)
-    length = found[0].as_py()
-    if length.months:
-        hint = "write days: months differ in length"
-        raise FrameProblem("has a frame of months", got, hint)
-    preceding_us = length.days * _MICROSECONDS_PER_DAY + length.nanoseconds // 1000
-    if preceding_us <= 0:
-        raise FrameProblem("has a frame that is not longer than zero", got)
-    if preceding_us > _PRECEDING_DAYS_MAX * _MICROSECONDS_PER_DAY:
-        raise FrameProblem("has a frame of more than 100 years", got)
-    return Range(preceding_us)
-
-
-_FRAMES: Mapping[tuple[str, str], Callable[[duckdb.DuckDBPyConnection, Node, Words], Range]] = {
-    ("EXPR_PRECEDING_RANGE", "CURRENT_ROW_RANGE"): _range,
-}
-
-
-def _frame_words(window: Node, words: Words) -> str:
-    """Return a frame as SQL spells it; DuckDB's names of bounds end in the unit."""
-
-    def bound(word: str, node: Node | None) -> str:
-        first, second = word.split("_")[:2]
-        if node is None:
-            return f"{first} {second}"
-        return f"{words(node)} {second}"
-
-    ends = (window["start"], window["end"])
-    unit = next((unit for unit in ("ROWS", "GROUPS") if any(word.endswith(unit) for word in ends)), "RANGE")
-    start, end = bound(ends[0], window["start_expr"]), bound(ends[1], window["end_expr"])
-    return f"{unit} BETWEEN {start} AND {end}"
+def quantile(connection: duckdb.DuckDBPyConnection, node: Node) -> Fraction | None:
+    """Return the constant share that a quantile asks for, exactly; None if it is none."""
+    if node["class"] != "CONSTANT":
+        return None
+    text = write(connection, node)
+    if not re.fullmatch(r"\d*\.?\d+", text):
+        return None
+    share = Fraction(text)
+    return share if share <= 1 else None

@@ -2,16 +2,21 @@
 
 # ruff: noqa: S608  # only what `check` has passed is put into SQL
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 import duckdb
 import pyarrow as pa
 
-from freshet.flows.steps.sql.check import Checker, Expression, frame, types_of
+from freshet.flows.steps.sql.check import Checker, Events, Expression, frame_of, quantile, types_of, windowed
+from freshet.flows.steps.sql.columns import Columns, read_columns
 from freshet.flows.steps.sql.engine import engine
+from freshet.flows.steps.sql.finish import finish_sql
+from freshet.flows.steps.sql.frames import FrameOptions
+from freshet.flows.steps.sql.functions import ASKED, Form
+from freshet.flows.steps.sql.oracle import oracle_sql
 from freshet.flows.steps.sql.parse import (
     Node,
     SyntaxProblem,
@@ -23,12 +28,27 @@ from freshet.flows.steps.sql.parse import (
     walk,
     write,
 )
-from freshet.schemas.declaration import NAME, Source, ViewOptions
-from freshet.schemas.dtypes import Dtype
+from freshet.schemas.declaration import NAME, Definition, Source, ViewOptions
 from freshet.schemas.errors import Problem, Refused, listed, nearest
-from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, Contract
-from freshet.schemas.plan import Aggregate, Pipeline, ViewPlan
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, STREAM, Contract
+from freshet.schemas.plan import Aggregate, Lag, Pipeline, Range, Rows, ViewPlan
 from freshet.schemas.view import CREATED, VERSION, Feature, View
+
+PARTITION_BITS = 20
+"""In a view of several streams, `_partition` of the inputs has the stream's place above so many bits."""
+
+_ENDS = ("first_value", "last_value")
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What definitions may use: streams, named windows, columns."""
+
+    source: Source
+    contracts: Mapping[str, Contract]
+    windows: Mapping[str, tuple[str, str]]
+    broken_windows: frozenset[str]
+    columns: Columns
 
 
 def compile_views(source: Source, contracts: Mapping[str, Contract]) -> Pipeline:
@@ -38,19 +58,22 @@ def compile_views(source: Source, contracts: Mapping[str, Contract]) -> Pipeline
     """
     with closing(engine()) as connection:
         windows, problems = _windows(connection, source)
-        broken = {name for name in source.declaration.windows if name not in windows}
+        columns, found = read_columns(connection, source)
+        problems += found
+        broken = frozenset(name for name in source.declaration.windows if name not in windows)
+        declared = _Declared(source, contracts, windows, broken, columns)
         expressions: list[Expression] = []
         for index in range(len(source.declaration.featureDefinitions)):
-            read, found = _read(connection, source, contracts, index, windows, broken)
+            read, found = _read(connection, declared, index)
             problems += found
-            expressions += [] if read is None else [read]
-        views, found = _views(source, contracts, expressions)
+            expressions += read
+        views, found = _views(source, expressions)
         problems += found
         if problems:
-            raise Refused(problems)
+            raise Refused(dict.fromkeys(problems))
         plans = []
         for view, members in views:
-            _offer(connection, contracts[view.source].schema)
+            _offer(connection, members[0].events.schema)
             plans.append(_plan(connection, view, members))
         return Pipeline(source.declaration.project, tuple(plans))
 
@@ -85,45 +108,97 @@ def _windows(connection: duckdb.DuckDBPyConnection, source: Source) -> tuple[dic
 
 
 def _read(
-    connection: duckdb.DuckDBPyConnection,
-    source: Source,
-    contracts: Mapping[str, Contract],
-    index: int,
-    windows: Mapping[str, tuple[str, str]],
-    broken: set[str],
-) -> tuple[Expression | None, list[Problem]]:
-    """Check one definition."""
-    definition = source.declaration.featureDefinitions[index]
-    at = ("featureDefinitions", index)
-    contract = contracts.get(definition.source)
-    if contract is None:
-        meant = nearest(definition.source, contracts)
-        hint = f"did you mean {meant}?" if meant else f"there is {listed([*contracts])}"
-        got = repr(definition.source)
-        return None, [
-            Problem("feature", definition.name, "has an unknown source", got, hint, source.place(*at, "source"))
-        ]
-    folded = [column.casefold() for column in contract.columns.names]
-    twice = [name for name in contract.columns.names if folded.count(name.casefold()) > 1]
-    if twice:
-        hint = "rename one: SQL cannot tell them apart"
-        fact = "has columns that differ only in case"
-        return None, [Problem("stream", contract.name, fact, listed(twice), hint, source.place(*at, "source"))]
+    connection: duckdb.DuckDBPyConnection, declared: _Declared, index: int
+) -> tuple[list[Expression], list[Problem]]:
+    """Check one definition: one feature, or one for each duration of `over`."""
+    source = declared.source
+    definition, at = source.declaration.featureDefinitions[index], ("featureDefinitions", index)
+    events, problems = _events(declared, definition, source.place(*at, "source"))
+    if events is None:
+        return [], problems
     place = source.place(*at, "transformation")
-    text = statement(definition.transformation, place, windows, "", "")
-    _offer(connection, contract.columns)
-    checker = Checker(connection, definition, source.declaration.dtype_of(definition), contract, text, broken)
-    return checker.check(), checker.problems
+    text = statement(definition.transformation, place, declared.windows, "", "")
+    _offer(connection, events.columns)
+    options = _options(source, definition)
+    dtype = source.declaration.dtype_of(definition)
+    read: list[Expression] = []
+    for name, length in zip(definition.names, definition.over or (None,), strict=True):
+        over_us = None if length is None else length // timedelta(microseconds=1)
+        own = definition.model_copy(update={"name": name, "over": ()})
+        checker = Checker(
+            connection, own, dtype, events, text, declared.columns, options, declared.broken_windows, over_us
+        )
+        found = checker.check()
+        if found is not None and definition.resolution is not None and not _takes_resolution(connection, found):
+            hint = "take it out: only windows of a duration have one"
+            where = source.place(*at, "resolution")
+            problems.append(Problem("feature", name, "has a resolution that no window takes", "", hint, where))
+        problems += checker.problems
+        read += [] if found is None else [found]
+    return read, problems
+
+
+def _options(source: Source, definition: Definition) -> FrameOptions:
+    """Return what a definition, its view and the requirements say of its frames."""
+    decay = definition.decay
+    resolution = 1 if definition.resolution is None else definition.resolution // timedelta(microseconds=1)
+    target = source.declaration.servingRequirements.freshnessTarget.bound // timedelta(microseconds=1)
+    return FrameOptions(resolution, None if decay is None else decay // timedelta(microseconds=1), target)
+
+
+def _takes_resolution(connection: duckdb.DuckDBPyConnection, one: Expression) -> bool:
+    frames = [frame_of(connection, part, one) for part in walk(one.node) if part["class"] == "WINDOW"]
+    return any(isinstance(frame, Range) and frame.preceding_us and frame.resolution_us > 1 for frame in frames)
+
+
+def _events(declared: _Declared, definition: Definition, place: str) -> tuple[Events | None, list[Problem]]:
+    """Return the events of a definition's streams."""
+
+    def refused(kind: str, name: str, fact: str, got: str, hint: str) -> tuple[None, list[Problem]]:
+        return None, [Problem(kind, name, fact, got, hint, place)]
+
+    for name in definition.streams:
+        if name not in declared.contracts:
+            meant = nearest(name, declared.contracts)
+            hint = f"did you mean {meant}?" if meant else f"there is {listed([*declared.contracts])}"
+            return refused("feature", definition.name, "has an unknown source", repr(name), hint)
+    made = tuple(declared.contracts[name] for name in definition.streams)
+    fields: dict[str, tuple[pa.Field, Contract]] = {}
+    for contract in made:
+        for column in contract.schema:
+            first, whose = fields.setdefault(column.name, (column, contract))
+            if first.type != column.type:
+                got = f"{first.type} in {whose.name} and {column.type} in {contract.name}"
+                fact = f"joins streams whose {column.name} differs in type"
+                return refused("feature", definition.name, fact, got, "rename one of the fields, or give both one type")
+    if len({contract.stream.key for contract in made}) > 1:
+        got = listed([f"{contract.stream.key} of {contract.name}" for contract in made])
+        return refused("feature", definition.name, "joins streams with different keys", got, "join streams of one key")
+    schema = pa.schema([column for column, _ in fields.values()])
+    columns = pa.schema([column for column in schema if not column.name.startswith("_")])
+    folded = [column.casefold() for column in columns.names]
+    twice = [name for name in columns.names if folded.count(name.casefold()) > 1]
+    if twice:
+        fact, hint = "has columns that differ only in case", "rename one: SQL cannot tell them apart"
+        return refused("stream", "_".join(definition.streams), fact, listed(twice), hint)
+    hidden = [name for name in declared.columns.nodes if name in folded]
+    if hidden:
+        fact, hint = "has the name of a field of the stream", f"rename it: {made[0].name} has {hidden[0]}"
+        return refused("column", hidden[0], fact, "", hint)
+    if len(made) > 1:
+        schema = schema.append(pa.field(STREAM, pa.int32(), nullable=False))
+    return Events(made, columns, schema), []
 
 
 # Grouping
 
 
 def _views(
-    source: Source, contracts: Mapping[str, Contract], expressions: Sequence[Expression]
+    source: Source, expressions: Sequence[Expression]
 ) -> tuple[list[tuple[View, list[Expression]]], list[Problem]]:
     """Group definitions by source and entity, or by the view they name."""
-    places = {made.name: index for index, made in enumerate(source.declaration.featureDefinitions)}
+    definitions = source.declaration.featureDefinitions
+    places = {name: index for index, made in enumerate(definitions) for name in made.names}
     groups: dict[str, list[Expression]] = {}
     problems: list[Problem] = []
 
@@ -134,7 +209,7 @@ def _views(
 
     for one in expressions:
         definition = one.definition
-        name = definition.view or f"{definition.source}_by_{'_'.join(one.entity)}".lower()
+        name = definition.view or f"{one.events.name}_by_{'_'.join(one.entity)}".lower()
         if not NAME.fullmatch(name):
             say(
                 one,
@@ -145,11 +220,10 @@ def _views(
             )
         group = groups.setdefault(name, [])
         first = (group or [one])[0]
-        if (first.definition.source, first.entity) != (definition.source, one.entity):
+        if (first.events.names, first.entity) != (one.events.names, one.entity):
             fact = f"shares view {name} with {first.definition.name}, but neither stream nor entity may differ there"
-            got = (
-                f"{definition.source} by {listed(one.entity)}, not {first.definition.source} by {listed(first.entity)}"
-            )
+            streams, others = listed(one.events.names), listed(first.events.names)
+            got = f"{streams} by {listed(one.entity)}, not {others} by {listed(first.entity)}"
             say(one, fact, got, "give it another `view:`", "view" if definition.view else "transformation")
         if definition.name in {column.casefold() for column in (*one.entity, EVENT_TIME, CREATED)}:
             say(one, "has the name of one of the view's own columns", definition.name, "rename the feature", "name")
@@ -163,26 +237,37 @@ def _views(
                 "source",
             )
         group.append(one)
-    complete = len(expressions) == len(source.declaration.featureDefinitions)
+    complete = len(expressions) == sum(len(made.names) for made in definitions)
     for name in source.declaration.views if complete else ():
         if name not in groups:
             meant = nearest(name, groups)
             hint = f"did you mean {meant}?" if meant else f"there is {listed([*groups])}"
             problems.append(Problem("view", name, "has options but no feature", "", hint, source.place("views", name)))
-    return [(_view(source, contracts, name, group), group) for name, group in groups.items()], problems
+    views = []
+    for name, group in groups.items():
+        options = source.declaration.views.get(name, ViewOptions())
+        views.append((_view(options, name, group), [_with_decay(one, options) for one in group]))
+    return views, problems
 
 
-def _view(source: Source, contracts: Mapping[str, Contract], name: str, group: Sequence[Expression]) -> View:
-    columns = contracts[group[0].definition.source].columns
+def _with_decay(one: Expression, options: ViewOptions) -> Expression:
+    """Let a view's decay stand for that of its definitions which have none."""
+    if options.decay is None or one.definition.decay is not None:
+        return one
+    return replace(one, options=replace(one.options, decay_us=options.decay // timedelta(microseconds=1)))
+
+
+def _view(options: ViewOptions, name: str, group: Sequence[Expression]) -> View:
+    events = group[0].events
     return View(
         name,
-        group[0].definition.source,
-        tuple(pa.field(column, columns.field(column).type) for column in group[0].entity),
+        events.names,
+        tuple(pa.field(column, events.columns.field(column).type) for column in group[0].entity),
         tuple(
             Feature(one.definition.name, one.dtype, one.definition.transformation, one.definition.description)
             for one in group
         ),
-        source.declaration.views.get(name, ViewOptions()).ttl,
+        options.ttl,
     )
 
 
@@ -198,8 +283,12 @@ class _Split:
 
     connection: duckdb.DuckDBPyConnection
     arguments: dict[str, list[str]] = field(default_factory=dict)
+    lagged: set[str] = field(default_factory=set)
+    """Those of the arguments that need earlier events."""
     aggregates: dict[Aggregate, int] = field(default_factory=dict)
     payload: dict[str, list[str]] = field(default_factory=dict)
+    raw: dict[str, list[str]] = field(default_factory=dict)
+    lags: dict[Lag, int] = field(default_factory=dict)
 
     def outer(self, one: Expression) -> str:
         """Return a feature's expression over window values `_w…` and row-level values `_p…`.
@@ -208,51 +297,134 @@ class _Split:
         rejected. Around windows only plain columns are kept of the event.
         """
         if is_row_level(one):
-            return self._row_level(f"CAST({write(self.connection, one.node)} AS {one.dtype.duckdb})", one)
+            return self._named(
+                self.payload, "_p", f"CAST({write(self.connection, one.node)} AS {one.dtype.duckdb})", one
+            )
 
-        def replace(node: Node) -> Node | None:
+        def replaced(node: Node) -> Node | None:
             if node["class"] == "WINDOW":
-                aggregate = self._aggregate(node, one.definition.name)
-                index = self.aggregates.setdefault(aggregate, len(self.aggregates))
-                return expression(self.connection, f"CAST(_w{index} AS {aggregate.result_type})")
+                return self._window(node, one, replaced)
             if node["class"] == "COLUMN_REF":
-                return {**node, "column_names": [self._row_level(quoted(node["column_names"][0]), one)]}
+                return {**node, "column_names": [self._named(self.payload, "_p", quoted(node["column_names"][0]), one)]}
             return None
 
-        return write(self.connection, rewrite(one.node, replace))
+        return write(self.connection, rewrite(one.node, replaced))
 
-    def _row_level(self, sql: str, one: Expression) -> str:
-        features = self.payload.setdefault(sql, [])
+    def _named(self, values: dict[str, list[str]], prefix: str, sql: str, one: Expression) -> str:
+        """Return the name of a value that is computed of each event, once."""
+        features = values.setdefault(sql, [])
         if one.definition.name not in features:
             features.append(one.definition.name)
-        return f"_p{[*self.payload].index(sql)}"
+        return f"{prefix}{[*values].index(sql)}"
 
-    def _aggregate(self, window: Node, feature: str) -> Aggregate:
-        function = window["function_name"].casefold()
-        result = types_of(self.connection, [write(self.connection, window)])[0]
-        argument = self._argument(window, function)
-        index = None
-        if argument is not None:
-            features = self.arguments.setdefault(argument, [])
-            if feature not in features:
-                features.append(feature)
-            index = [*self.arguments].index(argument)
-        return Aggregate(function, index, result, frame(self.connection, window, partial(write, self.connection)))
+    def _window(self, window: Node, one: Expression, replaced: Callable[[Node], Node | None]) -> Node:
+        """Return what stands for a window in the outer expression."""
+        made = self._aggregate(window, one)
+        value = f"CAST(_w{self._place(made)} AS {made.result_type})"
+        if window["type"] == "WINDOW_LAG" and len(window["arguments"]) == 3:
+            default = write(self.connection, rewrite(window["arguments"][2]["expression"], replaced))
+            events = self._place(Aggregate("count", None, "BIGINT", made.frame))
+            value = f"CASE WHEN _w{events} = 0 THEN CAST({default} AS {made.result_type}) ELSE {value} END"
+        return expression(self.connection, value)
 
-    def _argument(self, window: Node, function: str) -> str | None:
-        """Return what is folded of each event; FILTER makes it NULL, which every aggregate skips.
+    def _place(self, made: Aggregate) -> int:
+        return self.aggregates.setdefault(made, len(self.aggregates))
+
+    def _aggregate(self, window: Node, one: Expression) -> Aggregate:
+        made = windowed(window)
+        assert made is not None, window["function_name"]
+        result = types_of(self.connection, [write(self.connection, one.typed(self.connection, window))])[0]
+        frame = frame_of(self.connection, window, one)
+        parameter = made.parameter
+        if parameter == ASKED:
+            parameter = quantile(self.connection, window["arguments"][-1]["expression"])
+        argument = self._argument(window, made.form, one)
+        return Aggregate(made.function, argument, result, frame, parameter)
+
+    def _argument(self, window: Node, form: Form, one: Expression) -> int | None:
+        """Return the place of what is folded of each event; FILTER makes it NULL, which every aggregate skips.
 
         CASE computes the argument only where FILTER lets it: one that would fail elsewhere does not.
         """
-        value = write(self.connection, window["arguments"][0]["expression"]) if window["arguments"] else None
-        if function == "count":
-            value = None if value is None else f"CASE WHEN {value} IS NOT NULL THEN true END"
-        elif value is not None and types_of(self.connection, [value]) == ["HUGEINT"]:
+        lower = self._over_raw if needs_earlier(window, one) else self._over_event
+        inputs = [lower(part["expression"], one) for part in window["arguments"]]
+        kept = None if window["filter_expr"] is None else lower(window["filter_expr"], one)
+        if not inputs:
+            if kept is None:
+                return None
+            return self._kept(f"CASE WHEN {kept} THEN true END", window, one)
+        conditions = [] if kept is None else [f"({kept})"]
+        value = inputs[0]
+        if form is Form.PRESENT:
+            conditions, value = [*conditions, f"({value}) IS NOT NULL"], "true"
+        elif form is Form.BOX:
+            conditions += [f"({value}) IS NOT NULL"] if window["ignore_nulls"] else []
+            value = f"struct_pack(v := {value})"
+        elif form is Form.RANKED:
+            conditions += [f"({one_input}) IS NOT NULL" for one_input in inputs[:2]]
+            value = f"struct_pack(v := {value}, k := {inputs[1]})"
+        elif form is Form.DOUBLE:
+            value = f"CAST({value} AS DOUBLE)"
+        elif form is Form.HASH:
+            value = f"md5_number_lower(CAST({self._one_zero(window, value, one)} AS VARCHAR))"
+        elif self._type(window["arguments"][0]["expression"], one) == "HUGEINT":
             value = f"CAST({value} AS DECIMAL(38, 0))"  # Arrow has no such integer
-        if window["filter_expr"] is None:
-            return value
-        kept = write(self.connection, window["filter_expr"])
-        return f"CASE WHEN {kept} THEN {'true' if value is None else value} END"
+        condition = " AND ".join(conditions)
+        return self._kept(f"CASE WHEN {condition} THEN {value} END" if condition else value, window, one)
+
+    def _type(self, node: Node, one: Expression) -> str:
+        return types_of(self.connection, [write(self.connection, one.typed(self.connection, node))])[0]
+
+    def _one_zero(self, window: Node, value: str, one: Expression) -> str:
+        """Return a value such that -0.0 is 0.0, as SQL compares them."""
+        kind = self._type(window["arguments"][0]["expression"], one)
+        return f"({value} + 0.0::{kind})" if kind in ("FLOAT", "DOUBLE") else value
+
+    def _kept(self, sql: str, window: Node, one: Expression) -> int:
+        self._named(self.arguments, "_a", sql, one)
+        if needs_earlier(window, one):
+            self.lagged.add(sql)
+        return [*self.arguments].index(sql)
+
+    def _over_event(self, node: Node, one: Expression) -> str:
+        """Write an input over the event's own columns."""
+        del one
+        return write(self.connection, node)
+
+    def _over_raw(self, node: Node, one: Expression) -> str:
+        """Write an input over the event's values `_r…`, and earlier events' `_l…`."""
+
+        def replaced(part: Node) -> Node | None:
+            if part["class"] == "WINDOW":
+                return expression(self.connection, self._lag(part, one))
+            if part["class"] == "COLUMN_REF":
+                name = part["column_names"][0]
+                if name in one.lagged:
+                    return rewrite(one.lagged[name], replaced)
+                return {**part, "column_names": [self._named(self.raw, "_r", quoted(name), one)]}
+            return None
+
+        return write(self.connection, rewrite(node, replaced))
+
+    def _lag(self, window: Node, one: Expression) -> str:
+        """Return the earlier event's value that a lag is."""
+        frame = frame_of(self.connection, window, one)
+        assert isinstance(frame, Rows)
+        arguments = [write(self.connection, part["expression"]) for part in window["arguments"]]
+        kind = types_of(self.connection, [arguments[0]])[0]
+        column = self._named(self.raw, "_r", f"CAST({arguments[0]} AS {kind})", one)
+        default = None
+        if len(arguments) == 3:
+            default = self._named(self.raw, "_r", f"CAST({arguments[2]} AS {kind})", one)
+        lag = Lag(column, frame.ending, default)
+        return f"CAST(_l{self.lags.setdefault(lag, len(self.lags))} AS {kind})"
+
+
+def needs_earlier(window: Node, one: Expression) -> bool:
+    """Say whether the inputs of a window need values of earlier events."""
+    parts = [*(part["expression"] for part in window["arguments"]), window["filter_expr"]]
+    nodes = (node for part in parts if part is not None for node in walk(part))
+    return any(node["class"] == "COLUMN_REF" and node["column_names"][0] in one.lagged for node in nodes)
 
 
 def is_row_level(one: Expression) -> bool:
@@ -261,84 +433,75 @@ def is_row_level(one: Expression) -> bool:
 
 
 def _plan(connection: duckdb.DuckDBPyConnection, view: View, members: Sequence[Expression]) -> ViewPlan:
-    """Split a view; `events` has the contract's whole schema."""
-    split = _Split(connection)
+    """Split a view; `events` has the whole schema of its events."""
+    split, events = _Split(connection), members[0].events
     outers = [split.outer(one) for one in members]
-    entity = [quoted(name) for name in view.entity_names]
-    inputs = [*entity, EVENT_TIME, PARTITION, OFFSET, AVAILABLE_AT]
-    inputs += [f"{argument} AS _a{index}" for index, argument in enumerate(split.arguments)]
-    inputs += [f"{value} AS _p{index}" for index, value in enumerate(split.payload)]
-    inputs_sql = f"SELECT {', '.join(inputs)} FROM events"
-    finish_sql = _finish_sql(view, outers, "rows", (CREATED, VERSION, PARTITION, OFFSET))
-    longest = max((aggregate.frame.preceding_us for aggregate in split.aggregates), default=None)
+    computed = {f"_a{index}": sql for index, sql in enumerate(split.arguments) if sql not in split.lagged}
+    computed |= {f"_p{index}": sql for index, sql in enumerate(split.payload)}
+    computed |= {f"_r{index}": sql for index, sql in enumerate(split.raw)}
+    inputs_sql = tuple(_inputs_sql(connection, view, events, index, computed) for index in range(len(events.contracts)))
+    inputs = connection.sql(inputs_sql[0]).to_arrow_table().schema
+    late = {f"_a{index}": sql for index, sql in enumerate(split.arguments) if sql in split.lagged}
+    lagged_sql, arguments = _lagged_sql(connection, late, split, inputs)
+    frames = [made.frame for made in split.aggregates]
+    whole_history = (
+        bool(split.payload or split.lags)
+        or any(isinstance(frame, Rows) or frame.preceding_us is None for frame in frames)
+        or any(made.function in _ENDS for made in split.aggregates)
+    )
+    needed = {f"_a{index}": features for index, features in enumerate(split.arguments.values())}
+    needed |= {f"_p{index}": features for index, features in enumerate(split.payload.values())}
+    needed |= {f"_r{index}": features for index, features in enumerate(split.raw.values())}
     return ViewPlan(
         view,
         inputs_sql,
-        connection.sql(inputs_sql).to_arrow_table().schema,
+        inputs,
         tuple(split.aggregates),
         tuple(f"_p{index}" for index in range(len(split.payload))),
-        finish_sql,
-        _oracle_sql(connection, view, members),
-        None if any(map(is_row_level, members)) or split.payload else longest,
-        tuple(listed(features) for features in (*split.arguments.values(), *split.payload.values())),
+        finish_sql(view, outers, "rows", (CREATED, VERSION, PARTITION, OFFSET)),
+        oracle_sql(connection, view, members, whole_history=whole_history),
+        whole_history,
+        tuple(listed(needed[name]) for name in computed),
+        pa.schema([column for column in events.schema if column.name != STREAM]),
+        tuple(split.lags),
+        lagged_sql,
+        arguments,
     )
 
 
-def _finish_sql(view: View, outers: Sequence[str], table: str, rest: Sequence[str]) -> str:
-    """Return the SQL of the features from their outer expressions over `table`.
-
-    An expression that fails on a row is NULL there (TRY); so is a cast to the dtype that does not fit.
-    """
-    entity = [quoted(name) for name in view.entity_names]
-    typed = [
-        f"TRY(CAST({outer} AS {feature.dtype.duckdb})) AS _f{index}"
-        for index, (feature, outer) in enumerate(zip(view.features, outers, strict=True))
-    ]
-    kept = [
-        f"{_kept(f'_f{index}', feature.dtype)} AS {quoted(feature.name)}" for index, feature in enumerate(view.features)
-    ]
-    inner = f"SELECT {', '.join([*entity, EVENT_TIME, *typed, *rest])} FROM {table}"
-    return f"SELECT {', '.join([*entity, EVENT_TIME, *kept, *rest])} FROM ({inner})"
+def _lagged_sql(
+    connection: duckdb.DuckDBPyConnection, late: Mapping[str, str], split: _Split, inputs: pa.Schema
+) -> tuple[str, pa.Schema]:
+    """Return the SQL of the arguments that need earlier events, and what it gives; what fails is NULL."""
+    if not late:
+        return "", pa.schema([])
+    items = [f"TRY({sql}) AS {name}" for name, sql in late.items()]
+    sql = f"SELECT {', '.join(items)} FROM lagged"
+    raw = [column for column in inputs if column.name.startswith("_r")]
+    earlier = [pa.field(f"_l{index}", inputs.field(lag.column).type) for index, lag in enumerate(split.lags)]
+    connection.register("lagged", pa.schema([*raw, *earlier]).empty_table())
+    return sql, connection.sql(sql).to_arrow_table().schema
 
 
-def _kept(value: str, dtype: Dtype) -> str:
-    """Return a value as both stores keep it: NaN is NULL, times are whole seconds."""
-    if dtype.element is not None:
-        kept = _kept("_x", dtype.element)
-        return value if kept == "_x" else f"list_transform({value}, lambda _x: {kept})"
-    if dtype.is_float:
-        return f"CASE WHEN NOT isnan({value}) THEN {value} END"
-    if dtype.name == "unix_timestamp":
-        return f"date_trunc('second', {value})"
-    return value
+def _event_id(connection: duckdb.DuckDBPyConnection, events: Events, own: Contract) -> str | None:
+    """Return the SQL of the event id, of one type for all streams; None if no stream has one."""
+    names = [contract.stream.event_id for contract in events.contracts if contract.stream.event_id is not None]
+    if not names:
+        return None
+    kinds = set(types_of(connection, [quoted(name) for name in names]))
+    kind = kinds.pop() if len(kinds) == 1 else "VARCHAR"
+    return f"CAST({'NULL' if own.stream.event_id is None else quoted(own.stream.event_id)} AS {kind})"
 
 
-def _oracle_sql(connection: duckdb.DuckDBPyConnection, view: View, members: Sequence[Expression]) -> str:
-    """Return the declared SQL in DuckDB's own windows over `events`: a row for each entity and time that has one.
-
-    Windows are computed as they stand in the declaration, FILTER and all; only then come the expressions around them,
-    since DuckDB has no TRY around windows. Of events tied in time the last by partition and offset gives the plain
-    columns. TRY inside of windows is for arguments that FILTER drops: DuckDB computes those too.
-    """
-    computed: list[str] = []
-
-    def guarded(node: Node) -> Node:
-        return {"class": "OPERATOR", "type": "OPERATOR_TRY", "alias": "", "children": [node]}
-
-    def replace(node: Node) -> Node | None:
-        if node["class"] != "WINDOW":
-            return None
-        arguments = [{**part, "expression": guarded(part["expression"])} for part in node["arguments"]]
-        kept = None if node["filter_expr"] is None else guarded(node["filter_expr"])
-        window = write(connection, {**node, "arguments": arguments, "filter_expr": kept})
-        computed.append(f"{window} AS _o{len(computed)}")
-        return expression(connection, f"_o{len(computed) - 1}")
-
-    outers = [write(connection, rewrite(one.node, replace)) for one in members]
-    entity = [quoted(name) for name in view.entity_names]
-    last = (
-        f"row_number() OVER (PARTITION BY {', '.join(entity)}, {EVENT_TIME} ORDER BY {PARTITION} DESC, {OFFSET} DESC)"
-    )
-    known = " AND ".join(f"{name} IS NOT NULL" for name in entity)
-    windowed = f"SELECT *, {', '.join([*computed, f'{last} AS _last'])} FROM events WHERE {known}"
-    return _finish_sql(view, outers, f"({windowed}) WHERE _last = 1", ())
+def _inputs_sql(
+    connection: duckdb.DuckDBPyConnection, view: View, events: Events, index: int, computed: Mapping[str, str]
+) -> str:
+    """Return the SQL of what the windows need of the events of one stream."""
+    own = events.contracts[index]
+    partition = PARTITION
+    if len(events.contracts) > 1:
+        partition = f"CAST({PARTITION} + {index << PARTITION_BITS} AS INTEGER) AS {PARTITION}"
+    items = [*(quoted(name) for name in view.entity_names), EVENT_TIME, partition, OFFSET, AVAILABLE_AT]
+    items += [f"{identity} AS _id" for identity in [_event_id(connection, events, own)] if identity is not None]
+    items += [f"{sql} AS {name}" for name, sql in computed.items()]
+    return f"SELECT {', '.join(items)} FROM events"

@@ -18,7 +18,6 @@ BATCH_SECONDS_MAX = 60.0
 
 _SETTINGS = """
     SET threads = 1;                          -- results keep the order of their input; the flow has workers of its own
-    SET memory_limit = '512MB';
     SET temp_directory = '';                  -- nothing spills to disk
     SET TimeZone = 'UTC';
     SET errors_as_json = true;                -- for the place of an error in the text
@@ -30,12 +29,13 @@ _SETTINGS = """
 """
 
 
-def engine() -> duckdb.DuckDBPyConnection:
+def engine(*, memory_limit: str = "512MB") -> duckdb.DuckDBPyConnection:
     """Return a new locked DuckDB in memory; its TimeZone is UTC and its configuration cannot be changed again.
 
     It still runs functions that are not pure: only expressions that `check` has passed belong here.
     """
     connection = duckdb.connect(":memory:")
+    connection.execute("SET memory_limit = ?", [memory_limit])
     connection.execute(_SETTINGS)
     return connection
 

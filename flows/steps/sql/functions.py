@@ -14,6 +14,9 @@ Left out, and why:
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from fractions import Fraction
 
 _GROUPS: Mapping[str, str] = {
     "arithmetic": """
@@ -78,9 +81,6 @@ _GROUPS: Mapping[str, str] = {
 ALLOWED = frozenset(word for words in _GROUPS.values() for word in words.split())
 """Functions and operators that an expression may call on the columns of one event."""
 
-AGGREGATES = ("count", "sum", "avg", "min", "max")
-"""What is computed over a window."""
-
 OPERATORS = frozenset(
     {
         "OPERATOR_NOT", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL", "OPERATOR_COALESCE", "OPERATOR_TRY", "COMPARE_IN",
@@ -94,10 +94,140 @@ _NUMBERS = frozenset([*_WHOLE, "DECIMAL", "FLOAT", "DOUBLE"])
 _TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
 _ORDERED = frozenset([*_NUMBERS, *_TIMES, "BOOLEAN", "VARCHAR"])
 
-FOLDED_TYPES: Mapping[str, frozenset[str]] = {
-    "sum": _NUMBERS | {"BOOLEAN"},
-    "avg": _NUMBERS,
-    "min": _ORDERED,
-    "max": _ORDERED,
+_COUNTED = frozenset({"HUGEINT", "UHUGEINT"})
+
+
+class Form(Enum):
+    """How the inputs of a window's function become one argument; FILTER makes it NULL, which all of them skip."""
+
+    PRESENT = auto()
+    """true where there is an input"""
+    VALUE = auto()
+    DOUBLE = auto()
+    """the value as a double"""
+    BOX = auto()
+    """a struct of the value `v`, so that a NULL value can be told from no event"""
+    RANKED = auto()
+    """a struct of the value `v` and what it is ranked by, `k`"""
+    HASH = auto()
+    """64 bits of the value's MD5"""
+
+
+@dataclass(frozen=True, slots=True)
+class Windowed:
+    """A function that windows compute: the aggregate of `windows.aggregates.FUNCTIONS` that does, and its inputs.
+
+    `types` are those of the last input, None for any. `parameter` is a quantile's own; one that the SQL gives as second
+    argument is `ASKED`. With `keeps_all` every value of the frame must be kept.
+    """
+
+    function: str
+    form: Form
+    types: frozenset[str] | None = None
+    parameter: Fraction | None = None
+    keeps_all: bool = False
+
+    @property
+    def inputs_count(self) -> int:
+        """How many inputs it has, a quantile's parameter apart."""
+        return 2 if self.form is Form.RANKED else 1
+
+
+ASKED = Fraction(-1)
+
+_BOOLS = frozenset({"BOOLEAN"})
+_SPREAD = {
+    name: Windowed(function, Form.DOUBLE, _NUMBERS)
+    for function, names in (
+        ("stddev_samp", ("stddev_samp", "stddev")), ("stddev_pop", ("stddev_pop",)),
+        ("var_samp", ("var_samp", "variance")), ("var_pop", ("var_pop",)),
+    )
+    for name in names
+}  # fmt: skip
+_ARGUMENTS = {
+    name: Windowed(function, Form.RANKED, _ORDERED)
+    for function, names in (("arg_min", ("arg_min", "argmin", "min_by")), ("arg_max", ("arg_max", "argmax", "max_by")))
+    for name in names
 }
-"""The types of arguments that windows fold; count takes any, since it only asks whether one is there."""
+
+WINDOWED: Mapping[str, Windowed] = {
+    "count": Windowed("count", Form.PRESENT),
+    "sum": Windowed("sum", Form.VALUE, _NUMBERS | {"BOOLEAN"}),
+    "avg": Windowed("avg", Form.VALUE, _NUMBERS),
+    "mean": Windowed("avg", Form.VALUE, _NUMBERS),
+    "min": Windowed("min", Form.VALUE, _ORDERED),
+    "max": Windowed("max", Form.VALUE, _ORDERED),
+    **_SPREAD,
+    "first_value": Windowed("first_value", Form.BOX),
+    "last_value": Windowed("last_value", Form.BOX),
+    "lag": Windowed("first_value", Form.BOX),
+    **_ARGUMENTS,
+    "bool_and": Windowed("min", Form.VALUE, _BOOLS),
+    "bool_or": Windowed("max", Form.VALUE, _BOOLS),
+    "median": Windowed("quantile_cont", Form.DOUBLE, _NUMBERS - {"DECIMAL"}, Fraction(1, 2), keeps_all=True),
+    "quantile_cont": Windowed("quantile_cont", Form.DOUBLE, _NUMBERS - {"DECIMAL"}, ASKED, keeps_all=True),
+    "quantile_disc": Windowed("quantile_disc", Form.VALUE, _ORDERED, ASKED, keeps_all=True),
+    "quantile": Windowed("quantile_disc", Form.VALUE, _ORDERED, ASKED, keeps_all=True),
+    "mode": Windowed("mode", Form.VALUE, _ORDERED, keeps_all=True),
+    "list": Windowed("list", Form.BOX, keeps_all=True),
+    "array_agg": Windowed("list", Form.BOX, keeps_all=True),
+    "approx_count_distinct": Windowed("approx_count_distinct", Form.HASH, _ORDERED),
+    "approx_quantile": Windowed("approx_quantile", Form.DOUBLE, _NUMBERS - {"DECIMAL"}, ASKED),
+}
+"""What may stand before OVER."""
+
+COUNT_DISTINCT = Windowed("count_distinct", Form.VALUE, _ORDERED, keeps_all=True)
+"""count(DISTINCT x)."""
+
+NOT_BOXED = _COUNTED
+"""Types that Arrow has no word for."""
+
+_ROWS = "OVER (… ROWS BETWEEN 9 PRECEDING AND CURRENT ROW)"
+_STATE = "write sum, avg and var_samp of each column; correlation needs both at once, upstream"
+INSTEAD: Mapping[str, str] = {
+    "count_if": "write count(*) FILTER (WHERE …) OVER (…)",
+    "countif": "write count(*) FILTER (WHERE …) OVER (…)",
+    "count_star": "write count(*) OVER (…)",
+    "first": "write first_value(…)",
+    "last": "write last_value(…)",
+    "any_value": "write first_value(… IGNORE NULLS)",
+    "arbitrary": "write first_value(…)",
+    "string_agg": f"write array_to_string(list(…) {_ROWS}, ',')",
+    "group_concat": f"write array_to_string(list(…) {_ROWS}, ',')",
+    "listagg": f"write array_to_string(list(…) {_ROWS}, ',')",
+    "product": "write exp(sum(ln(…)) OVER (…)) of positive numbers",
+    "geomean": "write exp(avg(ln(…)) OVER (…)) of positive numbers",
+    "geometric_mean": "write exp(avg(ln(…)) OVER (…)) of positive numbers",
+    "fsum": "write sum(…): it is exact",
+    "kahan_sum": "write sum(…): it is exact",
+    "sumkahan": "write sum(…): it is exact",
+    "sum_no_overflow": "write sum(…)",
+    "favg": "write avg(…): its sum is exact",
+    "bit_and": "write bool_and(… & 1 = 1) for each bit that matters",
+    "bit_or": "write bool_or(… & 1 = 1) for each bit that matters",
+    "bit_xor": "write sum((… & 1)) OVER (…) % 2 for each bit that matters",
+    "sem": "write stddev_samp(…) OVER w / sqrt(count(…) OVER w)",
+    "mad": "write median(…) and the distance from it upstream",
+    "entropy": "write approx_count_distinct(…) or mode(…)",
+    "skewness": "write avg of powers: avg(x * x * x) OVER w",
+    "kurtosis": "write avg of powers: avg(x * x * x * x) OVER w",
+    "kurtosis_pop": "write avg of powers: avg(x * x * x * x) OVER w",
+    "corr": _STATE,
+    "covar_pop": "write avg(x * y) OVER w - avg(x) OVER w * avg(y) OVER w",
+    "covar_samp": "write avg(x * y) OVER w - avg(x) OVER w * avg(y) OVER w",
+    "histogram": f"write list(…) {_ROWS}, or a count FILTER (WHERE …) for each bin",
+    "reservoir_quantile": "write approx_quantile(…, p)",
+    "approx_top_k": "write mode(…), or a count FILTER (WHERE …) for each value",
+    "row_number": "write count(*) OVER (… ROWS UNBOUNDED PRECEDING)",
+    "rank": "write count(*) OVER (…): a row knows its past only",
+    "dense_rank": "write count(*) OVER (…): a row knows its past only",
+    "rank_dense": "write count(*) OVER (…): a row knows its past only",
+    "percent_rank": "write count(*) FILTER (WHERE …) OVER w / count(*) OVER w",
+    "cume_dist": "write count(*) FILTER (WHERE …) OVER w / count(*) OVER w",
+    "ntile": "write approx_quantile(…, p) for each bound",
+    "lead": "write lag(…): later events are not known yet",
+    "nth_value": "write lag(…, n), or first_value(…) over ROWS n PRECEDING",
+    "fill": "write last_value(… IGNORE NULLS)",
+    "list_distinct": f"write list(…) {_ROWS}",
+}
+"""What to write for functions over windows that are not computed."""

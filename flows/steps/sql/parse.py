@@ -47,8 +47,10 @@ class Statement:
         return found and expression.start + len(expression.text[: found.start(1)].encode())
 
     def words(self, node: Node) -> str:
-        """Return a node as the user wrote it."""
+        """Return a node as the user wrote it; nothing of one that they did not write."""
         start = node["query_location"]
+        if start == _NOWHERE:
+            return ""
         return self.sql.encode()[start : start + node["query_location_length"]].decode(errors="replace")
 
     def place(self, byte: int | None = None) -> str:
@@ -136,6 +138,21 @@ def location(node: Node, around: int | None) -> int | None:
     """Return the byte where a node stands; of one that stands nowhere, where the one around it does."""
     byte = node.get("query_location", _NOWHERE)
     return around if byte == _NOWHERE else int(byte)
+
+
+def moved(node: Node, to: Node) -> Node:
+    """Return a copy of a node, all of which stands where another does."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, list):
+            return [copy(inner) for inner in value]
+        if not isinstance(value, dict):
+            return value
+        copied = {key: copy(inner) for key, inner in value.items()}
+        return copied | {key: to[key] for key in ("query_location", "query_location_length") if key in value}
+
+    result: Node = copy(node)
+    return result
 
 
 def children(node: Node) -> Iterator[Node]:

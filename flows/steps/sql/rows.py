@@ -3,6 +3,7 @@
 # ruff: noqa: S608  # only what `check` has passed is put into SQL
 
 import json
+import re
 from typing import NamedTuple
 
 import duckdb
@@ -14,6 +15,9 @@ from freshet.flows.steps.sql.parse import write
 from freshet.schemas.plan import ViewPlan
 
 
+_ARGUMENT = re.compile(r"_[apr]\d+")
+
+
 class Failure(NamedTuple):
     """An event on which an expression fails: its row in the batch, the features that need the first such, and why."""
 
@@ -23,22 +27,25 @@ class Failure(NamedTuple):
 
 
 class Projector:
-    """Computes one view's `inputs` from events. Holds a DuckDB of its own: one thread at a time."""
+    """Computes one view's `inputs` from events of one stream. Holds a DuckDB of its own: one thread at a time."""
 
-    def __init__(self, plan: ViewPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: ViewPlan, stream: str) -> None:
+        self._plan, self._sql = plan, plan.inputs_sql[plan.view.sources.index(stream)]
         self._connection = engine()
-        self._prepared = _Prepared(self._connection, "events", plan.inputs_sql)
-        self._arguments = _arguments(self._connection, plan.inputs_sql)
+        self._prepared = _Prepared(self._connection, "events", self._sql)
+        self._arguments = _arguments(self._connection, self._sql)
 
     def project(self, events: pa.Table) -> tuple[pa.Table, list[Failure]]:
         """Return the inputs of the events, in their order, and what fails; an event that fails has no inputs."""
+        for column in self._plan.events:  # of a view of several streams
+            if column.name not in events.column_names:
+                events = events.append_column(column.name, pa.nulls(events.num_rows, column.type))
         try:
             return self._inputs(events), []
         except duckdb.Error as error:
             failures = self._failures(events)
             if not failures:
-                raise AssertionError(f"{self._plan.inputs_sql}: {explain(error)[0]}, but on no event") from error
+                raise AssertionError(f"{self._sql}: {explain(error)[0]}, but on no event") from error
         fails = np.zeros(events.num_rows, np.bool_)
         fails[[failure.row for failure in failures]] = True
         return self._inputs(events.filter(pa.array(~fails))), failures
@@ -129,4 +136,4 @@ def _arguments(connection: duckdb.DuckDBPyConnection, inputs_sql: str) -> tuple[
     """Return the expressions that `inputs_sql` gives as arguments, in their order."""
     found = connection.execute("SELECT json_serialize_sql(?)", [inputs_sql]).fetchall()
     items = json.loads(found[0][0])["statements"][0]["node"]["select_list"]
-    return tuple(write(connection, {**item, "alias": ""}) for item in items if item["alias"].startswith(("_a", "_p")))
+    return tuple(write(connection, {**item, "alias": ""}) for item in items if _ARGUMENT.fullmatch(item["alias"]))
