@@ -93,7 +93,8 @@ class Aggregate(NamedTuple):
 
 
 ANY = ("sliding", "lifetime", "rows", "all rows", "tumbling")
-EXACT = ("sliding", "rows")
+EXACT = ("sliding", "rows", "tumbling")
+"""Where every value can be kept; there a sliding window must be without a resolution."""
 WHOLE = (("count(*)@", "int64"), ("count(n)@", "int64"), ("sum(n)@", "int64"), ("max(n)@", "int64"))
 AGGREGATES = (
     *(Aggregate(sql, dtype, ANY) for sql, dtype in WHOLE),
@@ -121,6 +122,9 @@ AGGREGATES = (
     Aggregate("arg_max(n, x)@", "int64", ANY),
     Aggregate("approx_count_distinct(word)@", "int64", ANY),
     Aggregate("approx_quantile(x, 0.5)@", "float64", ANY),
+    Aggregate("sum(gap)@", "int64", ANY),
+    Aggregate("min(before)@", "string", ANY),
+    Aggregate("max(size) FILTER (WHERE gap > 0)", "int64", ANY),
     Aggregate("count(DISTINCT n)@", "int64", EXACT),
     Aggregate("count(DISTINCT x)@", "int64", EXACT),
     Aggregate("count(DISTINCT word)@", "int64", EXACT),
@@ -141,10 +145,9 @@ LAGS = (
     ("lag(n, 1, 0)", "int64"),
     ("lag(x, 3)", "float64"),
 )
-FILTERS = ("", "", " FILTER (WHERE flag)", " FILTER (WHERE n > 0)", " FILTER (WHERE word IS NOT NULL)")
+FILTERS = st.sampled_from(["", "", " FILTER (WHERE flag)", " FILTER (WHERE n > 0)", " FILTER (WHERE word IS NOT NULL)"])
 ENTITIES = ("device", "device", "site", "room", "device, site", "room, device")
 EXCLUDES = ("", "", "", " EXCLUDE CURRENT ROW", " EXCLUDE TIES", " EXCLUDE GROUP")
-ALARMED = ("x", "flag", "price", "site", "room")
 
 
 def span(length_us: int) -> str:
@@ -177,50 +180,49 @@ def windows(draw: st.DrawFn, entity: str, scale: int) -> Window:
 def definitions(draw: st.DrawFn, name: str, entity: str, sources: Sequence[str], scale: int) -> dict[str, Any]:
     """One feature: a window, or windows with expressions around them, or none."""
     window = draw(windows(entity, scale))
-
-    def aggregate(among: Sequence[Aggregate]) -> tuple[str, str]:
-        fitting = [made for made in among if window.kind in made.kinds]
-        made = draw(st.sampled_from(fitting))
-        condition = draw(st.sampled_from(FILTERS))
-        return f"{made.sql.replace('@', condition)} OVER {window.sql}", made.dtype
-
-    shape = draw(st.sampled_from(["plain"] * 6 + ["sum", "ratio", "case", "lag", "row"]))
-    whole = AGGREGATES[: len(WHOLE)]
-    made: dict[str, Any] = {"name": name, "source": sources[0] if len(sources) == 1 else list(sources)}
-    if shape == "plain":
-        sql, dtype = aggregate(AGGREGATES)
+    made: dict[str, Any] = {"name": name, "source": list(sources) if len(sources) > 1 else sources[0]}
+    shape = draw(st.sampled_from(["plain"] * 7 + ["over", "sum", "ratio", "case", "lag", "row"]))
+    if shape == "over":
+        window = Window(f"(PARTITION BY {entity} ORDER BY event_timestamp)", "sliding")
+        made["over"] = [f"{width * scale}us" for width in draw(st.permutations([1, 4, 7, 12]))[:2]]
+    one = draw(st.sampled_from([made for made in AGGREGATES if window.kind in made.kinds]))
+    sums = [f"{draw(st.sampled_from(WHOLE))[0]} OVER {window.sql}".replace("@", draw(FILTERS)) for _ in "ab"]
+    if shape in ("plain", "over"):
+        sql, dtype = f"{one.sql.replace('@', draw(FILTERS))} OVER {window.sql}", one.dtype
     elif shape == "sum":
-        sql, dtype = f"coalesce({aggregate(whole)[0]}, 0) + coalesce({aggregate(whole)[0]}, 0) * n", "int64"
+        sql, dtype = f"coalesce({sums[0]}, 0) + coalesce({sums[1]}, 0) * coalesce(n % 7, 2)", "int64"
     elif shape == "ratio":
-        sql, dtype = f"{aggregate(whole)[0]} / nullif({aggregate(whole)[0]}, 0)", "float64"
+        sql, dtype = f"{sums[0]} / nullif({sums[1]}, 0)", "float64"
     elif shape == "case":
-        sql, dtype = f"CASE WHEN {aggregate(whole)[0]} > 1 THEN word ELSE 'few' END", "string"
+        sql, dtype = f"CASE WHEN {sums[0]} > 1 THEN word ELSE 'few' END", "string"
     elif shape == "lag" or entity != "device":
         lagged, dtype = draw(st.sampled_from(LAGS))
         sql = f"{lagged} OVER (PARTITION BY {entity} ORDER BY event_timestamp)"
     else:
         sql, dtype = draw(st.sampled_from([("lower(word)", "string"), ("n + 1", "int64"), ("x", "float64")]))
-    if " RANGE " in sql and not set(EXACT_ONLY) & {word for word in EXACT_ONLY if word in sql}:
-        made |= draw(st.sampled_from([{}, {}, {"resolution": f"{draw(st.integers(2, 7)) * scale}us"}]))
+    if shape in ("sum", "ratio", "case") or one.kinds == ANY:
+        rounded = {"resolution": f"{draw(st.integers(2, 7)) * scale}us"}
+        made |= draw(st.sampled_from([{}, {}, rounded])) if " RANGE BETWEEN INTERVAL" in sql else {}
     if "OVER" in sql:
         made |= draw(st.sampled_from([{}, {}, {"decay": "off"}, {"decay": f"{draw(st.integers(1, 9)) * scale}us"}]))
     return made | {"transformation": sql, "dtype": dtype}
 
 
-EXACT_ONLY = ("DISTINCT", "median", "quantile_", "mode")
-
-
 @st.composite
 def declarations(draw: st.DrawFn, scale: int) -> str:
-    union = draw(st.integers(0, 4)) == 0
-    sources = draw(st.permutations(["readings", "alarms"])) if union else ["readings"]
-    made = []
-    for group in range(draw(st.sampled_from([1, 1, 1, 2]))):
-        entity = "device" if union else draw(st.sampled_from(ENTITIES))
-        count = draw(st.integers(1, 3))
-        made += [draw(definitions(f"f{group}_{number}", entity, sources, scale)) for number in range(count)]
+    """One or two views, each of a few features; `columns:` name values of earlier events."""
+    sources = draw(st.sampled_from([["readings"]] * 4 + [["readings", "alarms"], ["alarms", "readings"]]))
+    entity = "device" if len(sources) > 1 else draw(st.sampled_from(ENTITIES))
+    count = draw(st.integers(1, 3))
+    made = [draw(definitions(f"f{number}", entity, sources, scale)) for number in range(count)]
+    if draw(st.integers(0, 3)) == 0:
+        made.append(draw(definitions("other", entity, sources, scale)) | {"view": "other"})
+    order = f"OVER (PARTITION BY {entity} ORDER BY event_timestamp)"
+    columns = {"gap": f"n - lag(n) {order}", "before": f"lag(word, 2, 'none') {order}", "size": "length(word)"}
     target = f"p99 < {draw(st.integers(1, 6)) * scale}us"
-    return json.dumps({"featureDefinitions": made, "servingRequirements": {"freshnessTarget": target}})
+    return json.dumps(
+        {"featureDefinitions": made, "columns": columns, "servingRequirements": {"freshnessTarget": target}}
+    )
 
 
 # Events
