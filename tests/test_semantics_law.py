@@ -122,6 +122,7 @@ AGGREGATES = (
     Aggregate("arg_max(n, x)@", "int64", ANY),
     Aggregate("approx_count_distinct(word)@", "int64", ANY),
     Aggregate("approx_quantile(x, 0.5)@", "float64", ANY),
+    Aggregate("max(CAST(n AS TINYINT))@", "int64", ANY),
     Aggregate("sum(gap)@", "int64", ANY),
     Aggregate("min(before)@", "string", ANY),
     Aggregate("max(size) FILTER (WHERE gap > 0)", "int64", ANY),
@@ -181,7 +182,7 @@ def definitions(draw: st.DrawFn, name: str, entity: str, sources: Sequence[str],
     """One feature: a window, or windows with expressions around them, or none."""
     window = draw(windows(entity, scale))
     made: dict[str, Any] = {"name": name, "source": list(sources) if len(sources) > 1 else sources[0]}
-    shape = draw(st.sampled_from(["plain"] * 7 + ["over", "sum", "ratio", "case", "lag", "row"]))
+    shape = draw(st.sampled_from(["plain"] * 7 + ["over", "sum", "ratio", "root", "case", "lag", "row"]))
     if shape == "over":
         window = Window(f"(PARTITION BY {entity} ORDER BY event_timestamp)", "sliding")
         made["over"] = [f"{width * scale}us" for width in draw(st.permutations([1, 4, 7, 12]))[:2]]
@@ -193,6 +194,8 @@ def definitions(draw: st.DrawFn, name: str, entity: str, sources: Sequence[str],
         sql, dtype = f"coalesce({sums[0]}, 0) + coalesce({sums[1]}, 0) * coalesce(n % 7, 2)", "int64"
     elif shape == "ratio":
         sql, dtype = f"{sums[0]} / nullif({sums[1]}, 0)", "float64"
+    elif shape == "root":
+        sql, dtype = f"sqrt({sums[0]} - n)", "float64"
     elif shape == "case":
         sql, dtype = f"CASE WHEN {sums[0]} > 1 THEN word ELSE 'few' END", "string"
     elif shape == "lag" or entity != "device":
@@ -200,7 +203,7 @@ def definitions(draw: st.DrawFn, name: str, entity: str, sources: Sequence[str],
         sql = f"{lagged} OVER (PARTITION BY {entity} ORDER BY event_timestamp)"
     else:
         sql, dtype = draw(st.sampled_from([("lower(word)", "string"), ("n + 1", "int64"), ("x", "float64")]))
-    if shape in ("sum", "ratio", "case") or one.kinds == ANY:
+    if shape in ("sum", "ratio", "root", "case") or one.kinds == ANY:
         rounded = {"resolution": f"{draw(st.integers(2, 7)) * scale}us"}
         made |= draw(st.sampled_from([{}, {}, rounded])) if " RANGE BETWEEN INTERVAL" in sql else {}
     if "OVER" in sql:
