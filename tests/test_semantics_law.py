@@ -445,9 +445,10 @@ def test_final_rows_are_what_duckdb_says_and_the_same_in_every_arrangement(
         runs = [play(features, messages, made, until_us, scale) for made in ((1, []), one, another)]
 
         agrees(runs[0])
-        written_once(runs[0])
-        for run in runs:
+        for run, (_, moves) in zip(runs, ((1, []), one, another), strict=True):
             serves_the_newest(run)
+            if ("crash", 0, 0) not in moves:
+                written_once(run)
             for plan in features.pipeline.plans:
                 assert exact(runs[0].final(plan.view.name)) == exact(run.final(plan.view.name))
             assert sorted(map(repr, runs[0].rejects)) == sorted(map(repr, run.rejects))
@@ -677,3 +678,14 @@ def test_a_clock_that_jumps_a_year_ahead_loses_only_what_is_late_by_the_rule() -
         agrees(run)
         serves_the_newest(run)
     assert exact(runs[0].final("readings_by_device")) == exact(runs[1].final("readings_by_device"))
+
+
+def test_what_is_forgotten_is_what_no_frame_can_tell_apart_any_more() -> None:
+    frame = f"RANGE BETWEEN {span(10)} PRECEDING AND {span(4)} PRECEDING"
+    features = counting(frame, resolution="5us", decay="1us", lateness_us=0)
+    messages = {("readings", 0): [message(0), message(1), message(3)]}
+
+    run = play(features, messages, (1, [("read", 1, 3), ("forget", 0, 0)]), until_us=40)
+
+    agrees(run)
+    assert [(0, 0), (1, 0), (3, 0), (4, 1), (5, 2), (7, 3), (15, 0)] == final(run, "f0")
