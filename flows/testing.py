@@ -205,11 +205,14 @@ class Run:
 
     def pass_time(self, until_us: int) -> None:
         """Let time pass, though no event comes, until an instant (µs since the epoch)."""
-        for made in self.given.contracts.values():
-            topic = made.stream.topic
-            count = self._partitions.get(topic, 1)
-            for partition in range(count):
-                self.take(Poll.of_nothing(topic, partition, count, 0, until_us))
+        counts = {made.stream.topic: 1 for made in self.given.contracts.values()} | self._partitions
+        self.take(
+            *(
+                Poll.of_nothing(topic, partition, count, 0, until_us)
+                for topic, count in counts.items()
+                for partition in range(count)
+            )
+        )
 
     def events(self, stream: str) -> pa.Table:
         """Return the accepted events of a stream."""

@@ -59,14 +59,15 @@ class Alarm(Event):
     level: int | None = None
 
 
-def streams(lateness_us: int, *, event_id: str | None = "id") -> dict[str, type[Event]]:
-    """The two streams, as lenient as one example wants them."""
+def streams(lateness_us: int, *event_ids: str | None) -> dict[str, type[Event]]:
+    """The two streams, as lenient as one example wants them, each with its event id or without."""
 
-    def made(name: str, model: type[Event]) -> type[Event]:
+    def made(name: str, model: type[Event], event_id: str | None) -> type[Event]:
         promises = Stream(name, "device", "at", event_id, lateness=timedelta(microseconds=lateness_us))
         return type(model.__name__, (model,), {"__module__": __name__, "stream": promises})
 
-    return {"readings": made("readings", Reading), "alarms": made("alarms", Alarm)}
+    readings_id, alarms_id = event_ids
+    return {"readings": made("readings", Reading, readings_id), "alarms": made("alarms", Alarm, alarms_id)}
 
 
 def instant(at_us: int) -> datetime:
@@ -122,6 +123,7 @@ AGGREGATES = (
     Aggregate("arg_max(n, x)@", "int64", ANY),
     Aggregate("approx_count_distinct(word)@", "int64", ANY),
     Aggregate("approx_quantile(x, 0.5)@", "float64", ANY),
+    Aggregate("max(CAST(n AS TINYINT))@", "int64", ANY),
     Aggregate("sum(gap)@", "int64", ANY),
     Aggregate("min(before)@", "string", ANY),
     Aggregate("max(size) FILTER (WHERE gap > 0)", "int64", ANY),
@@ -181,7 +183,7 @@ def definitions(draw: st.DrawFn, name: str, entity: str, sources: Sequence[str],
     """One feature: a window, or windows with expressions around them, or none."""
     window = draw(windows(entity, scale))
     made: dict[str, Any] = {"name": name, "source": list(sources) if len(sources) > 1 else sources[0]}
-    shape = draw(st.sampled_from(["plain"] * 7 + ["over", "sum", "ratio", "case", "lag", "row"]))
+    shape = draw(st.sampled_from(["plain"] * 7 + ["over", "sum", "ratio", "root", "case", "lag", "row"]))
     if shape == "over":
         window = Window(f"(PARTITION BY {entity} ORDER BY event_timestamp)", "sliding")
         made["over"] = [f"{width * scale}us" for width in draw(st.permutations([1, 4, 7, 12]))[:2]]
@@ -193,6 +195,8 @@ def definitions(draw: st.DrawFn, name: str, entity: str, sources: Sequence[str],
         sql, dtype = f"coalesce({sums[0]}, 0) + coalesce({sums[1]}, 0) * coalesce(n % 7, 2)", "int64"
     elif shape == "ratio":
         sql, dtype = f"{sums[0]} / nullif({sums[1]}, 0)", "float64"
+    elif shape == "root":
+        sql, dtype = f"sqrt({sums[0]} - n)", "float64"
     elif shape == "case":
         sql, dtype = f"CASE WHEN {sums[0]} > 1 THEN word ELSE 'few' END", "string"
     elif shape == "lag" or entity != "device":
@@ -200,9 +204,9 @@ def definitions(draw: st.DrawFn, name: str, entity: str, sources: Sequence[str],
         sql = f"{lagged} OVER (PARTITION BY {entity} ORDER BY event_timestamp)"
     else:
         sql, dtype = draw(st.sampled_from([("lower(word)", "string"), ("n + 1", "int64"), ("x", "float64")]))
-    if shape in ("sum", "ratio", "case") or one.kinds == ANY:
+    if shape in ("sum", "ratio", "root", "case") or (shape in ("plain", "over") and one.kinds == ANY):
         rounded = {"resolution": f"{draw(st.integers(2, 7)) * scale}us"}
-        made |= draw(st.sampled_from([{}, {}, rounded])) if " RANGE BETWEEN INTERVAL" in sql else {}
+        made |= draw(st.sampled_from([{}, {}, rounded])) if window.kind == "sliding" else {}
     if "OVER" in sql:
         made |= draw(st.sampled_from([{}, {}, {"decay": "off"}, {"decay": f"{draw(st.integers(1, 9)) * scale}us"}]))
     return made | {"transformation": sql, "dtype": dtype}
@@ -417,9 +421,10 @@ def written_once(run: Run) -> None:
 def cases(draw: st.DrawFn) -> tuple[str, dict[str, type[Event]], int, list[Logs]]:
     scale = draw(st.sampled_from([1, 1, 1, 1_000_000]))
     declared = draw(declarations(scale))
-    names = ["readings", "alarms"] if '["' in declared else ["readings"]
+    names = ["readings", "alarms"] if "alarms" in declared else ["readings"]
     lateness_us = draw(st.sampled_from([0, 4 * scale, 15 * scale, DAY_US]))
-    models = streams(lateness_us, event_id=draw(st.sampled_from(["id", "id", None])))
+    told_by = st.sampled_from(["id", "id", None])
+    models = streams(lateness_us, draw(told_by), draw(told_by))
     found = draw(st.lists(logs(names, scale), min_size=1, max_size=3))
     return declared, {name: models[name] for name in names}, scale, found
 
@@ -462,7 +467,7 @@ def counting(frame: str, *more: str, **keys: Any) -> Given:
     for one in made:
         one["dtype"] = one["dtype"] or "int64"
     text = json.dumps({"featureDefinitions": made, "servingRequirements": {"freshnessTarget": "p99 < 1us"}})
-    return Given.declared(text, {"readings": streams(lateness_us, event_id=event_id)["readings"]})
+    return Given.declared(text, {"readings": streams(lateness_us, event_id, event_id)["readings"]})
 
 
 def sliding(length_us: int) -> str:
@@ -647,3 +652,28 @@ def test_case_13_a_resolution_counts_from_the_epoch_and_all_lose_at_one_instant(
     rows = run.final("readings_by_device").to_pylist()
     gone = {row["device"]: microseconds(row[EVENT_TIME]) for row in rows if row["f0"] == 0}
     assert gone == {"a": 12, "b": 16, "c": 16}
+
+
+def test_a_clock_that_jumps_a_year_ahead_loses_only_what_is_late_by_the_rule() -> None:
+    features = counting(sliding(10), decay="3us", lateness_us=20)
+    year_us = 365 * DAY_US
+    messages = {
+        ("readings", 0): [message(0), message(year_us), message(5), message(year_us - 20)],
+        ("readings", 1): [message(3), message(8)],
+    }
+    moves = [
+        ("read", 0b01, 2),
+        ("idle", 0b11, 0),
+        ("forget", 0, 0),
+        ("read", 0b01, 9),
+        ("move", 0, 0),
+        ("read", 0b10, 1),
+    ]
+
+    runs = [play(features, messages, (1, made), until_us=2 * year_us) for made in ([], moves)]
+
+    for run in runs:
+        assert [(0, 2, Reason.LATE)] == [(made.partition, made.offset, made.reason) for made in run.rejects]
+        agrees(run)
+        serves_the_newest(run)
+    assert exact(runs[0].final("readings_by_device")) == exact(runs[1].final("readings_by_device"))
