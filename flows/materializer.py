@@ -146,6 +146,8 @@ class _Stages:
         for _, taken in items:
             for name, inputs in taken.inputs.items():
                 parts = split(inputs, self._pipeline.plan(name).view, self._shards_count)
+                counted = sum(part.num_rows for part in parts.values())
+                self._edges.metrics.entityless.labels(name).inc(inputs.num_rows - counted)
                 for shard in range(self._shards_count):
                     clock = (taken.partition, taken.partitions_count, taken.newest_us, taken.caught_up_us)
                     yield f"{name}/{shard}", ShardInput(name, taken.stream, *clock, parts.get(shard))

@@ -1,7 +1,8 @@
 """Everything at once on embedded parts: a broker, an online store, the materializer, a producer, and the checks.
 
-Made edits flow for some seconds, or those of --events FILE with their times shifted to end now. Then what Feast reads
-online is compared with the newest offline rows, and all offline rows with DuckDB's own answer over the same events.
+Made edits flow for some seconds, or those of --events FILE with their times shifted to end now. One channel falls
+silent at once: its values fall though no event comes. Then what Feast reads online is compared with the newest offline
+rows, and all offline rows with DuckDB's own answer over the same events.
 """
 
 import argparse
@@ -48,6 +49,8 @@ from freshet.scripts.made_edits import edits, user
 _CLOCK = "freshet_clock_timestamp_seconds"
 _WAIT_LIMIT_S = 60.0
 _SEED = 2015
+_QUIET = "#quiet.wikipedia"
+_QUIET_AGE = timedelta(seconds=57)
 
 
 def arguments(words: argparse.ArgumentParser) -> None:
@@ -73,6 +76,8 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         sender.start()
         _show(stack, sender)
         sender.check()
+        if words.events is None:
+            _show_decay(stack)
         if words.keep:
             _keep(stack)
         clocks = stack.clocks_us()
@@ -210,10 +215,11 @@ class _Sender(threading.Thread):
         """Give each event and how long to wait for its turn."""
         started = time.monotonic()
         if self._words.events is None:
-            count = int(self._words.seconds * self._words.rate)
-            made = edits(_SEED)
-            for number in range(count):
-                yield started + number / self._words.rate - time.monotonic(), next(made)
+            count = max(2, int(self._words.seconds * self._words.rate))
+            for number, made in zip(range(count), edits(_SEED), strict=False):
+                if number < 2:
+                    made |= {"channel": _QUIET, "time": (datetime.now(UTC) - _QUIET_AGE).isoformat()}
+                yield started + number / self._words.rate - time.monotonic(), made
             return
         events = [json.loads(line) for line in event_file.lines(self._words.events)]
         times = [datetime.fromisoformat(event[self._contract.stream.event_time]) for event in events]
@@ -260,6 +266,21 @@ def _show(stack: _Stack, sender: _Sender) -> None:
             return
         if stack.materializer.poll() is not None or time.monotonic() > deadline:
             raise Unavailable(f"the materializer took {taken:.0f} of {sender.sent_count} events:\n{stack.said()}")
+
+
+def _show_decay(stack: _Stack) -> None:
+    """Wait until time alone has emptied the silent channel's last minute, and say so; raises `Unavailable` if never."""
+    view = stack.workspace.pipeline.plan("wiki_edits_by_channel").view
+    online = OnlineStore(stack.workspace.online_url, stack.workspace.pipeline.project, stack.workspace.pipeline.views)
+    deadline = time.monotonic() + _WAIT_LIMIT_S
+    while True:
+        [row] = online.read(view, [(_QUIET,)])
+        if row is not None and row.features["chan_edits_1m"] == 0:
+            break
+        if stack.ended_within(0.1) or time.monotonic() > deadline:
+            raise Unavailable(f"{_QUIET} still has {row and row.features}:\n{stack.said()}")
+    at = f"{row.event_timestamp:%H:%M:%S}"
+    print(f"\nno event since: {_QUIET} had 2 edits a minute, chan_edits_1m=0 at {at} by time alone")
 
 
 _Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -504,7 +504,7 @@ def test_a_new_project_plans_and_replays_as_it_stands(tmp_path: Path) -> None:
     jsonschema.Draft202012Validator(OUTPUT).validate(json.loads(freshet.ok("plan", "--json")))
     said = json.loads(freshet.ok("replay", str(root / "events.jsonl"), "--out", str(tmp_path / "rows"), "--json"))
 
-    assert said["events"] == {"accepted": 4, "rejected": 0, "duplicate": 0}
+    assert said["events"]["page_views"] == {"accepted": 4, "rejected": 0, "duplicate": 0}
     assert said["rows"] == {"page_views_by_visitor": 4}
     view = Workspace.open(settings.read({"FRESHET_PROJECT": str(root)})).pipeline.plan("page_views_by_visitor").view
     rows = OfflineStore(tmp_path / "rows").final(view).to_pylist()

@@ -92,6 +92,17 @@ def test_feast_apply_works_by_itself(project: Path) -> None:
         assert view in done.stdout
 
 
+def test_a_feature_is_tested_as_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = next(block for block in README.split("```python\n") if "freshet.flows.testing" in block).split("```")[0]
+    (tmp_path / "test_shop.py").write_text(shown)
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", "freshet.scripts.cli", "init", "shop"], check=True, capture_output=True)
+
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], capture_output=True, text=True, check=False)
+
+    assert done.stdout.strip().splitlines()[-1].startswith("1 passed"), done.stdout
+
+
 def test_the_demo_prints_what_the_readme_shows() -> None:
     shown = next(block for block in CONSOLE if block.startswith("$ ./scripts/demo"))
     command = [sys.executable, "-m", "freshet.scripts.cli", "demo", "--seconds", "2", "--rate", "100"]

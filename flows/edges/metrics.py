@@ -79,6 +79,12 @@ class Metrics:
             "freshet_events", "Events taken from Kafka.", ["stream", "outcome"], registry=self.registry
         )
         self.rejects = Counter("freshet_rejects", "Events not accepted.", ["stream", "reason"], registry=self.registry)
+        self.entityless = Counter(
+            "freshet_events_without_entity",
+            "Accepted events that add no row to a view, their entity being NULL.",
+            ["feature_view"],
+            registry=self.registry,
+        )
         self.rows = Counter("freshet_rows", "Rows written.", ["feature_view", "store"], registry=self.registry)
         self.entities = Gauge(
             "freshet_state_entities", "Entities with state.", ["feature_view"], registry=self.registry
@@ -108,6 +114,7 @@ class Metrics:
                 self.rejects.labels(stream, reason.value)
         for view in views:
             self.entities.labels(view)
+            self.entityless.labels(view)
             self.clock.labels(view)
             for store in ("online", "offline"):
                 self.rows.labels(view, store)

@@ -1,6 +1,7 @@
 """One shard in the flow: its clock, and that what it may forget never depends on how its streams are cut into polls."""
 
 import itertools
+import os
 import pickle
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from freshet.flows.steps.windows.shard import NEVER_US, WindowedRows
 from freshet.schemas.plan import Aggregate, Oracle, Range, ViewPlan
 from freshet.schemas.view import View
 
+SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 TIME = pa.timestamp("us", "UTC")
 INPUTS = pa.schema(
     [
@@ -46,7 +48,7 @@ def item(
     return ShardInput("by_user", "events", partition, count, newest_us, caught_up_us, inputs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300 * SOAK)
 @given(
     steps=st.lists(st.tuples(st.integers(-LATENESS_US, 30), st.integers(0, 2)), min_size=1, max_size=80),
     cuts=st.lists(st.integers(1, 80), max_size=12),

@@ -1,6 +1,7 @@
 """Windows against the slow obvious truth: every frame of every row, folded by Python over a list."""
 
 import math
+import os
 import pickle
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from freshet.flows.steps.windows.shard import NEVER_US, WindowedRows, WindowShar
 from freshet.schemas.plan import Aggregate, Exclude, Lag, Oracle, Range, Rows, ViewPlan
 from freshet.schemas.view import Kind, View
 
+SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 TIME = pa.timestamp("us", "UTC")
 INPUTS = {
     "int64": (pa.int64(), st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3)),
@@ -290,11 +292,11 @@ def frames(draw: st.DrawFn, *, mergeable: bool) -> Range | Rows:
         ending = draw(st.integers(0, 3 if preceding is None else preceding))
         return Rows(preceding, ending, exclude)
     decay = draw(st.none() | st.integers(1, 7))
-    if mergeable and draw(st.booleans()):
-        if draw(st.booleans()):
-            return Range(None, draw(st.sampled_from([0, 0, 3])), exclude=exclude, decay_us=decay)
-        preceding, resolution = draw(st.integers(0, 12)), draw(st.integers(1, 8))
-        return Range(preceding, 0, resolution, draw(st.integers(0, 3)), exclude, decay)
+    if mergeable and draw(st.integers(0, 3)) == 0:
+        return Range(None, draw(st.sampled_from([0, 0, 3])), exclude=exclude, decay_us=decay)
+    if draw(st.booleans()):
+        preceding = draw(st.integers(0, 12)) if mergeable else 0
+        return Range(preceding, 0, draw(st.integers(1, 8)), draw(st.integers(0, 3)), exclude, decay)
     preceding = draw(st.integers(0, 12))
     return Range(preceding, draw(st.sampled_from([0, 0, preceding, preceding // 2])), exclude=exclude, decay_us=decay)
 
@@ -336,7 +338,7 @@ def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]], list[int]]:
     return plan(kind, made, whole_history=whole), batches, idle
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000 * SOAK)
 @given(cases(), st.sampled_from(["keep", "compact", "save"]))
 def test_final_rows_are_the_folds_of_their_frames_however_events_arrive(
     case: tuple[ViewPlan, list[list[Event]], list[int]], between_batches: str
@@ -553,7 +555,7 @@ def test_approximate_quantiles_know_the_ends_of_the_doubles(value: float) -> Non
     assert rows_of(sketching, [Event("a", 0, 0, 0, value)])["a", 0]["_w0"] == pytest.approx(value, rel=0.0101)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100 * SOAK)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(0, 2**64 - 1)), min_size=1, max_size=40),
     st.randoms(use_true_random=False),

@@ -227,5 +227,9 @@ INSTEAD: Mapping[str, str] = {
     "nth_value": "write lag(…, n), or first_value(…) over ROWS n PRECEDING",
     "fill": "write last_value(… IGNORE NULLS)",
     "list_distinct": f"write list(…) {_ROWS}",
+    "session": "write the gap as a column, event_timestamp - lag(event_timestamp) OVER (…); sessions belong upstream",
+    "tumble": "write PARTITION BY …, time_bucket(INTERVAL '1 hour', event_timestamp)",
+    "hop": "write RANGE BETWEEN … PRECEDING AND CURRENT ROW, with `resolution:`",
+    "cumulate": "write PARTITION BY …, time_bucket(INTERVAL '1 day', event_timestamp)",
 }
 """What to write for functions over windows that are not computed."""
