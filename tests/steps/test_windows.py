@@ -313,7 +313,7 @@ def aggregates(draw: st.DrawFn, kind: str) -> Aggregate:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]], list[int]]:
+def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]], list[int], int]:
     kind = draw(st.sampled_from(sorted(INPUTS)))
     made = draw(st.lists(aggregates(kind), min_size=1, max_size=4))
     whole = any(
@@ -323,9 +323,10 @@ def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]], list[int]]:
     value = st.none() | INPUTS[kind][1]
     if kind == "float64" and draw(st.booleans()):
         value = st.none() | st.sampled_from([0.5, 1.5, 2.5])
-    step = st.tuples(
-        st.sampled_from("abc"), st.integers(-6, 9), st.integers(0, 2), value, st.none() | st.sampled_from("xyz")
-    )
+    lateness = draw(st.sampled_from([0, 1, 6]))
+    entities = draw(st.sampled_from(["a", "abc"]))
+    ahead = st.integers(-lateness, 9) | st.integers(-lateness, 1)
+    step = st.tuples(st.sampled_from(entities), ahead, st.integers(0, 2), value, st.none() | st.sampled_from("xyz"))
     events, newest = list[Event](), 0
     for offset, (entity, ahead, partition, content, event_id) in enumerate(
         draw(st.lists(step, min_size=1, max_size=50))
@@ -335,23 +336,23 @@ def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]], list[int]]:
     cuts = sorted(draw(st.lists(st.integers(0, len(events)), max_size=6)))
     batches = [events[a:b] for a, b in zip([0, *cuts], [*cuts, len(events)], strict=True)]
     idle = draw(st.lists(st.sampled_from([0, 0, 0, 3, 40]), min_size=len(batches), max_size=len(batches)))
-    return plan(kind, made, whole_history=whole), batches, idle
+    return plan(kind, made, whole_history=whole), batches, idle, lateness
 
 
 @settings(max_examples=1000 * SOAK)
 @given(cases(), st.sampled_from(["keep", "compact", "save"]))
 def test_final_rows_are_the_folds_of_their_frames_however_events_arrive(
-    case: tuple[ViewPlan, list[list[Event]], list[int]], between_batches: str
+    case: tuple[ViewPlan, list[list[Event]], list[int], int], between_batches: str
 ) -> None:
-    plan, batches, idle = case
+    plan, batches, idle, lateness = case
     shard, parts, newest = WindowShard(plan), list[WindowedRows](), NEVER_US
     for batch, pause in zip(batches, idle, strict=True):
-        horizon = newest - 6 if between_batches == "compact" else NEVER_US
+        horizon = newest - lateness if between_batches == "compact" else NEVER_US
         newest = max([newest, *(event.time for event in batch)])
         parts += shard.add(table(batch, plan.inputs), clock_us=newest, horizon_us=horizon, now_us=0)
         parts += shard.add(None, clock_us=newest + pause, horizon_us=horizon, now_us=0)
         if between_batches == "compact":
-            shard.compact(min(newest - 6, shard.clock_us))
+            shard.compact(min(newest - lateness, shard.clock_us))
         if between_batches == "save":
             state = pickle.loads(pickle.dumps(shard.state()))
             shard = WindowShard(plan)
@@ -652,3 +653,16 @@ def test_only_the_last_row_of_an_entity_in_a_batch_is_newest() -> None:
     rows = [*WindowShard(counting).add(table(events, counting.inputs), clock_us=2, horizon_us=0, now_us=0)]
 
     assert rows[0].newest.to_pylist() == [False, True, True]
+
+
+@pytest.mark.parametrize("frame", [Range(10), Range(0, resolution_us=20, decay_us=1)])
+def test_aggregates_of_all_values_keep_each_though_their_events_are_tied_or_old(frame: Range) -> None:
+    counting = plan("int64", [Aggregate("count_distinct", 0, "", frame)], whole_history=False)
+    shard = WindowShard(counting)
+    first = [Event("a", 1, 0, 0, 1), Event("a", 1, 0, 1, 2), Event("a", 2, 0, 2, 3)]
+    list(shard.add(table(first, counting.inputs), clock_us=8, horizon_us=8, now_us=0))
+    shard.compact(8)
+
+    rows = [*shard.add(table([Event("a", 9, 0, 3, 4)], counting.inputs), clock_us=9, horizon_us=8, now_us=0)]
+
+    assert newest_versions(rows)["a", 9]["_w0"] == 4

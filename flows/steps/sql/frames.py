@@ -114,7 +114,7 @@ def _decaying(made: Range, options: FrameOptions) -> Range:
         return made
     if options.decay_us is not None:
         return replace(made, decay_us=options.decay_us)
-    if made.resolution_us > 1:
+    if made.resolution_us > 1 or made.preceding_us == 0:  # sawtooth, tumbling: at their very edges
         return replace(made, decay_us=1)
     return replace(made, decay_us=max(options.target_us, changes // _SHARE))
 
