@@ -30,6 +30,8 @@ VERSION_HEADER = "freshet-version"
 
 EVENT_TIME = "event_timestamp"
 PARTITION, OFFSET, AVAILABLE_AT = "_partition", "_offset", "_available_at"
+NEVER_US = -(2**62)
+"""Before every event time, with room to subtract a lateness."""
 STREAM = "_stream"
 """In the union of several streams' events, the place of an event's own stream among them."""
 _SYSTEM = (

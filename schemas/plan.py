@@ -14,6 +14,9 @@ import pyarrow as pa
 
 from freshet.schemas.view import View
 
+PARTITION_BITS = 20
+"""In a view of several streams, `_partition` of the inputs has the stream's place above so many bits."""
+
 _NOTHING = pa.schema([])
 
 

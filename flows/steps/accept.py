@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, Stream
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, NEVER_US, Stream
 from freshet.schemas.rejects import Reason
 
-NEVER_US = np.iinfo(np.int64).min // 2
-"""Before every event time, with room to subtract a lateness."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

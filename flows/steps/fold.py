@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from freshet.flows.steps.sql import Arguments
-from freshet.flows.steps.windows.shard import NEVER_US, WindowedRows, WindowShard
+from freshet.flows.steps.windows.shard import WindowedRows, WindowShard
+from freshet.schemas.event import NEVER_US
 from freshet.schemas.plan import ViewPlan
 
 

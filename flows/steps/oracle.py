@@ -16,7 +16,9 @@ import duckdb
 import pyarrow as pa
 
 from freshet.flows.steps.sql import engine
+from freshet.flows.steps.sql.engine import explain
 from freshet.flows.steps.sql.parse import quoted
+from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import EVENT_TIME, STREAM
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.view import CREATED, VERSION, Feature
@@ -56,7 +58,8 @@ def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: in
 
     Both are taken up to `until_us` (µs since the epoch), to which all ticks must have been made. `events` of several
     streams is their union, in the order of `view.sources`. A row that only one of them has differs. Floats may differ
-    by 1e-9 of the larger, approximate values by their error; everything else, and `_version`, must be equal.
+    by 1e-9 of the larger, approximate values by their error; everything else, and `_version`, must be equal. Raises
+    `Refused` where DuckDB fails, as on a sum that overflows its type.
     """
     names = [*plan.view.entity_names, EVENT_TIME, *(feature.name for feature in plan.view.features), VERSION]
     connection = engine(memory_limit=_MEMORY)
@@ -64,7 +67,12 @@ def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: in
     connection.register("given", final_rows.select([*names, CREATED]))
     until = f"{EVENT_TIME} <= make_timestamp({until_us})::TIMESTAMPTZ"
     connection.execute(f"CREATE TEMP TABLE made AS SELECT *, true AS _found FROM given WHERE {until}")
-    connection.execute(f"CREATE TEMP TABLE windowed AS {plan.oracle.windowed}", {"until_us": until_us})
+    try:
+        connection.execute(f"CREATE TEMP TABLE windowed AS {plan.oracle.windowed}", {"until_us": until_us})
+    except duckdb.Error as error:
+        hint = "an overflow, say: cast the input to a wider type, such as DOUBLE"
+        fact = "cannot be compared: DuckDB cannot compute it from these events"
+        raise Refused([Problem("feature view", plan.view.name, fact, explain(error)[0], hint)]) from error
     _finish(connection, plan, until)
     differing_count, judged_count = _count(connection, plan)[1], 0
     if differing_count and plan.oracle.exact:

@@ -12,7 +12,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from freshet.flows.steps.windows.shard import NEVER_US, WindowShard
+from freshet.flows.steps.windows.shard import WindowShard
+from freshet.schemas.event import NEVER_US
 from freshet.schemas.plan import Aggregate, Oracle, Range, ViewPlan
 from freshet.schemas.view import View
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freshet.flows.steps.accept import NEVER_US, PartitionJudge
-from freshet.schemas.event import Stream
+from freshet.flows.steps.accept import PartitionJudge
+from freshet.schemas.event import NEVER_US, Stream
 from freshet.schemas.rejects import Reason
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freshet.flows.steps.fold import ShardFold, ShardInput
-from freshet.flows.steps.windows.shard import NEVER_US, WindowedRows
+from freshet.flows.steps.windows.shard import WindowedRows
+from freshet.schemas.event import NEVER_US
 from freshet.schemas.plan import Aggregate, Oracle, Range, ViewPlan
 from freshet.schemas.view import View
 

@@ -11,6 +11,7 @@ from pydantic import AwareDatetime
 from freshet.flows.steps.oracle import Compared, compare
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas import declaration
+from freshet.schemas.errors import Refused
 from freshet.schemas.event import Event, Stream, contract
 from freshet.schemas.plan import ViewPlan
 
@@ -214,3 +215,11 @@ def test_an_approximate_count_may_be_off_by_its_error_and_no_more() -> None:
         return compare(plan, events, made_of(plan, [row]), microseconds(last)).differing_count
 
     assert (differing(3200), differing(4000)) == (2999, 3000)
+
+
+def test_a_sum_that_duckdb_cannot_hold_is_said_and_no_traceback() -> None:
+    plan = plan_of({"dtype": "float64", "transformation": f"sum(CAST(share AS DECIMAL(38, 0))) {OVER_10M}"})
+    events = clicked(*((minute, "ada", 9e37) for minute in range(9)))
+
+    with pytest.raises(Refused, match="cannot be compared: DuckDB cannot compute it from these events"):
+        compare(plan, events, made_of(plan, []), microseconds(UNTIL))

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freshet.flows.steps.sql import Arguments
-from freshet.flows.steps.windows.shard import NEVER_US, WindowedRows, WindowShard
+from freshet.flows.steps.windows.shard import WindowedRows, WindowShard
+from freshet.schemas.event import NEVER_US
 from freshet.schemas.plan import Aggregate, Exclude, Lag, Oracle, Range, Rows, ViewPlan
 from freshet.schemas.view import Kind, View
 

@@ -31,11 +31,8 @@ from freshet.flows.steps.sql.parse import (
 from freshet.schemas.declaration import NAME, Definition, Source, ViewOptions
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, STREAM, Contract
-from freshet.schemas.plan import Aggregate, Lag, Pipeline, Range, Rows, ViewPlan
+from freshet.schemas.plan import PARTITION_BITS, Aggregate, Lag, Pipeline, Range, Rows, ViewPlan
 from freshet.schemas.view import CREATED, VERSION, Feature, View
-
-PARTITION_BITS = 20
-"""In a view of several streams, `_partition` of the inputs has the stream's place above so many bits."""
 
 _ENDS = ("first_value", "last_value")
 

@@ -7,7 +7,7 @@ marked `_tick`, which no window counts.
 
 # ruff: noqa: S608  # only what `check` has passed is put into SQL
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import duckdb
@@ -177,15 +177,15 @@ class _Oracle:
 
         def replaced(part: Node) -> Node | None:
             if part["class"] == "WINDOW":
-                return expression(self.connection, self._lag(part, one))
+                return expression(self.connection, self._lag(part))
             if part["class"] == "COLUMN_REF" and part["column_names"][0] in one.lagged:
                 return rewrite(one.lagged[part["column_names"][0]], replaced)
             return None
 
         return write(self.connection, rewrite(node, replaced))
 
-    def _lag(self, window: Node, one: Expression) -> str:
-        del one
+    def _lag(self, window: Node) -> str:
+        """Return the column of `lagged` that has an earlier event's value."""
         arguments = ", ".join(write(self.connection, part["expression"]) for part in window["arguments"])
         sql = f"lag({arguments}) OVER (PARTITION BY {self.entity} ORDER BY _nr)"
         return self.lags.setdefault(sql, f"_g{len(self.lags)}")
@@ -200,7 +200,7 @@ class _Oracle:
         over = f"PARTITION BY {self.entity} ORDER BY _nr"
         if window["type"] == "WINDOW_LAG":
             return f"lag({', '.join([_guarded(inputs[0]), *inputs[1:]])}) OVER ({over})"
-        return _over(window, made, inputs, kept, f"{over} {rows}", _guarded)
+        return _over(window, made, inputs, kept, f"{over} {rows}")
 
     def _in_time(self, window: Node, made: Windowed, frame: Range, inputs: Sequence[str], kept: str | None) -> str:
         """Return a window in time, over `instants`: as declared, but for what ticks carry."""
@@ -213,7 +213,7 @@ class _Oracle:
         exclude = "" if frame.exclude is Exclude.NOTHING else f" EXCLUDE {frame.exclude}"
         bounds = f"RANGE BETWEEN {start} PRECEDING AND {end}{exclude}"
         counted = "NOT _tick" if kept is None else f"NOT _tick AND {_guarded(kept)}"
-        sql = _over(window, made, inputs, counted, f"PARTITION BY {over} ORDER BY {EVENT_TIME} {bounds}", _guarded)
+        sql = _over(window, made, inputs, counted, f"PARTITION BY {over} ORDER BY {EVENT_TIME} {bounds}")
         if frame.exclude is Exclude.NOTHING:
             return sql
         return f"CASE WHEN _tick THEN {self._subquery(_aggregate(window, made, inputs), frame, kept)} ELSE {sql} END"
@@ -288,14 +288,13 @@ def _over(
     inputs: Sequence[str],
     counted: str | None,
     over: str,
-    guarded: Callable[[str], str],
 ) -> str:
     """Return a window; `counted` says which events it counts."""
     name = window["function_name"].casefold()
     if made.function in ("first_value", "last_value"):  # they take no FILTER
         conditions = [] if counted is None else [counted]
-        conditions += [f"{guarded(inputs[0])} IS NOT NULL"] if window["ignore_nulls"] else []
-        boxed = f"{{'v': {guarded(inputs[0])}}}"
+        conditions += [f"{_guarded(inputs[0])} IS NOT NULL"] if window["ignore_nulls"] else []
+        boxed = f"{{'v': {_guarded(inputs[0])}}}"
         boxed = f"CASE WHEN {' AND '.join(conditions)} THEN {boxed} END" if conditions else boxed
         return f"struct_extract({made.function}({boxed} ORDER BY _nr IGNORE NULLS) OVER ({over}), 'v')"
     kept = "" if counted is None else f" FILTER (WHERE {counted})"

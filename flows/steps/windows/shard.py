@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from freshet.flows.steps.windows.aggregates import FUNCTIONS, MERGEABLE, Folded, parts_of
+from freshet.flows.steps.windows.aggregates import FUNCTIONS, Folded, parts_of
 from freshet.flows.steps.windows.columns import ValueColumn, microseconds, timestamps
 from freshet.flows.steps.windows.due import NEVER_DUE_US, DueSlots
 from freshet.flows.steps.windows.folds import PrefixFold, Spans
 from freshet.flows.steps.windows.frames import low_edges, tick_rules
+from freshet.flows.steps.windows.panes import panes
 from freshet.flows.steps.windows.parts import Digits, Part
 from freshet.flows.steps.windows.segments import (
     EVENT_ID,
@@ -31,19 +32,13 @@ from freshet.flows.steps.windows.segments import (
     Segments,
     ranges,
 )
-from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, NEVER_US
 from freshet.schemas.event import OFFSET as OFFSET_COLUMN
 from freshet.schemas.event import PARTITION as PARTITION_COLUMN
-from freshet.schemas.plan import Aggregate, Exclude, Range, Rows, ViewPlan
+from freshet.schemas.plan import PARTITION_BITS, Aggregate, Exclude, Range, Rows, ViewPlan
 from freshet.schemas.view import CREATED, NOWHERE, VERSION, Kind
 
 Bools = npt.NDArray[np.bool_]
-
-NEVER_US = np.iinfo(np.int64).min // 2
-"""Before every event time, with room to subtract a lateness."""
-
-PARTITION_BITS = 20
-"""In a view of several streams, `_partition` of the inputs has the stream's place above so many bits."""
 
 _AVAILABLE, _EVENTS = "available_at", "events"
 _COMPACT_MIN_POSITIONS = 1 << 14
@@ -276,13 +271,13 @@ class WindowShard:
         latest = np.maximum.accumulate(np.where(changed.is_new, np.arange(len(at)), -1))
 
         times = segments.time[at]
-        rises = np.append(times[1:] != times[:-1], True)  # numpy takes values
-        rises[firsts[1:] - 1] = True
+        stands = np.append(times[1:] != times[:-1], True)  # a row does, at the last event of its time
+        stands[firsts[1:] - 1] = True
         since = np.minimum(segments.time[at[changed.is_new]][_first_of_each(owners[changed.is_new])] - 1, before_us)
         who, ticks = self._ticks(changed.slots, since)
-        instants = np.append(times[rises], ticks)
-        indices = np.append(owners[rises], who)
-        is_tick = np.arange(len(instants)) >= int(rises.sum())
+        instants = np.append(times[stands], ticks)
+        indices = np.append(owners[stands], who)
+        is_tick = np.arange(len(instants)) >= int(stands.sum())
 
         slots = changed.slots[indices]
         high = segments.search(TIME, segments.start[slots], segments.end[slots], instants + 1)
@@ -291,11 +286,11 @@ class WindowShard:
         cause = np.where(inside, latest[np.where(inside, offset, 0)], -1)
         caused = cause >= firsts[indices]
         causes = np.where(caused, at[cause], high - 1)
-        rises_ = caused & (segments.time[causes] >= self._reach_edges(instants))
+        rises = caused & (segments.time[causes] >= self._reach_edges(instants))
         old = is_tick & (instants <= before_us)
         existed = np.zeros(len(instants), np.bool_)
         existed[old] = self._existed(changed, firsts, indices[old], instants[old])
-        wanted = np.where(is_tick, (instants > before_us) | rises_ | (old & ~existed), rises_)
+        wanted = np.where(is_tick, (instants > before_us) | rises | (old & ~existed), rises)
         kinds = np.where(
             is_tick,
             np.where(instants > before_us, Kind.DECAY, Kind.CORRECTION),
@@ -467,24 +462,8 @@ class WindowShard:
         slots = np.flatnonzero(segments.end > segments.start)
         lengths = segments.end[slots] - segments.start[slots]
         at, owners = ranges(segments.start[slots], lengths), np.repeat(slots, lengths)
-        if not len(at):
-            return
-        times = segments.time[at]
-        is_first = np.append(True, owners[1:] != owners[:-1])  # numpy takes values
-        alone = times >= horizon_us
-        whole = {made.frame for made in self.plan.aggregates if made.function not in MERGEABLE}
-        begins, matters = is_first | alone, alone.copy()
-        for frame in self.plan.ranges:
-            edges, needed = _edges(frame, times, horizon_us)
-            begins |= np.append(True, edges[1:] != edges[:-1])  # as above
-            if frame in whole:
-                begins |= needed
-            matters |= needed
-        protected = self._protected(at, owners, horizon_us)
-        begins |= protected
-        begins[1:] |= alone[:-1] | protected[:-1]
-        if not self.plan.whole_history:
-            at, owners, begins = at[matters], owners[matters], begins[matters]  # of a pane's events all matter, or none
+        begins, matters = panes(self.plan, segments, at, owners, horizon_us)
+        at, owners, begins = at[matters], owners[matters], begins[matters]  # of a pane's events all matter, or none
         if not len(at):
             self._segments, self._due, self._settled = Segments(self._dtypes()), DueSlots(), 0
             return
@@ -494,23 +473,6 @@ class WindowShard:
         self._set_due(np.arange(len(segments.keys)))
         self._settled = segments.used
 
-    def _protected(self, at: Ints, owners: Ints, horizon_us: int) -> Bools:
-        """Say which events before the horizon rows to come may still count one by one."""
-        rows = [frame for frame in {made.frame for made in self.plan.aggregates} if isinstance(frame, Rows)]
-        count = max(
-            [*((frame.preceding or frame.ending) + 1 for frame in rows), *(lag.rows for lag in self.plan.lags)],
-            default=0,
-        )
-        segments = self._segments
-        protected = np.zeros(len(at), np.bool_)
-        limit = segments.search(TIME, segments.start[owners], segments.end[owners], np.full(len(at), horizon_us))
-        if count:
-            protected |= at >= limit - count
-        if any(aggregate.frame.exclude is not Exclude.NOTHING for aggregate in self.plan.aggregates):
-            last = np.maximum(limit - 1, segments.start[owners])
-            protected |= segments.time[at] == segments.time[last]
-        return protected
-
     def _merge(self, columns: Columns, firsts: Ints) -> Columns:
         """Return the columns of panes: an event's own are those of the last."""
         lasts = np.append(firsts[1:], len(columns[TIME])) - 1
@@ -519,18 +481,6 @@ class WindowShard:
         for part in self._parts():
             merged |= part.merge(columns, firsts)
         return merged
-
-
-def _edges(frame: Range, times: Ints, horizon_us: int) -> tuple[Ints, Bools]:
-    """Return, for each event, what of its time a frame can still tell, and whether it can still hold or lose it."""
-    interval = frame.decay_us or 1
-    oldest = horizon_us - frame.ending_us - interval
-    if frame.preceding_us is None:
-        return np.maximum(times, oldest), np.ones(len(times), np.bool_)
-    floored = low_edges(Range(0, resolution_us=frame.resolution_us, origin_us=frame.origin_us), times)
-    lowest = int(low_edges(frame, np.array([horizon_us - interval]))[0])
-    edges = np.where(times >= oldest, times, np.maximum(floored, lowest - 1))
-    return edges, times >= lowest
 
 
 def _first_of_each(owners: Ints) -> Ints:
