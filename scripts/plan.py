@@ -133,7 +133,7 @@ def _print_estimate(workspace: Workspace, plan: ViewPlan, words: argparse.Namesp
         f" compression; {volume} is declared"
     )
     if made.state_bytes > budget:
-        hint = "give its widest windows a `resolution:`, or shorten them"
+        hint = "a `resolution:`, or a longer one, keeps fewer panes of its widest windows; shorter windows keep less"
         print(f"    warning: that is more state than the budget of {size(budget)}. Hint: {hint}")
     if made.parquet_bytes_per_day > volume.bytes_per_day * 1.0001:
         print("    warning: that is more parquet than declared. Hint: a longer `decay:` makes fewer rows")

@@ -89,7 +89,7 @@ def _view(plan: ViewPlan, declaration: Declaration) -> FeatureViewConfig:
         source=", ".join(view.sources),
         offlinePath=f"{declaration.infrastructure.offlineStore}/{view.name}",
         state={
-            "reach": "lifetime" if plan.reach_us is None else units.spell(units.microseconds(plan.reach_us)),
+            "reach": estimates.reach_words(plan),
             "windows": [estimates.words(frame) for frame in dict.fromkeys(made.frame for made in plan.aggregates)],
             "rowsPerEvent": estimates.rows_per_event(plan),
             "bytesPerEvent": estimates.element_bytes(plan),

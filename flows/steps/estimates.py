@@ -94,6 +94,14 @@ def allowed_load(plan: ViewPlan, bytes_per_day: float, entities_count: int) -> L
     return Load(events_per_day / _SECONDS_PER_DAY, entities_count, "the declared offlineVolume, used up")
 
 
+def reach_words(plan: ViewPlan) -> str:
+    """Say how far back a row can depend on events; of a window with a resolution, the longest that it can get."""
+    if plan.reach_us is None:
+        return "lifetime"
+    longest = max(plan.ranges, key=lambda frame: frame.span_us or 0)
+    return _spelled(plan.reach_us + (longest.resolution_us > 1))
+
+
 def words(frame: Range | Rows) -> str:
     """Say a frame as the user may read it.
 
