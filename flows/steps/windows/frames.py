@@ -9,6 +9,7 @@ from freshet.schemas.plan import Range, ViewPlan
 def low_edges(frame: Range, instants: Ints) -> Ints:
     """Return the time of the oldest event that a frame holds at each instant (µs); the frame must have one.
 
+    >>> import numpy as np
     >>> low_edges(Range(10), np.array([25])), low_edges(Range(10, resolution_us=4), np.array([25]))
     (array([15]), array([12]))
     """
@@ -32,6 +33,7 @@ class TickRule:
     def ticks(self, times: Ints) -> Ints:
         """Return the tick of each event time.
 
+        >>> import numpy as np
         >>> TickRule(11, 5).ticks(np.array([0, 4, 5]))  # it leaves [q - 10, q] after 10, 14, 15
         array([15, 15, 20])
         """
@@ -40,6 +42,7 @@ class TickRule:
     def first_after(self, clocks: Ints) -> Ints:
         """Return the earliest event time whose tick lies after each clock.
 
+        >>> import numpy as np
         >>> TickRule(11, 5).first_after(np.array([14, 15]))
         array([0, 5])
         """
