@@ -44,10 +44,16 @@ class Intake:
     def __init__(self, contract: Contract, plans: Sequence[ViewPlan]) -> None:
         self.contract = contract
         self._decoder = Decoder(contract)
+        self._nothing = {plan.view.name: plan.inputs.empty_table() for plan in plans}
         self._projectors = {plan.view.name: Projector(plan, contract.name) for plan in plans}
 
     def take(self, judge: PartitionJudge, poll: Poll) -> Taken:
         """Take one poll of the partition that `judge` judges."""
+        if not poll.values:  # it only says how far the partition is
+            return Taken(
+                self.contract.name, poll.partition, poll.partitions_count, self.contract.schema.empty_table(),
+                self._nothing, (), 0, judge.accepted_us, poll.caught_up_us,
+            )  # fmt: skip
         decoded = self._decoder.decode(poll)
         judged = judge.judge(decoded.events)
         rejects = [*decoded.rejects]
