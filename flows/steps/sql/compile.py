@@ -55,7 +55,7 @@ def compile_views(source: Source, contracts: Mapping[str, Contract]) -> Pipeline
     """
     with closing(engine()) as connection:
         windows, problems = _windows(connection, source)
-        columns, found = read_columns(connection, source)
+        columns, found = read_columns(connection, source, windows, _fields(source, contracts))
         problems += found
         broken = frozenset(name for name in source.declaration.windows if name not in windows)
         declared = _Declared(source, contracts, windows, broken, columns)
@@ -102,6 +102,14 @@ def _windows(connection: duckdb.DuckDBPyConnection, source: Source) -> tuple[dic
             continue
         windows[name] = (text, place)
     return windows, problems
+
+
+def _fields(source: Source, contracts: Mapping[str, Contract]) -> frozenset[str]:
+    """Return what the streams of all definitions call their columns, in lower case; nothing if one is unknown."""
+    names = {name for definition in source.declaration.featureDefinitions for name in definition.streams}
+    if not names <= contracts.keys():
+        return frozenset()
+    return frozenset(column.casefold() for name in names for column in contracts[name].columns.names)
 
 
 def _read(
