@@ -200,10 +200,10 @@ def _ambiguous(
     if twice:
         hint = "rename one: SQL cannot tell them apart"
         yield Problem("stream", streams, "has columns that differ only in case", listed(twice), hint, place)
-    for name in declared.columns.nodes:
-        if name in folded:
-            hint = f"rename it: {made[0].name} has {name}"
-            yield Problem("column", name, "has the name of a field of the stream", "", hint, place)
+    for name in (name for name in declared.columns.nodes if name in folded):
+        owner = next(one.name for one in made if name in map(str.casefold, one.columns.names))
+        hint, where = f"rename it: {owner} has {name}", declared.source.place("columns", name)
+        yield Problem("column", name, "has the name of a field of the stream", "", hint, where)
 
 
 # Grouping
