@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
@@ -128,6 +129,40 @@ class Alignment:
             return own is not None and own - min(self._times_ms.values()) > _AHEAD_LIMIT_MS
 
 
+class Partition(Protocol):
+    """A Kafka partition that is read, as `kafka.PartitionReader` does."""
+
+    topic: str
+    partition: int
+    partitions_count: int
+    position: int
+
+    @property
+    def end_offset(self) -> int:
+        """The offset after the last message that is known to be there."""
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything that is known to be there was read."""
+
+    @property
+    def well(self) -> bool:
+        """Whether no outage is being waited out."""
+
+    def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
+        """Return what is there, or None."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+class Offsets(Protocol):
+    """Where progress is committed, as `kafka.GroupOffsets` does."""
+
+    def commit(self, topic: str, partition: int, offset: int) -> None:
+        """Commit an offset."""
+
+
 @dataclass
 class LiveReader:
     """Reads one Kafka partition for the flow, and commits what is durable.
@@ -137,8 +172,8 @@ class LiveReader:
     """
 
     key: str
-    partition: kafka.PartitionReader
-    offsets: kafka.GroupOffsets
+    partition: Partition
+    offsets: Offsets
     alignment: Alignment
     on_durable: Callable[[], None]
     until: int | None

@@ -48,7 +48,7 @@ _READ: dict[str, Callable[[str], object]] = {
     "archive_retention": units.duration,
 }
 _OF_OTHERS = frozenset(
-    f"FRESHET_{name}" for name in ("REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "SOAK")
+    f"FRESHET_{name}" for name in ("REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "SOAK", "SEED")
 )
 """What the scripts around Freshet read."""
 

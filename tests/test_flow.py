@@ -208,3 +208,18 @@ def test_a_partition_that_is_not_at_its_end_holds_the_clock(workspace: Workspace
 
     assert world.metrics.value("freshet_clock_timestamp_seconds", feature_view=view) == START.timestamp() + 1
     assert idle.metrics.value("freshet_clock_timestamp_seconds", feature_view=view) == later.timestamp()
+
+
+def test_a_clock_that_jumps_a_year_loses_what_the_rules_name_and_the_metrics_say_so(workspace: Workspace) -> None:
+    year_s = 365 * 86_400
+    jumping = [edit(0), edit(1), edit(year_s), edit(2), edit(-year_s), edit(3)]
+
+    world = run(workspace, [jumping, [edit(4)]], cut=2, shards=2)
+
+    agrees(workspace, world)
+    assert world.offline.read(archive_name("wiki_edits")).num_rows == 5
+    rejected = {
+        reason: world.metrics.value("freshet_rejects_total", stream="wiki_edits", reason=reason)
+        for reason in ("future", "late")
+    }
+    assert rejected == {"future": 1, "late": 1}

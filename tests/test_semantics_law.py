@@ -28,6 +28,8 @@ from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason
 from freshet.schemas.view import CREATED, VERSION
 
+pytestmark = pytest.mark.timeout(3_000)  # hundreds of examples, each of several runs
+
 SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000

@@ -41,6 +41,8 @@ class MemoryLog:
 
     def __init__(self, now_ms: Callable[[], int] = _wall_ms) -> None:
         self._now_ms = now_ms
+        self.well = True
+        """Whether it answers; while it does not, readers find nothing, and know why."""
         self._topics: dict[str, list[_Partition]] = {}
         self._committed: dict[tuple[str, str, int], int] = {}
 
@@ -79,7 +81,7 @@ class MemoryLog:
 
     def reader(self, topic: str, partition: int, start_offset: int | None = None) -> "MemoryReader":
         """Open a partition, at an offset or at its beginning."""
-        return MemoryReader(topic, partition, self._topics[topic], start_offset)
+        return MemoryReader(self, topic, partition, self._topics[topic], start_offset)
 
     def producer(self, contract: Contract) -> "MemoryProducer":
         """Open a producer of one stream's events."""
@@ -93,7 +95,10 @@ class MemoryLog:
 class MemoryReader:
     """Reads one partition, as `kafka.PartitionReader` does."""
 
-    def __init__(self, topic: str, partition: int, partitions: list[_Partition], start_offset: int | None) -> None:
+    def __init__(
+        self, log: MemoryLog, topic: str, partition: int, partitions: list[_Partition], start_offset: int | None
+    ) -> None:
+        self._log = log
         self.topic, self.partition, self.partitions_count = topic, partition, len(partitions)
         self._read = partitions[partition]
         self.position = self._read.low if start_offset is None else start_offset
@@ -110,12 +115,17 @@ class MemoryReader:
         """Whether everything was read."""
         return self.position >= self.end_offset
 
+    @property
+    def well(self) -> bool:
+        """Whether nothing is being waited out."""
+        return self._log.well
+
     def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
         """Return what is there, at most so many messages; None if nothing is. There is nothing to wait for."""
         del wait_s
         if self.position < self._read.low:
             self._refuse_position()
-        records = self._read.records[self.position : self.position + messages_count]
+        records = self._read.records[self.position : self.position + messages_count] if self.well else []
         if not records:
             return None
         offsets = np.arange(self.position, self.position + len(records), dtype=np.int64)

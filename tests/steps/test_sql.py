@@ -213,7 +213,8 @@ def test_inputs_then_windows_then_finish_equal_duckdbs_own_windows(rows: list[An
     with engine() as plain:
         plain.register("events", table)
         without_ticks = {"until_us": -(2**62)}
-        expected = plain.execute(str(PLAN.oracle), without_ticks).to_arrow_table().drop(["_version"]).to_pylist()
+        answer = plain.sql(str(PLAN.oracle), params=without_ticks).to_arrow_table()
+    expected = answer.drop(["_version"]).to_pylist()
 
     finished = FINISHER.finish(windowed(PLAN, inputs))
 
