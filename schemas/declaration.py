@@ -45,7 +45,12 @@ OFF = timedelta(0)
 
 
 def _decay(text: str) -> timedelta:
-    return OFF if text.strip().lower() == "off" else units.duration(text)
+    if text.strip().lower() == "off":
+        return OFF
+    try:
+        return units.duration(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or off") from None
 
 
 def _unquoted_off(value: object) -> object:

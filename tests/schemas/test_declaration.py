@@ -1,6 +1,7 @@
 """The declaration: the user's schema as it stands, and every refusal in its own words."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import jsonschema
@@ -89,9 +90,48 @@ def test_what_is_left_open_has_a_default() -> None:
 
 
 def test_what_is_read_is_written_and_read_back_the_same() -> None:
-    read = declaration.read(json.dumps(FULL | {"views": {"v": {"ttl": "7 days"}}})).declaration
+    sources: list[dict[str, Any]] = [{"source": "wiki"}, {"source": ["wiki", "likes"]}]
+    keys: list[dict[str, Any]] = [
+        {},
+        {"over": ["1h", "90s"]},
+        {"resolution": "5 minutes"},
+        {"decay": "30s"},
+        {"decay": "off"},
+    ]
+    definitions = [
+        {**FEATURE, "name": f"f{number}_{place}", **more, **source}
+        for number, more in enumerate(keys)
+        for place, source in enumerate(sources)
+    ]
+    options = {"views": {"v": {"ttl": "7 days", "decay": "off"}}, "columns": {"gap": "a - b"}}
+    read = declaration.read(json.dumps(FULL | {"featureDefinitions": definitions} | options)).declaration
 
     assert declaration.read(read.model_dump_json(exclude_none=True)).declaration == read
+
+
+def test_over_makes_a_feature_for_each_duration_and_its_name_ends_in_it() -> None:
+    [made] = declaration.read(json.dumps(feature(over=["1h", "60 s", "7 days"]))).declaration.featureDefinitions
+
+    assert made.names == ("edits_1h", "edits_1m", "edits_7d")
+
+
+@pytest.mark.parametrize(("source", "streams"), [("wiki", ("wiki",)), (["wiki", "likes"], ("wiki", "likes"))])
+def test_a_source_is_a_stream_or_a_list_of_streams(source: object, streams: tuple[str, ...]) -> None:
+    [made] = declaration.read(json.dumps(feature(source=source))).declaration.featureDefinitions
+
+    assert made.streams == streams
+
+
+@pytest.mark.parametrize(
+    ("decay", "length"), [("30 s", timedelta(seconds=30)), ("off", timedelta(0)), ("Off", timedelta(0)), ("null", None)]
+)
+def test_decay_is_a_duration_or_off_also_as_yaml_reads_it(decay: str, length: timedelta | None) -> None:
+    text = (
+        f"servingRequirements: {{}}\nviews: {{v: {{decay: {decay}}}}}\nfeatureDefinitions: [{{name: f, dtype: int64, "
+    )
+    read = declaration.read(f"{text}source: s, transformation: x, decay: {decay}}}]").declaration
+
+    assert [read.featureDefinitions[0].decay, read.views["v"].decay] == [length, length]
 
 
 NAMES = "name, dtype, source, transformation"
@@ -199,6 +239,38 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {**LEAST, "project": "My Project"},
         'features.yaml:1: project "My Project" has a name of other letters. Hint: write my_project',
     ),
+    "a decay that is none": (
+        feature(decay="soon"),
+        'features.yaml:1: feature "edits" cannot be read; got \'soon\'. Hint: write a duration such as "10ms", "2 s", "5 minutes", "1h" or "7 days", or off',
+    ),
+    "a resolution without a unit": (
+        feature(resolution=5),
+        'features.yaml:1: feature "edits" cannot be read; got 5. Hint: write text, such as "10 minutes"',
+    ),
+    "a duration over which there is none": (
+        feature(over=["1 month"]),
+        'features.yaml:1: feature "edits" cannot be read; got \'1 month\'. Hint: write a duration such as "10ms", "2 s", "5 minutes", "1h" or "7 days"',
+    ),
+    "one duration that is no list": (
+        feature(over="1h"),
+        "features.yaml:1: feature \"edits\" has over of the wrong kind; got '1h'. Hint: write a list",
+    ),
+    "two durations of one name": (
+        feature(over=["60m", "1h"]),
+        'features.yaml:1: feature "edits" makes edits_1h, which is declared twice, first at features.yaml:1. Hint: rename one of them',
+    ),
+    "a stream named twice": (
+        feature(source=["wiki", "wiki"]),
+        "features.yaml:1: feature \"edits\" cannot be read; got ['wiki', 'wiki']. Hint: write the name of a stream, or a list of different ones",
+    ),
+    "no stream": (
+        feature(source=[]),
+        'features.yaml:1: feature "edits" cannot be read; got []. Hint: write the name of a stream, or a list of different ones',
+    ),
+    "a column of other letters": (
+        {**LEAST, "columns": {"Gap": "a - b"}},
+        'features.yaml:1: column "Gap" has a name of other letters. Hint: write gap',
+    ),
     "a window of other letters": (
         {**LEAST, "windows": {"10m": "PARTITION BY user"}},
         'features.yaml:1: window "10m" has a name of other letters. Hint: write f_10m',
@@ -224,6 +296,18 @@ servingRequirements: {}
 """
     assert refusal(text) == [
         'features.yaml:3: feature "edits" is declared twice, first at features.yaml:2. Hint: rename one of them'
+    ]
+
+
+def test_a_name_that_over_makes_is_refused_where_it_stands_already() -> None:
+    names: list[dict[str, Any]] = [{"name": "edits_1h"}, {"name": "edits", "over": ["1h"]}]
+    document = {**LEAST, "featureDefinitions": [{**FEATURE, **more} for more in names]}
+
+    assert refusal(json.dumps(document, indent=1)) == [
+        (
+            'features.yaml:10: feature "edits" makes edits_1h, which is declared twice, first at features.yaml:4. '
+            "Hint: rename one of them"
+        )
     ]
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from pydantic import AwareDatetime
 
-from freshet.flows.steps.sql import compile_views
+from freshet.flows.steps.sql import compile_views, engine
 from freshet.flows.steps.sql.functions import INSTEAD, WINDOWED
 from freshet.schemas import declaration
 from freshet.schemas.errors import Refused
@@ -269,12 +269,65 @@ ONE = [
         "count(*) OVER (PARTITION BY user, time_bucket(INTERVAL 1 HOUR, to_timestamp(price)) ORDER BY time)",
         ("has a time_bucket of something else than the event time; got time_bucket(INTERVAL 1 HOUR, to_timestamp(price)). "
         "Hint: write time_bucket(INTERVAL '1 hour', event_timestamp)"),
-        1,
+        35,
     ),
     (
         f"count(*) OVER (PARTITION BY user, time_bucket(INTERVAL 1 HOUR, time) ORDER BY time {FRAME})",
         (f"has a frame inside a time_bucket; got {FRAME}. Hint: leave the frame out: the bucket so far is meant"),
         98,
+    ),
+    (
+        "lag(price) OVER (PARTITION BY user, time_bucket(INTERVAL 1 HOUR, time) ORDER BY time)",
+        ("has lag inside a time_bucket; got time_bucket(INTERVAL 1 HOUR, time). Hint: leave time_bucket out: lag counts "
+        "the entity's events, whatever their bucket"),
+        1,
+    ),
+    (
+        "count(*) OVER (PARTITION BY time_bucket(INTERVAL 1 HOUR, time) ORDER BY time)",
+        ("has PARTITION BY a time_bucket, but no entity; got time_bucket(INTERVAL 1 HOUR, time). Hint: write PARTITION BY "
+        "user, time_bucket(INTERVAL 1 HOUR, time)"),
+        29,
+    ),
+    (
+        "count(*) OVER (PARTITION BY user, time_bucket(INTERVAL 1 MONTH, time) ORDER BY time)",
+        "has a frame of months; got INTERVAL 1 MONTH. Hint: write days: months differ in length",
+        35,
+    ),
+    (
+        "count(*) OVER (PARTITION BY user, time_bucket(INTERVAL (price) HOUR, time) ORDER BY time)",
+        ("has a frame that is not constant; got INTERVAL (price) HOUR. Hint: write time_bucket(INTERVAL '1 hour', "
+        "event_timestamp)"),
+        35,
+    ),
+    (
+        "count(*) OVER (PARTITION BY user, time_bucket(INTERVAL 1 HOUR, time, 'Europe/Berlin') ORDER BY time)",
+        ("has a time_bucket of other arguments; got time_bucket(INTERVAL 1 HOUR, time, 'Europe/Berlin'). Hint: write "
+        "time_bucket(INTERVAL '1 hour', event_timestamp)"),
+        35,
+    ),
+    (
+        "count(*) OVER (PARTITION BY user, time_bucket(INTERVAL 1 HOUR, time) ORDER BY time ROWS 5 PRECEDING)",
+        ("has a frame inside a time_bucket; got ROWS BETWEEN 5 PRECEDING AND CURRENT ROW. Hint: leave the frame out: the "
+        "bucket so far is meant"),
+        89,
+    ),
+    (
+        f"first_value(price) FILTER (WHERE seen) OVER ({WINDOW})",
+        ("has FILTER in a function that does not take it; got first_value. Hint: write first_value(CASE WHEN … THEN … END "
+        "IGNORE NULLS) OVER (…)"),
+        1,
+    ),
+    (
+        f"lag(price) FILTER (WHERE seen) OVER ({WINDOW})",
+        ("has FILTER in a function that does not take it; got lag. Hint: write last_value(CASE WHEN … THEN … END IGNORE "
+        "NULLS) OVER (… ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"),
+        1,
+    ),
+    (f"lag() OVER ({WINDOW})", "has a window of another number of arguments; got lag of 0. Hint: write 1 to 3", 1),
+    (
+        f"lag(price, price) OVER ({WINDOW})",
+        "has a frame that is not constant; got price. Hint: write a whole number from 0 to 10000",
+        1,
     ),
     (
         "count(*) OVER (PARTITION BY user ORDER BY time_bucket(INTERVAL 1 HOUR, time))",
@@ -343,7 +396,7 @@ OTHER_FRAMES = [
     ),
     (
         "ROWS BETWEEN price PRECEDING AND CURRENT ROW",
-        f"has a frame that is not constant; got price. Hint: write {FRAME}",
+        "has a frame that is not constant; got price. Hint: write a whole number from 0 to 10000",
     ),
     (
         "ROWS BETWEEN 100000 PRECEDING AND CURRENT ROW",
@@ -369,6 +422,16 @@ def test_a_frame_that_cannot_be_kept_is_refused_with_what_can(frame: str, messag
     assert [f'feature "feature_0" {message}'] == [text.split(": ", 1)[1] for text in found]
 
 
+def test_every_aggregate_of_duckdb_is_computed_or_refused_with_what_can_be_written() -> None:
+    inner = {"combine_aggr", "decimal_average", "variant_group_object", "lttb"}
+    parsed_as_others = {"first", "last"}
+    with engine() as connection:
+        found = connection.sql("SELECT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'")
+        known = {name for (name,) in found.fetchall()}
+
+    assert known - inner - parsed_as_others <= WINDOWED.keys() | INSTEAD.keys()
+
+
 @pytest.mark.parametrize("name", sorted(INSTEAD))
 def test_every_other_function_of_windows_is_refused_with_what_can_be_written(name: str) -> None:
     found = said(sql(f"{name}(price) OVER ({WINDOW})"))
@@ -387,6 +450,15 @@ REACHING = [
         "for it"),
     ),
     (
+        {"transformation": f"mode(price) OVER ({WINDOW})", "resolution": "1m"},
+        "has a resolution, but mode needs every value. Hint: leave `resolution:` out for it",
+    ),
+    (
+        {"transformation": "lag(price) OVER (PARTITION BY user ORDER BY time)", "over": "[1h]"},
+        ("has over:, but no window without a frame of its own. Hint: write OVER (PARTITION BY user ORDER BY "
+        "event_timestamp), and over: gives it each duration"),
+    ),
+    (
         {"transformation": f"count(*) OVER ({WINDOW})", "over": "[1h]"},
         ("has over:, but no window without a frame of its own. Hint: write OVER (PARTITION BY user ORDER BY "
         "event_timestamp), and over: gives it each duration"),
@@ -403,9 +475,16 @@ def test_what_a_definition_cannot_have_is_refused(keys: dict[str, str], message:
     assert said(keys)[0].split('" ', 1)[1] == message
 
 
+LAMBDA = "names a column inside a lambda whose parameter has the name of something in it"
 COLUMNS_REFUSED = [
     ('{ratio: "price /"}', 'column "ratio" has SQL that does not parse; got syntax error at or near "]". Hint: check the SQL there'),
-    ("{a: b, b: a}", 'column "a" depends on itself; got a, b. Hint: take one of them out of the circle'),
+    ("{c: a, a: b, b: a}", 'column "a" depends on itself; got a, b. Hint: take one of them out of the circle'),
+    ("{other: prise + 1}", 'column "other" names an unknown column; got prise. Hint: did you mean price?'),
+    ("{before: lag(price) OVER usr}", 'column "before" names an unknown window; got usr. Hint: `windows:` has nothing'),
+    (
+        "{more: price + 1, total: 'list_sum([more + price for price in [1, 2]])'}",
+        f'column "total" {LAMBDA}; got more of price. Hint: rename the lambda\'s parameter price',
+    ),
     (
         f'{{total: "sum(price) OVER ({WINDOW})"}}',
         ('column "total" has a window that is not lag. Hint: write the window in the definitions: columns are of one event, '
@@ -417,9 +496,36 @@ COLUMNS_REFUSED = [
 
 @pytest.mark.parametrize(("columns", "message"), COLUMNS_REFUSED, ids=[columns for columns, _ in COLUMNS_REFUSED])
 def test_a_column_that_cannot_be_one_is_refused_once_whoever_uses_it(columns: str, message: str) -> None:
-    found = said({"transformation": "price"}, {"transformation": "price + 1"}, more=f"columns: {columns}")
+    name = message.split('"')[1]
+    uses = [{"transformation": text} for text in (name, f"{name} + 1", f"sum({name}) OVER ({WINDOW})")]
 
-    assert [text.split(": ", 1)[1] for text in found if "depends" not in message or "column" in text][:1] == [message]
+    found = said(*uses, more=f"columns: {columns}")
+
+    assert [text.split(": ", 1)[1] for text in found] == [message]
+
+
+def test_a_lambda_s_parameter_does_not_get_into_a_column() -> None:
+    found = said(sql("list_sum([more + price for price in [1, 2]])"), more="columns: {more: price + 1}")
+
+    hint = "Hint: rename the lambda's parameter price"
+    assert found == [f'features.yaml:6 (column 11): feature "feature_0" {LAMBDA}; got more of price. {hint}']
+
+
+def test_all_circles_and_unknown_names_of_columns_are_said_at_once_each_in_its_place() -> None:
+    columns = ["columns:", "  a: b", "  b: a", "  c: nosuch + prise", "  d: e", "  e: d + c"]
+
+    assert [text.split(". Hint")[0] for text in said({}, more="\n".join(columns))] == [
+        'features.yaml:10 (column 1): column "c" names an unknown column; got nosuch',
+        'features.yaml:10 (column 10): column "c" names an unknown column; got prise',
+        'features.yaml:8: column "a" depends on itself; got a, b',
+        'features.yaml:11: column "d" depends on itself; got d, e',
+    ]
+
+
+def test_a_column_over_a_window_that_was_refused_is_not_refused_again() -> None:
+    found = said(sql("before"), windows={"one": "PARTITION user"}, more="columns: {before: lag(price) OVER one}")
+
+    assert [text.split(": ")[1].split(" has")[0] for text in found] == ['window "one"']
 
 
 def test_a_column_of_another_entity_than_its_windows_is_refused() -> None:
@@ -453,15 +559,25 @@ def test_a_type_that_does_not_fit_the_dtype_is_refused_with_both_ways_out(text: 
     assert [expected] == said(sql(text, dtype))
 
 
-def test_a_type_that_windows_do_not_fold_is_refused() -> None:
-    found = said(sql(f"min(tags) OVER ({WINDOW})", "array(string)"))
+NOT_FOLDED = [
+    ("min(tags)", "min of a type that windows do not fold; got VARCHAR[]. Hint: cast it, such as min(CAST(… AS VARCHAR))"),
+    ("sum(NULL)", "sum of a type that windows do not fold; got NULL. Hint: cast it, such as sum(CAST(… AS BIGINT))"),
+    ("count(DISTINCT NULL)", "count of a type that windows do not fold; got NULL. Hint: cast it, such as count(CAST(… AS VARCHAR))"),
+    ("avg(time)", "avg of a type that windows do not fold; got TIMESTAMP WITH TIME ZONE. Hint: write avg(epoch(…)), in seconds"),
+    ("median(time)", "median of a type that windows do not fold; got TIMESTAMP WITH TIME ZONE. Hint: write median(epoch(…)), in seconds"),
+    ("arg_max(price, tags)", "arg_max of a type that windows do not fold; got VARCHAR[]. Hint: cast it, such as arg_max(CAST(… AS VARCHAR))"),
+    ("last_value(price::HUGEINT)", "last_value of a type that windows do not keep; got HUGEINT. Hint: cast it, such as last_value(CAST(… AS BIGINT))"),
+    ("last_value([price::UHUGEINT])", "last_value of a type that windows do not keep; got UHUGEINT[]. Hint: cast it, such as last_value(CAST(… AS BIGINT))"),
+    ("arg_min(CAST('101' AS BIT), price)", "arg_min of a type that windows do not keep; got BIT. Hint: cast it, such as arg_min(CAST(… AS VARCHAR))"),
+    ("lag(CAST(page AS TIMETZ))", "lag of a type that windows do not keep; got TIME WITH TIME ZONE. Hint: cast it, such as lag(CAST(… AS VARCHAR))"),
+]  # fmt: skip
 
-    assert found == [
-        (
-            'features.yaml:6 (column 1): feature "feature_0" has min of a type that windows do not fold; got VARCHAR[]. '
-            "Hint: cast it, such as min(CAST(… AS VARCHAR))"
-        )
-    ]
+
+@pytest.mark.parametrize(("call", "message"), NOT_FOLDED, ids=[call for call, _ in NOT_FOLDED])
+def test_a_type_that_windows_do_not_fold_is_refused(call: str, message: str) -> None:
+    found = said(sql(f"CAST({call} OVER ({WINDOW}) AS VARCHAR)", "string"))
+
+    assert found == [f'features.yaml:6 (column 6): feature "feature_0" has {message}']
 
 
 def test_the_place_is_counted_in_characters_and_lines_of_the_transformation() -> None:

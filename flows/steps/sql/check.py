@@ -28,11 +28,13 @@ from freshet.flows.steps.sql.functions import (
     ASKED,
     COUNT_DISTINCT,
     INSTEAD,
-    NOT_BOXED,
+    MOVING,
     OPERATORS,
+    TIMES,
     WINDOWED,
     Form,
     Windowed,
+    is_carried,
 )
 from freshet.flows.steps.sql.parse import (
     Node,
@@ -65,19 +67,13 @@ _REFUSED = {
     "COLLATE": ("has a COLLATE", "compare lower(…) or strip_accents(…)"),
 }
 _PASSED = frozenset(["CONSTANT", "CAST", "CASE", "COMPARISON", "CONJUNCTION", "BETWEEN", "LAMBDA", "TYPE"])
-_MOVING = (
-    "now today current_date current_time current_timestamp localtime localtimestamp current_localtime "
-    "current_localtimestamp get_current_time get_current_timestamp transaction_timestamp ago age random uuid "
-    "gen_random_uuid current_setting"
-)
-_MOVING_NAMES = frozenset(_MOVING.split())
-_UNKNOWN_WINDOW = re.compile(r'window "(.*)" does not exist')
 _ASCENDING = ("ORDER_DEFAULT", "ASCENDING")
 _NOWHERE = {"query_location": 2**64 - 1, "query_location_length": 0}
 
 
 _WINDOW_TYPES = ("WINDOW_AGGREGATE", "WINDOW_FIRST_VALUE", "WINDOW_LAST_VALUE", "WINDOW_LAG")
 _ENDS = ("first_value", "last_value")
+_EARLIER = "write last_value({} IGNORE NULLS) OVER (… ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
 
 
 @dataclass(frozen=True)
@@ -190,11 +186,15 @@ class Checker:
         except SyntaxProblem as problem:
             self._say_syntax(problem)
             return None
+        for part, parameter in self._declared.captured_in(node):
+            got, hint = f"{self._words(part)} of {parameter}", f"rename the lambda's parameter {parameter}"
+            fact = "names a column inside a lambda whose parameter has the name of something in it"
+            self._say(fact, got, hint, location(part, None))
         named = self._declared.named_in(node)
         node = self._declared.put(node if self._over_us is None else self._with_frames(node, self._over_us))
         self._look(node, None, frozenset(), inside=None)
         entity = self._entity()
-        if self.problems:
+        if self.problems or any(map(self._declared.is_broken, (node, *self._lagged.values()))):
             return None
         node = self._spelled(node)
         lagged = {name: self._spelled(column) for name, column in self._lagged.items()}
@@ -239,8 +239,7 @@ class Checker:
         elif problem.message == "is not one expression":
             hint = "write one expression; each feature has a definition of its own"
             self._say(problem.message, hint=hint)
-        elif found := _UNKNOWN_WINDOW.fullmatch(problem.message):
-            name = found[1]
+        elif name := problem.window:
             if name not in self._broken_windows:
                 known = self._statement.windows
                 meant = nearest(name, known)
@@ -305,7 +304,7 @@ class Checker:
         elif names[0].casefold() in self._declared.broken:
             pass  # it was refused already
         elif names[0].casefold() not in self._columns:
-            if names[0].casefold() in _MOVING_NAMES:
+            if names[0].casefold() in MOVING:
                 self._say(*_moving(names[0]), byte)
                 return
             meant = nearest(names[0], known)
@@ -321,7 +320,7 @@ class Checker:
             self._say("has an aggregate without OVER", name, f"write {name}(…) OVER ({window})", byte)
         elif name in INSTEAD:
             self._say("calls a function that is not on the list of allowed ones", name, INSTEAD[name], byte)
-        elif name in _MOVING_NAMES:
+        elif name in MOVING:
             self._say(*_moving(name), byte)
         elif name not in ALLOWED:
             meant = nearest(name, [*ALLOWED, *WINDOWED])
@@ -356,8 +355,8 @@ class Checker:
             try:
                 found = frame(self._connection, self._timed(node), self._words, self._options)
             except FrameProblem as problem:
-                at = byte if node["type"] == "WINDOW_LAG" else location(node["start_expr"] or node, byte)
-                self._say(problem.fact, problem.got, problem.hint, at)
+                where = None if node["type"] == "WINDOW_LAG" else node["start_expr"] or bucket_of(node)
+                self._say(problem.fact, problem.got, problem.hint, location(where or node, byte))
             else:
                 self._look_at_state(node, made, found, byte)
 
@@ -382,14 +381,19 @@ class Checker:
                 "has ORDER BY among the arguments of a window", name, "leave it out: events are in order of time", byte
             )
         if node["ignore_nulls"] and name not in _ENDS:
-            hint = "write last_value(… IGNORE NULLS) OVER (… ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+            hint = _EARLIER.format("…")
             self._say("has IGNORE NULLS in a function that does not take it", name, hint, byte)
+        if node["filter_expr"] is not None and node["type"] != "WINDOW_AGGREGATE":
+            hint = f"write {name}(CASE WHEN … THEN … END IGNORE NULLS) OVER (…)"
+            hint = _EARLIER.format("CASE WHEN … THEN … END") if node["type"] == "WINDOW_LAG" else hint
+            self._say("has FILTER in a function that does not take it", name, hint, byte)
         most = made.inputs_count + (made.parameter == ASKED) if node["type"] != "WINDOW_LAG" else 3
         least = 0 if name == "count" and not node["distinct"] else 1 if node["type"] == "WINDOW_LAG" else most
         if count > most and most == 1:
             self._say("has a window of several arguments", name, f"write {name}(…) of one argument", byte)
         elif not least <= count <= most:
-            self._say("has a window of another number of arguments", f"{name} of {count}", f"write {most}", byte)
+            wanted = f"write {most}" if least == most else f"write {least} to {most}"
+            self._say("has a window of another number of arguments", f"{name} of {count}", wanted, byte)
         elif made.parameter == ASKED:
             parameter = node["arguments"][-1]["expression"]
             if quantile(self._connection, parameter) is None:
@@ -403,15 +407,15 @@ class Checker:
             return
         approximate = {"median": "approx_quantile(…, 0.5)", "count": "approx_count_distinct(…)"}.get(name)
         approximate = approximate or ("approx_quantile(…)" if made.parameter is not None else None)
-        instead = f"write {approximate}, or" if approximate else "write"
+        instead = f"write {approximate}, or " if approximate else ""
         if made.function == "list" and not (isinstance(found, Rows) and found.preceding is not None):
             got, hint = frame_words(node, self._words), "write the last n: ROWS BETWEEN n - 1 PRECEDING AND CURRENT ROW"
             self._say("has a list of unbounded length", got, hint, byte)
         elif (found.preceding if isinstance(found, Rows) else found.preceding_us) is None:
-            hint = f"{instead} a frame of a duration"
+            hint = f"{instead or 'write '}a frame of a duration"
             self._say(f"has {name} over a lifetime, which keeps every value for ever", "", hint, byte)
         elif isinstance(found, Range) and found.resolution_us > 1 and bucket_of(node) is None:
-            hint = f"{instead} leave `resolution:` out for it"
+            hint = f"{instead}leave `resolution:` out for it"
             self._say(f"has a resolution, but {name} needs every value", "", hint, byte)
 
     def _timed(self, node: Node) -> Node:
@@ -427,9 +431,13 @@ class Checker:
 
     def _look_at_partition(self, node: Node, byte: int | None) -> None:
         key = self._events.key
+        bucket = bucket_of(node)
         if not node["partitions"]:
             self._say("has a window without PARTITION BY", "", f"write PARTITION BY {key}", byte)
-        bucket = bucket_of(node)
+        elif len(node["partitions"]) == 1 and bucket is not None:
+            got = self._words(bucket)
+            hint = f"write PARTITION BY {key}, {got}"
+            self._say("has PARTITION BY a time_bucket, but no entity", got, hint, location(bucket, byte))
         for part in node["partitions"]:
             at = location(part, byte)
             if part is bucket:
@@ -534,13 +542,16 @@ class Checker:
             return
         kinds = [self._type_of(part) for part in inputs]
         kind = kinds[made.inputs_count - 1]
-        if made.types is not None and base_type(kind) not in made.types and base_type(kind) != '"NULL"':
-            to = "VARCHAR" if "VARCHAR" in made.types else "BOOLEAN" if "BOOLEAN" in made.types else "BIGINT"
+        if made.types is not None and base_type(kind) not in made.types:
+            to: str = next(to for to in ("VARCHAR", "BIGINT", "BOOLEAN") if to in made.types)
             to = "DOUBLE" if made.form is Form.DOUBLE else to
             hint = f"cast it, such as {name}(CAST(… AS {to}))"
-            self._say(f"has {name} of a type that windows do not fold", kind, hint, location(window, None))
-        elif made.form in (Form.BOX, Form.RANKED) and base_type(kinds[0]) in NOT_BOXED:
-            hint = f"cast it, such as {name}(CAST(… AS BIGINT))"
+            if kind in TIMES:
+                hint = f"write {name}(epoch(…)), in seconds"
+            fact = f"has {name} of a type that windows do not fold"
+            self._say(fact, kind.strip('"'), hint, location(window, None))
+        elif made.form in (Form.BOX, Form.RANKED) and not is_carried(kinds[0]):
+            hint = f"cast it, such as {name}(CAST(… AS {'BIGINT' if 'HUGEINT' in kinds[0] else 'VARCHAR'}))"
             self._say(f"has {name} of a type that windows do not keep", kinds[0], hint, location(window, None))
 
     def _type_of(self, node: Node) -> str:

@@ -55,7 +55,7 @@ def compile_views(source: Source, contracts: Mapping[str, Contract]) -> Pipeline
     """
     with closing(engine()) as connection:
         windows, problems = _windows(connection, source)
-        columns, found = read_columns(connection, source)
+        columns, found = read_columns(connection, source, windows, _fields(source, contracts))
         problems += found
         broken = frozenset(name for name in source.declaration.windows if name not in windows)
         declared = _Declared(source, contracts, windows, broken, columns)
@@ -102,6 +102,14 @@ def _windows(connection: duckdb.DuckDBPyConnection, source: Source) -> tuple[dic
             continue
         windows[name] = (text, place)
     return windows, problems
+
+
+def _fields(source: Source, contracts: Mapping[str, Contract]) -> frozenset[str]:
+    """Return what the streams of all definitions call their columns, in lower case; nothing if one is unknown."""
+    names = {name for definition in source.declaration.featureDefinitions for name in definition.streams}
+    if not names <= contracts.keys():
+        return frozenset()
+    return frozenset(column.casefold() for name in names for column in contracts[name].columns.names)
 
 
 def _read(
@@ -192,10 +200,10 @@ def _ambiguous(
     if twice:
         hint = "rename one: SQL cannot tell them apart"
         yield Problem("stream", streams, "has columns that differ only in case", listed(twice), hint, place)
-    for name in declared.columns.nodes:
-        if name in folded:
-            hint = f"rename it: {made[0].name} has {name}"
-            yield Problem("column", name, "has the name of a field of the stream", "", hint, place)
+    for name in (name for name in declared.columns.nodes if name in folded):
+        owner = next(one.name for one in made if name in map(str.casefold, one.columns.names))
+        hint, where = f"rename it: {owner} has {name}", declared.source.place("columns", name)
+        yield Problem("column", name, "has the name of a field of the stream", "", hint, where)
 
 
 # Grouping

@@ -19,6 +19,9 @@ from freshet.schemas.plan import Exclude, Range, Rows
 DEFAULT_FRAME = "RANGE BETWEEN INTERVAL '10 minutes' PRECEDING AND CURRENT ROW"
 ROWS_MAX = 10_000
 
+_WRITE_FRAME = f"write {DEFAULT_FRAME}"
+_WRITE_BUCKET = f"write time_bucket(INTERVAL '1 hour', {EVENT_TIME})"
+_WRITE_COUNT = f"write a whole number from 0 to {ROWS_MAX}"
 _YEARS_MAX_US = 36_500 * 86_400_000_000
 _DAY_US = 86_400_000_000
 _BUCKET_ORIGIN = datetime(2000, 1, 3, tzinfo=UTC)
@@ -34,7 +37,7 @@ Words = Callable[[Node], str]
 class FrameProblem(Exception):
     """A window's frame that is not computed."""
 
-    def __init__(self, fact: str, got: str, hint: str = f"write {DEFAULT_FRAME}") -> None:
+    def __init__(self, fact: str, got: str, hint: str = _WRITE_FRAME) -> None:
         super().__init__(fact)
         self.fact, self.got, self.hint = fact, got, hint
 
@@ -69,13 +72,16 @@ def _is_bucket(part: Node) -> bool:
 
 def frame(connection: duckdb.DuckDBPyConnection, window: Node, words: Words, options: FrameOptions) -> Range | Rows:
     """Return the frame of a window, or raise `FrameProblem`, which says it in the words of the user."""
+    bucket = bucket_of(window)
     if window["type"] == "WINDOW_LAG":
+        if bucket is not None:
+            hint = "leave time_bucket out: lag counts the entity's events, whatever their bucket"
+            raise FrameProblem("has lag inside a time_bucket", words(bucket), hint)
         return _lag(connection, window, words)
     exclude = Exclude(
         "NO OTHERS" if window["exclude_clause"] == "NO_OTHER" else window["exclude_clause"].replace("_", " ")
     )
     starts, ends = window["start"], window["end"]
-    bucket = bucket_of(window)
     if bucket is not None:
         if (starts, ends) != ("UNBOUNDED_PRECEDING", "CURRENT_ROW_RANGE"):
             hint = "leave the frame out: the bucket so far is meant"
@@ -137,65 +143,65 @@ def _lag(connection: duckdb.DuckDBPyConnection, window: Node, words: Words) -> R
 def _bucket(connection: duckdb.DuckDBPyConnection, bucket: Node, words: Words) -> Range:
     """PARTITION BY time_bucket(a duration, event_timestamp[, an offset or origin])."""
     arguments = [part["expression"] for part in bucket["arguments"]]
-    hint = f"write time_bucket(INTERVAL '1 hour', {EVENT_TIME})"
     if len(arguments) not in (2, 3):
-        raise FrameProblem("has a time_bucket of other arguments", words(bucket), hint)
+        raise FrameProblem("has a time_bucket of other arguments", words(bucket), _WRITE_BUCKET)
     time = arguments[1]
     if time["class"] != "COLUMN_REF" or time["column_names"] != [EVENT_TIME]:
-        raise FrameProblem("has a time_bucket of something else than the event time", words(bucket), hint)
-    width = _duration(connection, arguments[0], words)
+        raise FrameProblem("has a time_bucket of something else than the event time", words(bucket), _WRITE_BUCKET)
+    width = _duration(connection, arguments[0], words, _WRITE_BUCKET)
     origin = round(_BUCKET_ORIGIN.timestamp()) * 10**6
     if len(arguments) == 3:
-        moved = _constant(connection, arguments[2], words)
+        moved = _constant(connection, arguments[2], words, _WRITE_BUCKET)
         if moved.type == pa.month_day_nano_interval() and moved.as_py() is not None and not moved.as_py().months:
             origin += moved.as_py().days * _DAY_US + moved.as_py().nanoseconds // 1000
         elif pa.types.is_timestamp(moved.type) and moved.as_py() is not None:
             origin = moved.cast(pa.timestamp("us")).value
         else:
-            raise FrameProblem("has a time_bucket of other arguments", words(bucket), hint)
+            raise FrameProblem("has a time_bucket of other arguments", words(bucket), _WRITE_BUCKET)
     return Range(0, resolution_us=width, origin_us=origin % width)
 
 
-def _duration(connection: duckdb.DuckDBPyConnection, node: Node, words: Words, *, zero: bool = False) -> int:
+def _duration(
+    connection: duckdb.DuckDBPyConnection, node: Node, words: Words, hint: str = _WRITE_FRAME, *, zero: bool = False
+) -> int:
     """Return a constant duration in µs."""
     got = words(node)
-    found = _constant(connection, node, words)
+    found = _constant(connection, node, words, hint)
     if found.type != pa.month_day_nano_interval() or found.as_py() is None:
-        raise FrameProblem("has a frame that is not a duration", got)
+        raise FrameProblem("has a frame that is not a duration", got, hint)
     length = found.as_py()
     if length.months:
         raise FrameProblem("has a frame of months", got, "write days: months differ in length")
     length_us = int(length.days * _DAY_US + length.nanoseconds // 1000)
     if length_us < 0 or (length_us == 0 and not zero):
-        raise FrameProblem("has a frame that is not longer than zero", got)
+        raise FrameProblem("has a frame that is not longer than zero", got, hint)
     if length_us > _YEARS_MAX_US:
-        raise FrameProblem("has a frame of more than 100 years", got)
+        raise FrameProblem("has a frame of more than 100 years", got, hint)
     return length_us
 
 
 def _count(connection: duckdb.DuckDBPyConnection, node: Node, words: Words) -> int:
     """Return a constant number of rows."""
-    found = _constant(connection, node, words)
+    found = _constant(connection, node, words, _WRITE_COUNT)
     value = found.as_py()
-    hint = f"write a whole number from 0 to {ROWS_MAX}"
     if not pa.types.is_integer(found.type) or value is None or value < 0:
-        raise FrameProblem("counts rows by something else than a whole number", words(node), hint)
+        raise FrameProblem("counts rows by something else than a whole number", words(node), _WRITE_COUNT)
     if value > ROWS_MAX:
-        raise FrameProblem("has a frame of too many rows", words(node), hint + ", or a duration")
+        raise FrameProblem("has a frame of too many rows", words(node), _WRITE_COUNT + ", or a duration")
     return int(value)
 
 
-def _constant(connection: duckdb.DuckDBPyConnection, node: Node, words: Words) -> Any:
+def _constant(connection: duckdb.DuckDBPyConnection, node: Node, words: Words, hint: str) -> Any:
     """Return the value of a constant expression, as an Arrow scalar."""
     for part in walk(node):
         name = part.get("function_name", "").casefold()
         if part["class"] not in _CONSTANT or (part["class"] == "FUNCTION" and name not in ALLOWED):
-            raise FrameProblem("has a frame that is not constant", words(node))
+            raise FrameProblem("has a frame that is not constant", words(node), hint)
     try:
         with deadline(connection, CHECK_SECONDS_MAX):
             return connection.sql(f"SELECT {write(connection, node)} AS value").to_arrow_table().column(0)[0]
     except duckdb.Error as error:
-        raise FrameProblem("has a frame that DuckDB cannot read", explain(error)[0]) from None
+        raise FrameProblem("has a frame that DuckDB cannot read", explain(error)[0], hint) from None
 
 
 def frame_words(window: Node, words: Words) -> str:

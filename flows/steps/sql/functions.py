@@ -13,6 +13,7 @@ Left out, and why:
 - `hash`: differs between versions of DuckDB; `md5` does not. `list_distinct`: its order is not stated.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -78,6 +79,14 @@ _GROUPS: Mapping[str, str] = {
     """,
 }
 
+_MOVING = (
+    "now today current_date current_time current_timestamp localtime localtimestamp current_localtime "
+    "current_localtimestamp get_current_time get_current_timestamp transaction_timestamp ago age random uuid "
+    "gen_random_uuid current_setting"
+)
+MOVING = frozenset(_MOVING.split())
+"""What people write for something that is not in the event: functions, and some words that look like columns."""
+
 ALLOWED = frozenset(word for words in _GROUPS.values() for word in words.split())
 """Functions and operators that an expression may call on the columns of one event."""
 
@@ -91,10 +100,8 @@ OPERATORS = frozenset(
 
 _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
 _NUMBERS = frozenset([*_WHOLE, "DECIMAL", "FLOAT", "DOUBLE"])
-_TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
-_ORDERED = frozenset([*_NUMBERS, *_TIMES, "BOOLEAN", "VARCHAR"])
-
-_COUNTED = frozenset({"HUGEINT", "UHUGEINT"})
+TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
+_ORDERED = frozenset([*_NUMBERS, *TIMES, "BOOLEAN", "VARCHAR"])
 
 
 class Form(Enum):
@@ -179,15 +186,26 @@ WINDOWED: Mapping[str, Windowed] = {
 COUNT_DISTINCT = Windowed("count_distinct", Form.VALUE, _ORDERED, keeps_all=True)
 """count(DISTINCT x)."""
 
-NOT_BOXED = _COUNTED
-"""Types that Arrow has no word for."""
+_NOT_CARRIED = re.compile(r"HUGEINT|.*\b(UHUGEINT|BIT|TIME WITH TIME ZONE|VARIANT)\b.*")
+_SPELLED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def is_carried(kind: str) -> bool:
+    """Say whether values of a DuckDB type come back from Arrow as they went.
+
+    >>> is_carried("STRUCT(a BIGINT[])"), is_carried("HUGEINT"), is_carried("BIT[]"), is_carried("ENUM('BIT', 'b')")
+    (True, False, False, True)
+    """
+    return _NOT_CARRIED.fullmatch(_SPELLED.sub("", kind)) is None
+
 
 _ROWS = "OVER (… ROWS BETWEEN 9 PRECEDING AND CURRENT ROW)"
-_STATE = "write sum, avg and var_samp of each column; correlation needs both at once, upstream"
+_SUMS = "write it of sums: sum(x), sum(y), sum(x * y), sum(x * x), sum(y * y) and count(*) OVER one window"
 INSTEAD: Mapping[str, str] = {
     "count_if": "write count(*) FILTER (WHERE …) OVER (…)",
     "countif": "write count(*) FILTER (WHERE …) OVER (…)",
     "count_star": "write count(*) OVER (…)",
+    "every": "write bool_and(…)",
     "any_value": "write first_value(… IGNORE NULLS)",
     "arbitrary": "write first_value(…)",
     "string_agg": f"write array_to_string(list(…) {_ROWS}, ',')",
@@ -210,9 +228,18 @@ INSTEAD: Mapping[str, str] = {
     "skewness": "write avg of powers: avg(x * x * x) OVER w",
     "kurtosis": "write avg of powers: avg(x * x * x * x) OVER w",
     "kurtosis_pop": "write avg of powers: avg(x * x * x * x) OVER w",
-    "corr": _STATE,
+    "corr": _SUMS,
     "covar_pop": "write avg(x * y) OVER w - avg(x) OVER w * avg(y) OVER w",
     "covar_samp": "write avg(x * y) OVER w - avg(x) OVER w * avg(y) OVER w",
+    **{f"regr_{what}": _SUMS for what in ("avgx", "avgy", "count", "intercept", "r2", "slope", "sxx", "sxy", "syy")},
+    "weighted_avg": "write sum(x * weight) OVER w / sum(weight) OVER w",
+    "wavg": "write sum(x * weight) OVER w / sum(weight) OVER w",
+    "percentile_cont": "write quantile_cont(…, p) OVER (…)",
+    "percentile_disc": "write quantile_disc(…, p) OVER (…)",
+    **dict.fromkeys(("arg_min_null", "arg_min_nulls_last"), "write arg_min(…, …), which skips NULLs"),
+    **dict.fromkeys(("arg_max_null", "arg_max_nulls_last"), "write arg_max(…, …), which skips NULLs"),
+    "bitstring_agg": f"write list(…) {_ROWS}",
+    "histogram_exact": "write a count FILTER (WHERE …) for each bin",
     "histogram": f"write list(…) {_ROWS}, or a count FILTER (WHERE …) for each bin",
     "reservoir_quantile": "write approx_quantile(…, p)",
     "approx_top_k": "write mode(…), or a count FILTER (WHERE …) for each value",

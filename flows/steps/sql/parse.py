@@ -19,6 +19,7 @@ from freshet.flows.steps.sql.engine import CHECK_SECONDS_MAX, deadline
 Node = dict[str, Any]
 
 _NOWHERE = 2**64 - 1
+_UNKNOWN_WINDOW = re.compile(r'window "(.*)" does not exist')
 _NO_MORE = {"modifiers": [], "cte_map": {"map": []}, "aggregate_handling": "STANDARD_HANDLING"}
 _WHOLE_STATEMENT = ("where_clause", "having", "qualify", "sample", "group_expressions", "modifiers")
 
@@ -87,6 +88,12 @@ class SyntaxProblem(Exception):
     def __init__(self, message: str, byte: int | None = None) -> None:
         super().__init__(message)
         self.message, self.byte = message, byte
+
+    @property
+    def window(self) -> str | None:
+        """The named window that is not there, if that is the problem."""
+        found = _UNKNOWN_WINDOW.fullmatch(self.message)
+        return found and found[1]
 
 
 def parse(connection: duckdb.DuckDBPyConnection, sql: str) -> Node:
