@@ -33,6 +33,7 @@ from freshet.flows.steps.intake import Intake, Taken
 from freshet.flows.steps.oracle import Compared, compare, union_of
 from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher, compile_views
+from freshet.flows.steps.windows.segments import run_begins
 from freshet.schemas.declaration import read
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 from freshet.schemas.event import EVENT_TIME, PARTITION, Contract, Event, contract
@@ -280,12 +281,8 @@ def spell(instant: datetime) -> str:
 
 def _firsts(keys: pa.Table) -> Any:
     """Return where each key of some sorted rows stands first."""
-    first = np.zeros(keys.num_rows, np.bool_)
-    first[:1] = True
-    for column in keys.columns:
-        codes = column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-        first[1:] |= codes[1:] != codes[:-1]
-    return np.flatnonzero(first)
+    encoded = [column.combine_chunks().dictionary_encode() for column in keys.columns]
+    return np.flatnonzero(run_begins(*(column.indices.to_numpy(zero_copy_only=False) for column in encoded)))
 
 
 def _us(length: timedelta) -> int:

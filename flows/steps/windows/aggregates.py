@@ -33,7 +33,7 @@ from freshet.flows.steps.windows.parts import (
     Squares,
     Values,
 )
-from freshet.flows.steps.windows.segments import Column, Ints
+from freshet.flows.steps.windows.segments import Column, Ints, run_begins
 
 P = TypeVar("P", bound=Part)
 Doubles = npt.NDArray[np.float64]
@@ -195,7 +195,7 @@ def _mode(of: Folded) -> pa.Array:
     """The most frequent input; of several such, the smallest."""
 
     def choose(_: Folded, keys: Column, starts: Ints, counts: Ints) -> tuple[Ints, Ints, Doubles]:
-        begins = np.append(True, keys[1:] != keys[:-1])  # numpy takes values
+        begins = run_begins(keys)
         begins[starts] = True
         runs = np.flatnonzero(begins)
         lengths = np.diff(np.append(runs, len(keys)))
@@ -211,7 +211,7 @@ def _mode(of: Folded) -> pa.Array:
 def _count_distinct(of: Folded) -> pa.Array:
     found: list[Ints] = []
     for keys, bounds in of.part(Values).sorted(of.spans):
-        rises = np.append(True, keys[1:] != keys[:-1])[: len(keys)]  # numpy takes values
+        rises = run_begins(keys)
         rises[bounds[:-1][np.diff(bounds) > 0]] = True
         total = np.append(0, np.cumsum(rises))
         found.append(total[bounds[1:]] - total[bounds[:-1]])

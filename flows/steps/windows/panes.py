@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from freshet.flows.steps.windows.aggregates import MERGEABLE
 from freshet.flows.steps.windows.frames import low_edges
-from freshet.flows.steps.windows.segments import TIME, Ints, Segments
+from freshet.flows.steps.windows.segments import TIME, Ints, Segments, run_begins
 from freshet.schemas.plan import Exclude, Range, Rows, ViewPlan
 
 Bools = npt.NDArray[np.bool_]
@@ -23,14 +23,12 @@ def panes(plan: ViewPlan, segments: Segments, at: Ints, owners: Ints, horizon_us
     """
     times = segments.time[at]
     alone = (times >= horizon_us) | _counted_alone(plan, segments, at, owners, horizon_us)
-    begins, matters = alone.copy(), (times >= horizon_us) | plan.whole_history
-    begins[:1] = True
-    begins[1:] |= alone[:-1] | (owners[1:] != owners[:-1])
+    begins, matters = alone | run_begins(owners), (times >= horizon_us) | plan.whole_history
+    begins[1:] |= alone[:-1]
     all_kept = {made.frame for made in plan.aggregates if made.function not in MERGEABLE}
     for frame in plan.ranges:
         edges, needed = _edges(frame, times, horizon_us)
-        begins[1:] |= edges[1:] != edges[:-1]
-        begins |= needed & (frame in all_kept)
+        begins |= run_begins(edges) | (needed & (frame in all_kept))
         matters |= needed
     return begins, matters
 

@@ -5,9 +5,9 @@ pane, a fold combines those of a frame. Aggregates that need the same part of th
 frames. A NULL input is the identity everywhere.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from freshet.flows.steps.windows import digits
 from freshet.flows.steps.windows.columns import ValueColumn, integers, present
 from freshet.flows.steps.windows.folds import PaneFold, PrefixFold, Spans
-from freshet.flows.steps.windows.segments import Changed, Column, Columns, Ints, Segments, ranges
+from freshet.flows.steps.windows.segments import Changed, Column, Columns, Ints, Segments, ranges, run_begins
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Dtypes: TypeAlias = Mapping[str, np.dtype[np.generic]]
@@ -47,7 +47,56 @@ def _summed(columns: Columns, firsts: Ints, *names: str) -> dict[str, Column]:
     return {name: np.add.reduceat(columns[name], firsts) for name in names}
 
 
-class Present:
+class _Summed:
+    """A part that is some sums of whole numbers."""
+
+    dtype: ClassVar[npt.DTypeLike] = np.int32
+
+    def folds(self) -> Collection[PrefixFold]:
+        """Return the sums."""
+        raise NotImplementedError
+
+    def columns(self) -> Dtypes:
+        """The numbers, and their prefixes."""
+        return {name: dtype for fold in self.folds() for name, dtype in fold.columns(self.dtype).items()}
+
+    def update(self, segments: Segments, changed: Changed) -> None:
+        """Bring all prefixes up to date."""
+        for fold in self.folds():
+            fold.update(segments, changed)
+
+    def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
+        """Add."""
+        return _summed(columns, firsts, *(fold.column for fold in self.folds()))
+
+
+class _Paned:
+    """A part that is one fold over panes."""
+
+    panes: PaneFold
+    dtype: npt.DTypeLike
+
+    def columns(self) -> Dtypes:
+        """What is folded."""
+        return self.panes.columns(self.dtype)
+
+    def update(self, segments: Segments, changed: Changed) -> None:
+        """Bring the panes up to date."""
+        self.panes.update(segments, changed)
+
+    def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
+        """Combine."""
+        return {self.panes.column: self.panes.combine.reduceat(columns[self.panes.column], firsts)}
+
+
+class _Unfolded:
+    """A part that is kept as it comes: there is nothing to bring up to date."""
+
+    def update(self, segments: Segments, changed: Changed) -> None:
+        """There is no fold."""
+
+
+class Present(_Summed):
     """How many inputs are not NULL."""
 
     def __init__(self, name: str, kind: pa.DataType) -> None:
@@ -58,31 +107,25 @@ class Present:
         """Keep 1 or 0."""
         return {self._fold.column: present(values).astype(np.int32)}
 
-    def columns(self) -> Dtypes:
-        """Counts, and their prefix."""
-        return self._fold.columns(np.int32)
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring the prefix up to date."""
-        self._fold.update(segments, changed)
-
-    def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
-        """Add."""
-        return _summed(columns, firsts, self._fold.column)
+    def folds(self) -> Collection[PrefixFold]:
+        """Return the count."""
+        return (self._fold,)
 
     def counts(self, spans: Spans) -> Ints:
         """Return the number in each frame."""
         return self._fold.fold(spans)
 
 
-@dataclass
-class Digits:
+class Digits(_Summed):
     """The sum of the inputs, exactly, or of their squares."""
 
-    name: str
-    kind: pa.DataType
-    squares: bool = False
-    _folds: dict[int, PrefixFold] = field(default_factory=dict)
+    dtype = np.int64
+    squares: ClassVar[bool] = False
+
+    def __init__(self, name: str, kind: pa.DataType) -> None:
+        self.kind = kind
+        self._prefix = f"{name}.{'square' if self.squares else 'digit'}."
+        self._folds: dict[int, PrefixFold] = {}
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep the digits of each input; of doubles those that are finite."""
@@ -101,11 +144,11 @@ class Digits:
         return {fold.column: found.get(place, nothing) for place, fold in self._folds.items()}
 
     def _fold(self, place: int) -> PrefixFold:
-        return self._folds.setdefault(place, PrefixFold(f"{self.name}.{'square' if self.squares else 'digit'}.{place}"))
+        return self._folds.setdefault(place, PrefixFold(f"{self._prefix}{place}"))
 
-    def columns(self) -> Dtypes:
-        """The digits seen so far, and their prefixes."""
-        return {name: dtype for fold in self._folds.values() for name, dtype in fold.columns(np.int64).items()}
+    def folds(self) -> Collection[PrefixFold]:
+        """Return the digits seen so far."""
+        return self._folds.values()
 
     @property
     def usual_bytes(self) -> int:
@@ -115,19 +158,9 @@ class Digits:
 
     def restore(self, names: Mapping[str, Column]) -> None:
         """Know the digits again that saved columns have."""
-        start = f"{self.name}.{'square' if self.squares else 'digit'}."
         for name in names:
-            if name.startswith(start) and not name.endswith(".prefix"):
-                self._fold(int(name.removeprefix(start)))
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring all prefixes up to date."""
-        for fold in self._folds.values():
-            fold.update(segments, changed)
-
-    def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
-        """Add digit by digit."""
-        return _summed(columns, firsts, *(fold.column for fold in self._folds.values()))
+            if name.startswith(self._prefix) and not name.endswith(".prefix"):
+                self._fold(int(name.removeprefix(self._prefix)))
 
     def sums(self, spans: Spans) -> dict[int, Ints]:
         """Return the digits of the sum of each frame."""
@@ -137,11 +170,10 @@ class Digits:
 class Squares(Digits):
     """The sum of the squares of the inputs, exactly."""
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
-        super().__init__(name, kind, squares=True)
+    squares = True
 
 
-class Specials:
+class Specials(_Summed):
     """How many inputs are NaN, +inf, -inf; of types that have none, nothing."""
 
     def __init__(self, name: str, kind: pa.DataType) -> None:
@@ -150,8 +182,8 @@ class Specials:
             PrefixFold(f"{name}.{special}") for special in ("nan", "positive", "negative")
         )
 
-    @property
-    def _folds(self) -> tuple[PrefixFold, ...]:
+    def folds(self) -> Collection[PrefixFold]:
+        """Return the counts."""
         return (self._nan, self._positive, self._negative) if self._kept else ()
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
@@ -160,85 +192,62 @@ class Specials:
             return {}
         numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
         flags = (np.isnan(numbers), numbers == np.inf, numbers == -np.inf)
-        return {fold.column: flag.astype(np.int32) for fold, flag in zip(self._folds, flags, strict=True)}
-
-    def columns(self) -> Dtypes:
-        """Counts, and their prefixes."""
-        return {name: dtype for fold in self._folds for name, dtype in fold.columns(np.int32).items()}
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring all prefixes up to date."""
-        for fold in self._folds:
-            fold.update(segments, changed)
-
-    def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
-        """Add."""
-        return _summed(columns, firsts, *(fold.column for fold in self._folds))
+        return {fold.column: flag.astype(np.int32) for fold, flag in zip(self.folds(), flags, strict=True)}
 
     def applied(self, sums: npt.NDArray[np.float64], spans: Spans) -> npt.NDArray[np.float64]:
         """Return sums of finite doubles as they are with those that are not."""
         if not self._kept:
             return sums
-        nan, positive, negative = (fold.fold(spans) > 0 for fold in self._folds)
+        nan, positive, negative = (fold.fold(spans) > 0 for fold in self.folds())
         sums = np.where(positive, np.inf, np.where(negative, -np.inf, sums))
         return np.where(nan | (positive & negative), np.nan, sums)
 
 
-class Extreme:
+class Extreme(_Paned):
     """The least or greatest input. Types of fixed width are compared as 64-bit keys that sort alike, else as values."""
 
-    def __init__(self, name: str, kind: pa.DataType, *, greatest: bool) -> None:
+    greatest: ClassVar[bool]
+
+    def __init__(self, name: str, kind: pa.DataType) -> None:
         self.keys = Keys(kind)
+        self.dtype = self.keys.dtype
         bounds = np.iinfo(np.int64)
-        self._bound = np.int64(bounds.min if greatest else bounds.max)
+        self._bound = np.int64(bounds.min if self.greatest else bounds.max)
         identity = self._bound if self.keys.fixed else None
-        combine = self.keys.greatest if greatest else self.keys.least
-        self._panes = PaneFold(f"{name}.{'greatest' if greatest else 'least'}", combine, identity)
+        combine = self.keys.greatest if self.greatest else self.keys.least
+        self.panes = PaneFold(f"{name}.{'greatest' if self.greatest else 'least'}", combine, identity)
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep the key of each input; the identity stands for NULL."""
         keys = self.keys.of(values)
         if self.keys.fixed:
             keys = np.where(present(values), keys, self._bound)
-        return {self._panes.column: keys}
-
-    def columns(self) -> Dtypes:
-        """The keys."""
-        return self._panes.columns(self.keys.dtype)
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring the panes up to date."""
-        self._panes.update(segments, changed)
-
-    def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
-        """Take the extreme of each pane."""
-        return {self._panes.column: self._panes.combine.reduceat(columns[self._panes.column], firsts)}
+        return {self.panes.column: keys}
 
     def fold(self, spans: Spans) -> Column:
         """Return the key of each frame's extreme; the identity where all are NULL."""
-        return self._panes.fold(spans)
+        return self.panes.fold(spans)
 
 
 class Least(Extreme):
     """The least input."""
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
-        super().__init__(name, kind, greatest=False)
+    greatest = False
 
 
 class Greatest(Extreme):
     """The greatest input."""
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
-        super().__init__(name, kind, greatest=True)
+    greatest = True
 
 
 class _End:
     """The first or last input that is not NULL; inputs are structs of the value `v`, which may be NULL itself."""
 
-    def __init__(self, name: str, kind: pa.DataType, *, last: bool) -> None:
-        name = f"{name}.{'last' if last else 'first'}"
-        self._is_last = last
+    is_last: ClassVar[bool]
+
+    def __init__(self, name: str, kind: pa.DataType) -> None:
+        name = f"{name}.{'last' if self.is_last else 'first'}"
         self._present = PrefixFold(f"{name}.present")
         self._value = ValueColumn(f"{name}.value", kind.field("v").type)
 
@@ -258,7 +267,7 @@ class _End:
     def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
         """Take the value at the end of each pane."""
         there, at = columns[self._present.column] != 0, np.arange(len(columns[self._present.column]))
-        if self._is_last:
+        if self.is_last:
             chosen = np.maximum(np.maximum.reduceat(np.where(there, at, -1), firsts), 0)
         else:
             chosen = np.minimum(np.minimum.reduceat(np.where(there, at, len(at)), firsts), len(at) - 1)
@@ -267,22 +276,20 @@ class _End:
 
     def values(self, spans: Spans) -> pa.Array:
         """Return the value at the end of each frame."""
-        at = self._present.last(spans) if self._is_last else self._present.first(spans)
+        at = self._present.last(spans) if self.is_last else self._present.first(spans)
         return self._value.lower(spans.segments.columns, at)
 
 
 class First(_End):
     """The first input that is not NULL."""
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
-        super().__init__(name, kind, last=False)
+    is_last = False
 
 
 class Last(_End):
     """The last input that is not NULL."""
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
-        super().__init__(name, kind, last=True)
+    is_last = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +319,7 @@ def gathered(spans: Spans, column: str) -> Iterator[Gathered]:
         yield Gathered(at[order], owners[order], len(some))
 
 
-class Values:
+class Values(_Unfolded):
     """The inputs themselves, for aggregates of a frame's whole distribution. Panes cannot be told apart again."""
 
     def __init__(self, name: str, kind: pa.DataType) -> None:
@@ -327,9 +334,6 @@ class Values:
         """Keys, and whether each is there."""
         return {self.column: np.dtype(self.keys.dtype), self._present: np.dtype(np.bool_)}
 
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """There is no fold."""
-
     def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
         """Keep any: no frame of these aggregates holds a pane of several events."""
         return {name: columns[name][firsts] for name in self.columns()}
@@ -343,7 +347,7 @@ class Values:
             yield keys[order], np.searchsorted(some.frames, np.arange(some.frames_count + 1))
 
 
-class Listed:
+class Listed(_Unfolded):
     """The inputs in order, structs of the value `v`."""
 
     def __init__(self, name: str, kind: pa.DataType) -> None:
@@ -356,9 +360,6 @@ class Listed:
     def columns(self) -> Dtypes:
         """Values, and whether each is there."""
         return {**self._value.columns(), self._present: np.dtype(np.bool_)}
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """There is no fold."""
 
     def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
         """Keep any, as `Values` do."""
@@ -375,13 +376,15 @@ class Listed:
         return pa.concat_arrays(parts)
 
 
-class _ArgExtreme:
+class _ArgExtreme(_Unfolded):
     """The value `v` of the input whose `k` is the least or greatest; of several such, the first."""
 
-    def __init__(self, name: str, kind: pa.DataType, *, greatest: bool) -> None:
-        name = f"{name}.{'greatest' if greatest else 'least'}"
+    greatest: ClassVar[bool]
+
+    def __init__(self, name: str, kind: pa.DataType) -> None:
+        name = f"{name}.{'greatest' if self.greatest else 'least'}"
         self.keys = Keys(kind.field("k").type)
-        self._best = self.keys.greatest if greatest else self.keys.least
+        self._best = self.keys.greatest if self.greatest else self.keys.least
         self._value = ValueColumn(f"{name}.value", kind.field("v").type)
         self._key, self._present = f"{name}.key", f"{name}.present"
 
@@ -398,16 +401,13 @@ class _ArgExtreme:
             self._present: np.dtype(np.bool_),
         }
 
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """There is no fold."""
-
     def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
         """Take the best of each pane."""
         there = np.flatnonzero(columns[self._present])
         owners = np.searchsorted(firsts, there, "right") - 1
         chosen = firsts.copy()
         if len(there):
-            begins = np.flatnonzero(np.append(True, owners[1:] != owners[:-1]))  # numpy takes values
+            begins = np.flatnonzero(run_begins(owners))
             chosen[owners[begins]] = there[self._first_best(columns[self._key][there], begins)]
         return {name: columns[name][chosen] for name in self.columns()}
 
@@ -424,7 +424,7 @@ class _ArgExtreme:
         for some in gathered(spans, self._present):
             at = np.full(some.frames_count, -1)
             if len(some.frames):
-                begins = np.flatnonzero(np.append(True, some.frames[1:] != some.frames[:-1]))  # as above
+                begins = np.flatnonzero(run_begins(some.frames))
                 best = self._first_best(columns[self._key][some.positions], begins)
                 at[some.frames[begins]] = some.positions[best]
             parts.append(self._value.lower(columns, at))
@@ -434,19 +434,19 @@ class _ArgExtreme:
 class ArgLeast(_ArgExtreme):
     """The value of the input whose key is the least."""
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
-        super().__init__(name, kind, greatest=False)
+    greatest = False
 
 
 class ArgGreatest(_ArgExtreme):
     """The value of the input whose key is the greatest."""
 
-    def __init__(self, name: str, kind: pa.DataType) -> None:
-        super().__init__(name, kind, greatest=True)
+    greatest = True
 
 
-class Sketched:
+class Sketched(_Paned):
     """A sketch of the inputs: made of one value by `of`, combined by `combine`; None for no value."""
+
+    dtype = np.object_
 
     def __init__(
         self,
@@ -460,7 +460,7 @@ class Sketched:
             return combine(left, right)
 
         self._of = of
-        self._panes = PaneFold(name, np.frompyfunc(either, 2, 1), None)
+        self.panes = PaneFold(name, np.frompyfunc(either, 2, 1), None)
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep a sketch of each input."""
@@ -468,23 +468,11 @@ class Sketched:
         there = np.flatnonzero(present(values))
         for index, made in zip(there, self._of(pc.drop_null(values).to_numpy(zero_copy_only=False)), strict=True):
             kept[index] = made
-        return {self._panes.column: kept}
-
-    def columns(self) -> Dtypes:
-        """The sketches."""
-        return self._panes.columns(object)
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring the panes up to date."""
-        self._panes.update(segments, changed)
-
-    def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
-        """Combine."""
-        return {self._panes.column: self._panes.combine.reduceat(columns[self._panes.column], firsts)}
+        return {self.panes.column: kept}
 
     def fold(self, spans: Spans) -> list[object]:
         """Return the sketch of each frame."""
-        return self._panes.fold(spans).tolist()  # type: ignore[no-any-return]  # objects
+        return self.panes.fold(spans).tolist()  # type: ignore[no-any-return]  # objects
 
 
 class Keys:

@@ -32,6 +32,19 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
+def run_begins(*columns: Column) -> npt.NDArray[np.bool_]:
+    """Say where a run of equal values begins: where any of the columns differs from the place before.
+
+    >>> run_begins(np.array([7, 7, 8]), np.array([1, 2, 2])).tolist()
+    [True, True, True]
+    """
+    begins = np.ones(len(columns[0]), np.bool_)
+    begins[1:] = False
+    for column in columns:
+        begins[1:] |= column[1:] != column[:-1]
+    return begins
+
+
 def blank(size: int, dtype: np.dtype[np.generic]) -> Column:
     """Return a column of nothing: zeros, or None where Python values are kept."""
     return np.full(size, None, dtype) if dtype.hasobject else np.zeros(size, dtype)
@@ -140,7 +153,7 @@ class Segments:
         order = ordered(slots, columns)
         slots = slots[order]
         columns = {name: column[order] for name, column in columns.items()}
-        firsts = np.flatnonzero(np.append(True, slots[1:] != slots[:-1]))  # numpy takes values
+        firsts = np.flatnonzero(run_begins(slots))
         counts = np.diff(np.append(firsts, len(slots)))
         touched = slots[firsts]
         moved = self._make_room(touched, counts)

@@ -17,7 +17,7 @@ from freshet.flows.steps.windows.aggregates import FUNCTIONS, Folded, parts_of
 from freshet.flows.steps.windows.columns import ValueColumn, microseconds, timestamps
 from freshet.flows.steps.windows.due import NEVER_DUE_US, DueSlots
 from freshet.flows.steps.windows.folds import PrefixFold, Spans
-from freshet.flows.steps.windows.frames import low_edges, tick_rules
+from freshet.flows.steps.windows.frames import TickRule, low_edges, tick_rules
 from freshet.flows.steps.windows.panes import panes
 from freshet.flows.steps.windows.parts import Digits, Part
 from freshet.flows.steps.windows.segments import (
@@ -31,6 +31,7 @@ from freshet.flows.steps.windows.segments import (
     Ints,
     Segments,
     ranges,
+    run_begins,
 )
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, NEVER_US
 from freshet.schemas.event import OFFSET as OFFSET_COLUMN
@@ -273,7 +274,9 @@ class WindowShard:
         times = segments.time[at]
         stands = np.append(times[1:] != times[:-1], True)  # a row does, at the last event of its time
         stands[firsts[1:] - 1] = True
-        since = np.minimum(segments.time[at[changed.is_new]][_first_of_each(owners[changed.is_new])] - 1, before_us)
+        since = np.minimum(
+            segments.time[at[changed.is_new]][np.flatnonzero(run_begins(owners[changed.is_new]))] - 1, before_us
+        )
         who, ticks = self._ticks(changed.slots, since)
         instants = np.append(times[stands], ticks)
         indices = np.append(owners[stands], who)
@@ -319,10 +322,8 @@ class WindowShard:
         """Return the ticks after `since` of each slot, up to the clock, at which no event stands: index and instant."""
         segments = self._segments
         owners, instants = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        clock = np.full(len(slots), self.clock_us)
         for rule in self._rules:
-            low = segments.search(TIME, segments.start[slots], segments.end[slots], rule.first_after(since))
-            high = segments.search(TIME, low, segments.end[slots], rule.first_after(clock))
+            low, high = self._ticking(rule, slots, since)
             at = ranges(low, high - low)
             owners.append(np.repeat(np.arange(len(slots)), high - low))
             instants.append(rule.ticks(segments.time[at]))
@@ -331,12 +332,18 @@ class WindowShard:
         who, ticks = np.concatenate(owners), np.concatenate(instants)
         order = np.lexsort((ticks, who))
         who, ticks = who[order], ticks[order]
-        distinct = np.append(True, (who[1:] != who[:-1]) | (ticks[1:] != ticks[:-1]))[: len(who)]  # numpy takes values
+        distinct = run_begins(who, ticks)
         who, ticks = who[distinct], ticks[distinct]
         whose = slots[who]
         at = segments.search(TIME, segments.start[whose], segments.end[whose], ticks)
         free = (at == segments.end[whose]) | (segments.time[np.minimum(at, len(segments.time) - 1)] != ticks)
         return who[free], ticks[free]
+
+    def _ticking(self, rule: TickRule, slots: Ints, since: Ints) -> tuple[Ints, Ints]:
+        """Return the positions [low, high) of each slot's events whose tick lies after `since`, up to the clock."""
+        segments, clock = self._segments, np.full(len(slots), self.clock_us)
+        low = segments.search(TIME, segments.start[slots], segments.end[slots], rule.first_after(since))
+        return low, segments.search(TIME, low, segments.end[slots], rule.first_after(clock))
 
     def _ticked(self, slots: Ints, since: Ints) -> _Instants:
         """Return the ticks of slots that nothing else befell."""
@@ -349,11 +356,10 @@ class WindowShard:
         """Cut slots such that a bounded number of ticks is made at once."""
         if not len(slots):
             return
-        segments, counts = self._segments, np.ones(len(slots), np.int64)
-        clock = np.full(len(slots), self.clock_us)
+        counts = np.ones(len(slots), np.int64)
         for rule in self._rules:
-            low = segments.search(TIME, segments.start[slots], segments.end[slots], rule.first_after(since))
-            counts += segments.search(TIME, low, segments.end[slots], rule.first_after(clock)) - low
+            low, high = self._ticking(rule, slots, since)
+            counts += high - low
         bounds = np.flatnonzero(np.diff(np.cumsum(counts) // _ROWS_MAX, prepend=-1))
         for start, end in zip(bounds.tolist(), [*bounds[1:].tolist(), len(slots)], strict=True):
             yield slice(start, end)
@@ -481,11 +487,6 @@ class WindowShard:
         for part in self._parts():
             merged |= part.merge(columns, firsts)
         return merged
-
-
-def _first_of_each(owners: Ints) -> Ints:
-    """Return the first index of each of some sorted owners."""
-    return np.flatnonzero(np.append(True, owners[1:] != owners[:-1]))  # numpy takes values
 
 
 def _sorted(rows: _Instants) -> _Instants:
