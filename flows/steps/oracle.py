@@ -74,11 +74,12 @@ def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: in
         fact = "cannot be compared: DuckDB cannot compute it from these events"
         raise Refused([Problem("feature view", plan.view.name, fact, explain(error)[0], hint)]) from error
     _finish(connection, plan, until)
-    differing_count, judged_count = _count(connection, plan)[1], 0
+    rows_count, differing_count = _count(connection, plan)
+    judged_count = 0
     if differing_count and plan.oracle.exact:
         judged_count = _judge(connection, plan)
         _finish(connection, plan, until)
-    rows_count, differing_count = _count(connection, plan)
+        rows_count, differing_count = _count(connection, plan)
     keys = [quoted(name) for name in (*plan.view.entity_names, EVENT_TIME)]
     shown = [f"coalesce(e.{key}, r.{key}) AS {key}" for key in keys]
     names = [*(feature.name for feature in plan.view.features), VERSION]

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from freshet.flows.steps.sql.columns import Columns
+from freshet.flows.steps.sql.columns import Columns, captured
 from freshet.flows.steps.sql.engine import CHECK_SECONDS_MAX, deadline, explain
 from freshet.flows.steps.sql.frames import (
     DEFAULT_FRAME,
@@ -27,6 +27,7 @@ from freshet.flows.steps.sql.functions import (
     ALLOWED,
     ASKED,
     COUNT_DISTINCT,
+    ENDS,
     INSTEAD,
     MOVING,
     OPERATORS,
@@ -37,6 +38,7 @@ from freshet.flows.steps.sql.functions import (
     is_carried,
 )
 from freshet.flows.steps.sql.parse import (
+    NOWHERE,
     Node,
     Statement,
     SyntaxProblem,
@@ -48,6 +50,7 @@ from freshet.flows.steps.sql.parse import (
     moved,
     parameters,
     parse,
+    quoted,
     rewrite,
     walk,
     write,
@@ -68,11 +71,10 @@ _REFUSED = {
 }
 _PASSED = frozenset(["CONSTANT", "CAST", "CASE", "COMPARISON", "CONJUNCTION", "BETWEEN", "LAMBDA", "TYPE"])
 _ASCENDING = ("ORDER_DEFAULT", "ASCENDING")
-_NOWHERE = {"query_location": 2**64 - 1, "query_location_length": 0}
+_NOWHERE = {"query_location": NOWHERE, "query_location_length": 0}
 
 
 _WINDOW_TYPES = ("WINDOW_AGGREGATE", "WINDOW_FIRST_VALUE", "WINDOW_LAST_VALUE", "WINDOW_LAG")
-_ENDS = ("first_value", "last_value")
 _EARLIER = "write last_value({} IGNORE NULLS) OVER (… ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
 
 
@@ -108,6 +110,13 @@ class Events:
         own = {contract.stream.event_time.casefold() for contract in self.contracts}
         return frozenset({EVENT_TIME, *(own if len(own) == 1 else ())})
 
+    def ids(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
+        """Return the SQL of each stream's event id, of one type for all; nothing if no stream has one."""
+        names = [contract.stream.event_id for contract in self.contracts]
+        kinds = set(types_of(connection, [quoted(name) for name in names if name is not None]))
+        kind = kinds.pop() if len(kinds) == 1 else "VARCHAR"
+        return [f"CAST({'NULL' if name is None else quoted(name)} AS {kind})" for name in names] if any(names) else []
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -135,6 +144,10 @@ class Expression:
             return None
 
         return rewrite(node, replace)
+
+    def type_of(self, connection: duckdb.DuckDBPyConnection, node: Node) -> str:
+        """Return the DuckDB type of a part of the tree."""
+        return types_of(connection, [write(connection, self.typed(connection, node))])[0]
 
 
 def frame_of(connection: duckdb.DuckDBPyConnection, window: Node, one: Expression) -> Range | Rows:
@@ -187,9 +200,7 @@ class Checker:
             self._say_syntax(problem)
             return None
         for part, parameter in self._declared.captured_in(node):
-            got, hint = f"{self._words(part)} of {parameter}", f"rename the lambda's parameter {parameter}"
-            fact = "names a column inside a lambda whose parameter has the name of something in it"
-            self._say(fact, got, hint, location(part, None))
+            self._say(*captured(self._words(part), parameter), location(part, None))
         named = self._declared.named_in(node)
         node = self._declared.put(node if self._over_us is None else self._with_frames(node, self._over_us))
         self._look(node, None, frozenset(), inside=None)
@@ -380,7 +391,7 @@ class Checker:
             self._say(
                 "has ORDER BY among the arguments of a window", name, "leave it out: events are in order of time", byte
             )
-        if node["ignore_nulls"] and name not in _ENDS:
+        if node["ignore_nulls"] and name not in ENDS:
             hint = _EARLIER.format("…")
             self._say("has IGNORE NULLS in a function that does not take it", name, hint, byte)
         if node["filter_expr"] is not None and node["type"] != "WINDOW_AGGREGATE":

@@ -68,6 +68,12 @@ class Columns:
         return rewrite(node, lambda part: substituted(part, inside=False))
 
 
+def captured(column: str, parameter: str) -> tuple[str, str, str]:
+    """Return fact, got and hint of what `captured_in` finds."""
+    fact = "names a column inside a lambda whose parameter has the name of something in it"
+    return fact, f"{column} of {parameter}", f"rename the lambda's parameter {parameter}"
+
+
 def _references(node: Node, bound: frozenset[str] = frozenset()) -> Iterator[tuple[Node, frozenset[str]]]:
     """Return where an expression names columns, and the lambda's parameters that are known there, which are none."""
     if node["class"] == "COLUMN_REF":
@@ -179,9 +185,7 @@ class _Reader:
                 hint = f"did you mean {meant}?" if meant else "name a field of the stream, or another column"
                 self._say(name, "names an unknown column", word, hint, location(part, None))
         for part, parameter in made.captured_in(node):
-            got, hint = f"{part['column_names'][0]} of {parameter}", f"rename the lambda's parameter {parameter}"
-            fact = "names a column inside a lambda whose parameter has the name of something in it"
-            self._say(name, fact, got, hint, location(part, None))
+            self._say(name, *captured(part["column_names"][0], parameter), location(part, None))
 
 
 def _circle(waiting: Mapping[str, Node]) -> list[str]:

@@ -15,7 +15,7 @@ from freshet.flows.steps.sql.columns import Columns, read_columns
 from freshet.flows.steps.sql.engine import engine
 from freshet.flows.steps.sql.finish import finish_sql
 from freshet.flows.steps.sql.frames import FrameOptions
-from freshet.flows.steps.sql.functions import ASKED, Form
+from freshet.flows.steps.sql.functions import ASKED, ENDS, Form
 from freshet.flows.steps.sql.oracle import oracle_sql
 from freshet.flows.steps.sql.parse import (
     Node,
@@ -33,8 +33,6 @@ from freshet.schemas.errors import Problem, Refused, listed, nearest
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, STREAM, Contract
 from freshet.schemas.plan import PARTITION_BITS, Aggregate, Lag, Pipeline, Range, Rows, ViewPlan
 from freshet.schemas.view import CREATED, VERSION, Feature, View
-
-_ENDS = ("first_value", "last_value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +347,7 @@ class _Split:
     def _aggregate(self, window: Node, one: Expression) -> Aggregate:
         made = windowed(window)
         assert made is not None, window["function_name"]
-        result = types_of(self.connection, [write(self.connection, one.typed(self.connection, window))])[0]
+        result = one.type_of(self.connection, window)
         frame = frame_of(self.connection, window, one)
         parameter = made.parameter
         if parameter == ASKED:
@@ -383,17 +381,14 @@ class _Split:
             value = f"CAST({value} AS DOUBLE)"
         elif form is Form.HASH:
             value = f"md5_number_lower(CAST({self._one_zero(window, value, one)} AS VARCHAR))"
-        elif self._type(window["arguments"][0]["expression"], one) == "HUGEINT":
+        elif one.type_of(self.connection, window["arguments"][0]["expression"]) == "HUGEINT":
             value = f"CAST({value} AS DECIMAL(38, 0))"  # Arrow has no such integer
         condition = " AND ".join(conditions)
         return self._kept(f"CASE WHEN {condition} THEN {value} END" if condition else value, window, one)
 
-    def _type(self, node: Node, one: Expression) -> str:
-        return types_of(self.connection, [write(self.connection, one.typed(self.connection, node))])[0]
-
     def _one_zero(self, window: Node, value: str, one: Expression) -> str:
         """Return a value such that -0.0 is 0.0, as SQL compares them."""
-        kind = self._type(window["arguments"][0]["expression"], one)
+        kind = one.type_of(self.connection, window["arguments"][0]["expression"])
         return f"({value} + 0.0::{kind})" if kind in ("FLOAT", "DOUBLE") else value
 
     def _kept(self, sql: str, window: Node, one: Expression) -> int:
@@ -452,22 +447,22 @@ def _plan(connection: duckdb.DuckDBPyConnection, view: View, members: Sequence[E
     """Split a view; `events` has the whole schema of its events."""
     split, events = _Split(connection), members[0].events
     outers = [split.outer(one) for one in members]
-    computed = {f"_a{index}": sql for index, sql in enumerate(split.arguments) if sql not in split.lagged}
-    computed |= {f"_p{index}": sql for index, sql in enumerate(split.payload)}
-    computed |= {f"_r{index}": sql for index, sql in enumerate(split.raw)}
+    values = [
+        (f"{prefix}{index}", sql, features)
+        for prefix, made in (("_a", split.arguments), ("_p", split.payload), ("_r", split.raw))
+        for index, (sql, features) in enumerate(made.items())
+    ]
+    late = {name: sql for name, sql, _ in values if sql in split.lagged}
+    computed = {name: sql for name, sql, _ in values if name not in late}
     inputs_sql = tuple(_inputs_sql(connection, view, events, index, computed) for index in range(len(events.contracts)))
     inputs = connection.sql(inputs_sql[0]).to_arrow_table().schema
-    late = {f"_a{index}": sql for index, sql in enumerate(split.arguments) if sql in split.lagged}
     lagged_sql, arguments = _lagged_sql(connection, late, split, inputs)
     frames = [made.frame for made in split.aggregates]
     whole_history = (
         bool(split.payload or split.lags)
         or any(isinstance(frame, Rows) or frame.preceding_us is None for frame in frames)
-        or any(made.function in _ENDS for made in split.aggregates)
+        or any(made.function in ENDS for made in split.aggregates)
     )
-    needed = {f"_a{index}": features for index, features in enumerate(split.arguments.values())}
-    needed |= {f"_p{index}": features for index, features in enumerate(split.payload.values())}
-    needed |= {f"_r{index}": features for index, features in enumerate(split.raw.values())}
     return ViewPlan(
         view,
         inputs_sql,
@@ -477,7 +472,7 @@ def _plan(connection: duckdb.DuckDBPyConnection, view: View, members: Sequence[E
         finish_sql(view, outers, "rows", (CREATED, VERSION, PARTITION, OFFSET)),
         oracle_sql(connection, view, members, whole_history=whole_history),
         whole_history,
-        tuple(listed(needed[name]) for name in computed),
+        tuple(listed(features) for name, _, features in values if name not in late),
         pa.schema([column for column in events.schema if column.name != STREAM]),
         tuple(split.lags),
         lagged_sql,
@@ -499,25 +494,14 @@ def _lagged_sql(
     return sql, connection.sql(sql).to_arrow_table().schema
 
 
-def _event_id(connection: duckdb.DuckDBPyConnection, events: Events, own: Contract) -> str | None:
-    """Return the SQL of the event id, of one type for all streams; None if no stream has one."""
-    names = [contract.stream.event_id for contract in events.contracts if contract.stream.event_id is not None]
-    if not names:
-        return None
-    kinds = set(types_of(connection, [quoted(name) for name in names]))
-    kind = kinds.pop() if len(kinds) == 1 else "VARCHAR"
-    return f"CAST({'NULL' if own.stream.event_id is None else quoted(own.stream.event_id)} AS {kind})"
-
-
 def _inputs_sql(
     connection: duckdb.DuckDBPyConnection, view: View, events: Events, index: int, computed: Mapping[str, str]
 ) -> str:
     """Return the SQL of what the windows need of the events of one stream."""
-    own = events.contracts[index]
     partition = PARTITION
     if len(events.contracts) > 1:
         partition = f"CAST({PARTITION} + {index << PARTITION_BITS} AS INTEGER) AS {PARTITION}"
     items = [*(quoted(name) for name in view.entity_names), EVENT_TIME, partition, OFFSET, AVAILABLE_AT]
-    items += [f"{identity} AS _id" for identity in [_event_id(connection, events, own)] if identity is not None]
+    items += [f"{sql} AS _id" for sql in events.ids(connection)[index : index + 1]]
     items += [f"{sql} AS {name}" for name, sql in computed.items()]
     return f"SELECT {', '.join(items)} FROM events"

@@ -1,7 +1,5 @@
 """A window's frame, from its tree: where it begins and ends, what it leaves out, and how often it decays."""
 
-# only what `check` has passed is put into SQL
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime

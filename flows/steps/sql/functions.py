@@ -183,6 +183,9 @@ WINDOWED: Mapping[str, Windowed] = {
 }
 """What may stand before OVER."""
 
+ENDS = ("first_value", "last_value")
+"""Those that take IGNORE NULLS, and no FILTER."""
+
 COUNT_DISTINCT = Windowed("count_distinct", Form.VALUE, _ORDERED, keeps_all=True)
 """count(DISTINCT x)."""
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import duckdb
 
-from freshet.flows.steps.sql.check import Expression, frame_of, types_of, windowed
+from freshet.flows.steps.sql.check import Expression, frame_of, windowed
 from freshet.flows.steps.sql.finish import finish_sql
-from freshet.flows.steps.sql.functions import Form, Windowed
+from freshet.flows.steps.sql.functions import ENDS, Form, Windowed
 from freshet.flows.steps.sql.parse import Node, expression, quoted, rewrite, write
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION, STREAM
 from freshet.schemas.plan import Exclude, Oracle, Range, Rows
@@ -77,17 +77,13 @@ class _Oracle:
 
     def _accepted(self) -> str:
         events = self.members[0].events
-        names = [contract.stream.event_id for contract in events.contracts]
-        order = [EVENT_TIME]
+        ids, order = events.ids(self.connection), [EVENT_TIME]
         items = ["*", f"{EVENT_TIME} AS {_TIME}", "false AS _tick"]
-        if any(names):
-            kinds = set(types_of(self.connection, [quoted(name) for name in names if name]))
-            kind = kinds.pop() if len(kinds) == 1 else "VARCHAR"
-            ids = [f"CAST({'NULL' if name is None else quoted(name)} AS {kind})" for name in names]
+        if ids:
             cases = " ".join(f"WHEN {index} THEN {sql}" for index, sql in enumerate(ids))
             items.append(f"{ids[0] if len(ids) == 1 else f'CASE {STREAM} {cases} END'} AS _id")
             order.append("_id NULLS LAST")
-        order += [*([STREAM] if len(names) > 1 else []), PARTITION, OFFSET]
+        order += [*([STREAM] if len(events.contracts) > 1 else []), PARTITION, OFFSET]
         known = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in self.view.entity_names)
         number = f"row_number() OVER (PARTITION BY {self.entity} ORDER BY {', '.join(order)}) AS _nr"
         return f"SELECT *, {number} FROM (SELECT {', '.join(items)} FROM events WHERE {known})"
@@ -169,8 +165,9 @@ class _Oracle:
         return column
 
     def _is_float(self, window: Node, one: Expression, made: Windowed) -> bool:
-        kind = write(self.connection, one.typed(self.connection, window["arguments"][0]["expression"]))
-        return made.form is Form.DOUBLE or types_of(self.connection, [kind])[0] in _FLOATS
+        if made.form is Form.DOUBLE:
+            return True
+        return one.type_of(self.connection, window["arguments"][0]["expression"]) in _FLOATS
 
     def _input(self, node: Node, one: Expression) -> str:
         """Write an input; columns of earlier events' values over those of `lagged`."""
@@ -260,7 +257,7 @@ def _aggregate(window: Node, made: Windowed, inputs: Sequence[str]) -> str:
     """Return a window's function as an aggregate, its events in order."""
     name = window["function_name"].casefold()
     value = _guarded(inputs[0]) if inputs else ""
-    if made.function in ("first_value", "last_value"):
+    if made.function in ENDS:
         end = made.function.removesuffix("_value")
         there = f" FILTER (WHERE {value} IS NOT NULL)" if window["ignore_nulls"] else ""
         return f"{end}({value} ORDER BY e._nr){there}"
@@ -291,7 +288,7 @@ def _over(
 ) -> str:
     """Return a window; `counted` says which events it counts."""
     name = window["function_name"].casefold()
-    if made.function in ("first_value", "last_value"):  # they take no FILTER
+    if made.function in ENDS:  # they take no FILTER
         conditions = [] if counted is None else [counted]
         conditions += [f"{_guarded(inputs[0])} IS NOT NULL"] if window["ignore_nulls"] else []
         boxed = f"{{'v': {_guarded(inputs[0])}}}"

@@ -18,7 +18,8 @@ from freshet.flows.steps.sql.engine import CHECK_SECONDS_MAX, deadline
 
 Node = dict[str, Any]
 
-_NOWHERE = 2**64 - 1
+NOWHERE = 2**64 - 1
+"""The place of what nobody wrote."""
 _UNKNOWN_WINDOW = re.compile(r'window "(.*)" does not exist')
 _NO_MORE = {"modifiers": [], "cte_map": {"map": []}, "aggregate_handling": "STANDARD_HANDLING"}
 _WHOLE_STATEMENT = ("where_clause", "having", "qualify", "sample", "group_expressions", "modifiers")
@@ -50,7 +51,7 @@ class Statement:
     def words(self, node: Node) -> str:
         """Return a node as the user wrote it; nothing of one that they did not write."""
         start = node["query_location"]
-        if start == _NOWHERE:
+        if start == NOWHERE:
             return ""
         return self.sql.encode()[start : start + node["query_location_length"]].decode(errors="replace")
 
@@ -143,8 +144,8 @@ def quoted(name: str) -> str:
 
 def location(node: Node, around: int | None) -> int | None:
     """Return the byte where a node stands; of one that stands nowhere, where the one around it does."""
-    byte = node.get("query_location", _NOWHERE)
-    return around if byte == _NOWHERE else int(byte)
+    byte = node.get("query_location", NOWHERE)
+    return around if byte == NOWHERE else int(byte)
 
 
 def moved(node: Node, to: Node) -> Node:
