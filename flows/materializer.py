@@ -11,7 +11,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Protocol
 
 import bytewax.operators as op
@@ -32,6 +31,7 @@ from freshet.schemas.event import OFFSET, PARTITION, Contract
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
+from freshet.schemas.units import count_us
 from freshet.schemas.view import Kind, RowBatch, View
 
 
@@ -160,7 +160,7 @@ class _Stages:
             plan = self._pipeline.plan(items[0].view)
             if not folds:
                 streams = {name: self._contracts[name].stream for name in plan.view.sources}
-                lateness = {name: made.lateness // timedelta(microseconds=1) for name, made in streams.items()}
+                lateness = {name: count_us(made.lateness) for name, made in streams.items()}
                 folds.append(ShardFold(plan, lateness))
                 self._shards[plan.view.name] += folds
             rows = list(folds[0].fold(items, self._edges.now_us()))

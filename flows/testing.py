@@ -16,7 +16,7 @@ the two must agree. No broker, store or file is needed.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,10 @@ from freshet.schemas.event import EVENT_TIME, PARTITION, Contract, Event, contra
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reject
+from freshet.schemas.units import count_us, instant_us
 from freshet.schemas.view import CREATED, VERSION, View
 
 _INSTANT = TypeAdapter(datetime)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Run:
         self.judges: dict[tuple[str, int], PartitionJudge] = {}
         self.folds = {
             (plan.view.name, shard): ShardFold(
-                plan, {name: _us(given.contracts[name].stream.lateness) for name in plan.view.sources}
+                plan, {name: count_us(given.contracts[name].stream.lateness) for name in plan.view.sources}
             )
             for plan in given.pipeline.plans
             for shard in range(shards_count)
@@ -266,13 +266,13 @@ def microseconds(instant: str | datetime) -> int:
     >>> microseconds("1970-01-01T00:00:01Z"), microseconds("1970-01-01 00:00:00.000001")
     (1000000, 1)
     """
-    found = _INSTANT.validate_python(instant)
-    return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+    return instant_us(_INSTANT.validate_python(instant))
 
 
 def spell(instant: datetime) -> str:
     """Write an instant as ISO text in UTC.
 
+    >>> from datetime import UTC
     >>> spell(datetime(2026, 3, 1, 12, tzinfo=UTC))
     '2026-03-01T12:00:00Z'
     """
@@ -283,10 +283,6 @@ def _firsts(keys: pa.Table) -> Any:
     """Return where each key of some sorted rows stands first."""
     encoded = [column.combine_chunks().dictionary_encode() for column in keys.columns]
     return np.flatnonzero(run_begins(*(column.indices.to_numpy(zero_copy_only=False) for column in encoded)))
-
-
-def _us(length: timedelta) -> int:
-    return length // timedelta(microseconds=1)
 
 
 def _rejected(reject: Reject) -> Problem:

@@ -151,9 +151,14 @@ class ViewPlan:
     arguments: pa.Schema = _NOTHING
 
     @property
+    def frames(self) -> tuple[Range | Rows, ...]:
+        """The distinct frames."""
+        return tuple(dict.fromkeys(made.frame for made in self.aggregates))
+
+    @property
     def ranges(self) -> tuple[Range, ...]:
         """The distinct frames in time."""
-        return tuple(dict.fromkeys(made.frame for made in self.aggregates if isinstance(made.frame, Range)))
+        return tuple(frame for frame in self.frames if isinstance(frame, Range))
 
     @property
     def reach_us(self) -> int | None:

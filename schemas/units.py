@@ -6,9 +6,10 @@ written with an `i` (GiB). Every parser raises `ValueError` with what it expecte
 
 import re
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECONDS = {
     "us": 1, "µs": 1, "microsecond": 1,
     "ms": 10**3, "msec": 10**3, "millisecond": 10**3,
@@ -57,13 +58,31 @@ def microseconds(count: int) -> timedelta:
     return timedelta(microseconds=count)
 
 
+def count_us(length: timedelta) -> int:
+    """Return how many microseconds a duration has.
+
+    >>> count_us(timedelta(milliseconds=1.5))
+    1500
+    """
+    return length // timedelta(microseconds=1)
+
+
+def instant_us(instant: datetime) -> int:
+    """Return an instant as µs since the Unix epoch; one without a zone is in UTC.
+
+    >>> instant_us(datetime(1970, 1, 1, 0, 0, 1))
+    1000000
+    """
+    return count_us((instant if instant.tzinfo else instant.replace(tzinfo=UTC)) - _EPOCH)
+
+
 def spell(length: timedelta) -> str:
     """Write a duration with its largest whole unit, as `duration` reads it.
 
     >>> spell(timedelta(minutes=10)), spell(timedelta(milliseconds=1500)), spell(timedelta(0))
     ('10m', '1500ms', '0s')
     """
-    microseconds = length // timedelta(microseconds=1)
+    microseconds = count_us(length)
     if microseconds == 0:
         return "0s"
     for unit in ("d", "h", "m", "s", "ms", "us"):

@@ -6,7 +6,6 @@ that the declared offlineVolume has room for.
 
 import argparse
 import json
-from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -118,9 +117,7 @@ def _load(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace) -> Lo
 def _print_estimate(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace, budget: int) -> None:
     """Print what a view needs, window by window."""
     load = _load(workspace, plan, words)
-    lateness = {
-        name: workspace.contracts[name].stream.lateness // timedelta(microseconds=1) for name in plan.view.sources
-    }
+    lateness = {name: units.count_us(workspace.contracts[name].stream.lateness) for name in plan.view.sources}
     made = estimate(plan, load, lateness)
     at = f"{load.events_per_s:,.4g} events/s of {load.entities_count:,} entities ({load.known_from})"
     print(f"    at {at}, at most:")

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from freshet.flows.settings import Settings
 from freshet.flows.steps.oracle import Compared, compare, union_of
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.plan import ViewPlan
+from freshet.schemas.units import instant_us
 from freshet.scripts.cli import wrong_use
 
 _OUTCOMES = ("accepted", "rejected", "duplicate")
@@ -107,11 +108,9 @@ def _microseconds(until: str | None) -> int | None:
     if until is None:
         return None
     try:
-        instant = datetime.fromisoformat(until)
+        return instant_us(datetime.fromisoformat(until))
     except ValueError:
         raise wrong_use("--until", f"is {until}", "write a time such as 2026-03-01T12:00Z") from None
-    since = (instant if instant.tzinfo else instant.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
-    return round(since.total_seconds() * 10**6)
 
 
 def _check(

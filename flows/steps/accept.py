@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, NEVER_US, Stream
 from freshet.schemas.rejects import Reason
+from freshet.schemas.units import count_us
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -47,8 +48,8 @@ class PartitionJudge:
         times, available = _microseconds(events, EVENT_TIME), _microseconds(events, AVAILABLE_AT)
         if len(times) == 0:
             return Judged(np.zeros(0, np.int64), (), np.zeros(0, np.int64))
-        lateness_us = _us(self.stream.lateness)
-        future = times - available > _us(self.stream.max_future)
+        lateness_us = count_us(self.stream.lateness)
+        future = times - available > count_us(self.stream.max_future)
         clock = np.maximum.accumulate(np.where(future, NEVER_US, times))
         clock = np.maximum(clock, self.newest_us)
         late = ~future & (times < clock - lateness_us)
@@ -85,7 +86,7 @@ class PartitionJudge:
                 repeated[index] = True
             else:
                 self.seen[event_id] = time
-        oldest = self.newest_us - _us(self.stream.lateness)
+        oldest = self.newest_us - count_us(self.stream.lateness)
         if len(self.seen) > 2 * len(rest) and min(self.seen.values()) < oldest:
             self.seen = {event_id: time for event_id, time in self.seen.items() if time >= oldest}
         return repeated
@@ -98,10 +99,6 @@ class PartitionJudge:
     def _future(self, time: int, available: int) -> str:
         ahead = timedelta(microseconds=int(time - available))
         return f"{_instant(time)} is {ahead} past its Kafka time; the stream allows {self.stream.max_future}"
-
-
-def _us(length: timedelta) -> int:
-    return length // timedelta(microseconds=1)
 
 
 def _instant(microseconds: int) -> str:

@@ -90,7 +90,7 @@ def _view(plan: ViewPlan, declaration: Declaration) -> FeatureViewConfig:
         offlinePath=f"{declaration.infrastructure.offlineStore}/{view.name}",
         state={
             "reach": estimates.reach_words(plan),
-            "windows": [estimates.words(frame) for frame in dict.fromkeys(made.frame for made in plan.aggregates)],
+            "windows": [estimates.words(frame) for frame in plan.frames],
             "rowsPerEvent": estimates.rows_per_event(plan),
             "bytesPerEvent": estimates.element_bytes(plan),
             "parquetBytesPerRow": estimates.row_bytes(plan),

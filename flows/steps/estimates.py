@@ -74,7 +74,7 @@ def redis_bytes(plan: ViewPlan) -> int:
 def estimate(plan: ViewPlan, load: Load, lateness_us: Mapping[str, int]) -> ViewEstimate:
     """Return what a view needs; `lateness_us` is what each of its streams allows."""
     late_s = max(lateness_us.values()) / 1e6
-    windows = [_window(frame, load, late_s) for frame in dict.fromkeys(made.frame for made in plan.aggregates)]
+    windows = [_window(frame, load, late_s) for frame in plan.frames]
     if plan.whole_history:
         windows.append(WindowEstimate("newest event", "an event an entity", load.entities_count))
     elements = max((window.elements_count for window in windows), default=0)

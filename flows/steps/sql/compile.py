@@ -5,7 +5,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 
 import duckdb
 import pyarrow as pa
@@ -32,6 +31,7 @@ from freshet.schemas.declaration import NAME, Definition, Source, ViewOptions
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, STREAM, Contract
 from freshet.schemas.plan import PARTITION_BITS, Aggregate, Lag, Pipeline, Range, Rows, ViewPlan
+from freshet.schemas.units import count_us
 from freshet.schemas.view import CREATED, VERSION, Feature, View
 
 
@@ -126,7 +126,7 @@ def _read(
     dtype = source.declaration.dtype_of(definition)
     read: list[Expression] = []
     for name, length in zip(definition.names, definition.over or (None,), strict=True):
-        over_us = None if length is None else length // timedelta(microseconds=1)
+        over_us = None if length is None else count_us(length)
         own = definition.model_copy(update={"name": name, "over": ()})
         checker = Checker(
             connection, own, dtype, events, text, declared.columns, options, declared.broken_windows, over_us
@@ -144,9 +144,9 @@ def _read(
 def _options(source: Source, definition: Definition) -> FrameOptions:
     """Return what a definition, its view and the requirements say of its frames."""
     decay = definition.decay
-    resolution = 1 if definition.resolution is None else definition.resolution // timedelta(microseconds=1)
-    target = source.declaration.servingRequirements.freshnessTarget.bound // timedelta(microseconds=1)
-    return FrameOptions(resolution, None if decay is None else decay // timedelta(microseconds=1), target)
+    resolution = 1 if definition.resolution is None else count_us(definition.resolution)
+    target = count_us(source.declaration.servingRequirements.freshnessTarget.bound)
+    return FrameOptions(resolution, None if decay is None else count_us(decay), target)
 
 
 def _takes_resolution(connection: duckdb.DuckDBPyConnection, one: Expression) -> bool:
@@ -268,7 +268,7 @@ def _with_decay(one: Expression, options: ViewOptions) -> Expression:
     """Let a view's decay stand for that of its definitions which have none."""
     if options.decay is None or one.definition.decay is not None:
         return one
-    return replace(one, options=replace(one.options, decay_us=options.decay // timedelta(microseconds=1)))
+    return replace(one, options=replace(one.options, decay_us=count_us(options.decay)))
 
 
 def _view(options: ViewOptions, name: str, group: Sequence[Expression]) -> View:

@@ -47,14 +47,13 @@ def _edges(frame: Range, times: Ints, horizon_us: int) -> tuple[Ints, Bools]:
 
 def _counted_alone(plan: ViewPlan, segments: Segments, at: Ints, owners: Ints, horizon_us: int) -> Bools:
     """Say which events before the horizon rows to come may still count one by one."""
-    frames = {made.frame for made in plan.aggregates}
-    rows = [frame for frame in frames if isinstance(frame, Rows)]
+    rows = [frame for frame in plan.frames if isinstance(frame, Rows)]
     counts = [*((frame.preceding or frame.ending) + 1 for frame in rows), *(lag.rows for lag in plan.lags)]
     counted = np.zeros(len(at), np.bool_)
     limit = segments.search(TIME, segments.start[owners], segments.end[owners], np.full(len(at), horizon_us))
     if counts:
         counted |= at >= limit - max(counts)
-    if any(frame.exclude is not Exclude.NOTHING for frame in frames):
+    if any(frame.exclude is not Exclude.NOTHING for frame in plan.frames):
         last = np.maximum(limit - 1, segments.start[owners])
         counted |= segments.time[at] == segments.time[last]
     return counted

@@ -412,7 +412,7 @@ class WindowShard:
         )
         for value in self._payload:
             columns[value.name] = value.lower(segments.columns, current)
-        spans = {frame: self._spans(frame, start, instants, high) for frame in {a.frame for a in plan.aggregates}}
+        spans = {frame: self._spans(frame, start, instants, high) for frame in plan.frames}
         for index, aggregate in enumerate(plan.aggregates):
             columns[f"_w{index}"] = self._value(aggregate, spans[aggregate.frame])
         newest = np.append(slots[1:] != slots[:-1], True)  # numpy takes values
