@@ -6,6 +6,7 @@ then it fails.
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ REPO = Path(__file__).parent.parent
 
 settings.register_profile("freshet", deadline=None)  # no test depends on a duration
 settings.load_profile("freshet")
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell has its background jobs ignore it, and their children
 
 
 def require(name: str, why: str) -> NoReturn:
