@@ -3,13 +3,16 @@
 Also a plain Bytewax flow: `python -m bytewax.run "freshet.flows.live:flow()"` takes its settings from the environment.
 """
 
+import atexit
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,32 +23,39 @@ from bytewax.dataflow import Dataflow
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from freshet.flows import materializer
 from freshet.flows import settings as settings_
 from freshet.flows.edges import bytewax, kafka
+from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.feast import FeastOnlineStore, open_store, store_config
 from freshet.flows.edges.metrics import Metrics, Server
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.project import Project, expand
+from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.edges.redis import OnlineStore
-from freshet.flows.materializer import Edges, Online, archive_name, build, source_key
+from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States, inline
+from freshet.flows.materializer import Edges, Offline, Online, archive_name, build, source_key
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.lag import LagClock
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas.declaration import Source
-from freshet.schemas.errors import Unavailable
-from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION, Contract
+from freshet.schemas.errors import FreshetError, StoreLost, Unavailable
+from freshet.schemas.event import Contract
+from freshet.schemas.ledger import Update
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
-from freshet.schemas.rejects import Reject
-from freshet.schemas.view import VERSION, View
+from freshet.schemas.rejects import Reject, dead_letter_topic
+from freshet.schemas.view import View
 
 LOG = logging.getLogger("freshet")
 
 _POLL_MESSAGES = 2000
 _AHEAD_LIMIT_MS = 30_000
 _IDLE_US = 500_000
-_EXPIRY = timedelta(minutes=10)
+_EXPIRY, _WATCH = timedelta(minutes=10), timedelta(seconds=1)
+_COMMIT_PAUSE_S, _ANSWER_LIMIT_S = 1.0, 10.0
+_REFILL_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -84,21 +94,29 @@ class Workspace:
         return self.project.root / expand(declared, "offlineStore")
 
     @property
+    def recovery_root(self) -> Path:
+        """The recovery folder; a relative one is the project's."""
+        return self.project.root / self.settings.recovery
+
+    @property
     def kafka(self) -> kafka.Kafka:
         """How to reach Kafka."""
-        return kafka.Kafka(self.settings.brokers, self.settings.kafka)
+        return kafka.Kafka(self.settings.brokers, self.settings.kafka, self.settings.patience.total_seconds())
 
     @property
     def group(self) -> str:
         """The consumer group under which progress is committed."""
         return consumer_group(self.pipeline.project)
 
-    def online(self) -> Online:
-        """Open the online store: our own writer for Redis, Feast's for any other. Raises `Unavailable`."""
+    def online(self, patience_s: float = _ANSWER_LIMIT_S) -> "OnlineFilled":
+        """Open the online store: our own writer for Redis, Feast's for any other. Raises `Unavailable`.
+
+        An outage is waited out as long as `patience_s` says: a command that somebody waits for has little.
+        """
         if self.online_url.startswith("sqlite:"):
             config = store_config(self.pipeline.project, self.online_url, self.project.registry)
             return FeastOnlineStore(open_store(config), self.pipeline.views)
-        store = OnlineStore(self.online_url, self.pipeline.project, self.pipeline.views)
+        store = OnlineStore(self.online_url, self.pipeline.project, self.pipeline.views, patience_s)
         store.ping()
         return store
 
@@ -149,6 +167,10 @@ class Partition(Protocol):
     def well(self) -> bool:
         """Whether no outage is being waited out."""
 
+    @property
+    def trouble(self) -> str:
+        """What is being waited out."""
+
     def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
         """Return what is there, or None."""
 
@@ -159,27 +181,30 @@ class Partition(Protocol):
 class Offsets(Protocol):
     """Where progress is committed, as `kafka.GroupOffsets` does."""
 
-    def commit(self, topic: str, partition: int, offset: int) -> None:
-        """Commit an offset."""
+    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Commit offsets by topic and partition."""
+
+    def end_offsets(self, topic: str, count: int) -> dict[int, int]:
+        """Return the offset after each partition's last message."""
 
 
 @dataclass
 class LiveReader:
-    """Reads one Kafka partition for the flow, and commits what is durable.
+    """Reads one Kafka partition for the flow, an epoch after the other, and has the journal commit those that are done.
 
     With `until` it ends there; otherwise it goes on, and says now and then that it is at the partition's end: then time
-    may pass though no event comes. `committed` is what earlier runs committed: no commit goes back.
+    may pass though no event comes.
     """
 
     key: str
     partition: Partition
-    offsets: Offsets
+    journal: Journal
     alignment: Alignment
     on_durable: Callable[[], None]
     until: int | None
-    committed: int
     now_us: Callable[[], int]
     told_us: int = 0
+    epoch: int = 1
 
     def poll(self) -> Poll | None:
         """Return what came since, unless this partition must let others catch up."""
@@ -191,11 +216,11 @@ class LiveReader:
             self.alignment.read(self.key, None)
         else:
             self.alignment.read(self.key, int(polled.timestamps_ms[-1]))
-        if self.until is not None:
-            return polled
-        if polled is None:
-            return self._at_end(begun_us)
-        return replace(polled, caught_up_us=begun_us) if polled.at_end else polled
+        if self.until is None:
+            polled = self._at_end(begun_us) if polled is None else polled
+            if polled is not None and polled.at_end:
+                return replace(polled, caught_up_us=begun_us, epoch=self.epoch)
+        return None if polled is None else replace(polled, epoch=self.epoch)
 
     def _at_end(self, time_us: int) -> Poll | None:
         """Say twice a second that nothing more was there; an outage is no such thing."""
@@ -211,21 +236,80 @@ class LiveReader:
         """Say whether the end asked for is reached."""
         return self.until is not None and self.partition.position >= self.until
 
-    def position(self) -> int:
-        """Return the offset that is read next."""
-        return self.partition.position
+    def close_epoch(self) -> None:
+        """Tell how far the epoch goes."""
+        self.journal.tell(Update(offsets={self.epoch: {self.key: self.partition.position}}))
+        self.epoch += 1
 
-    def durable(self, position: int) -> None:
-        """Commit: everything before is in every store."""
-        if position > self.committed:
-            self.offsets.commit(self.partition.topic, self.partition.partition, position)
-            self.committed = position
+    def epoch_durable(self) -> None:
+        """Have the epoch that closed last committed."""
+        self.journal.commit(self.epoch - 1)
         self.on_durable()
 
     def close(self) -> None:
         """Let go."""
         self.alignment.read(self.key, None)
         self.partition.close()
+
+
+class Progress:
+    """Commits offsets to Kafka beside the flow, so that an outage of the group's coordinator holds up nobody.
+
+    One that lasts longer than `patience_s` is handed to `fail`.
+    """
+
+    def __init__(
+        self,
+        offsets: Offsets,
+        places: Mapping[str, tuple[str, int]],
+        patience_s: float,
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._offsets, self._places, self._patience_s, self._fail = offsets, places, patience_s, fail
+        self._changed, self._wanted, self._committed = threading.Condition(), dict[str, int](), dict[str, int]()
+        self._ends = False
+        self._thread = threading.Thread(target=self._run, name="commits to Kafka", daemon=True)
+        self._thread.start()
+
+    def durable(self, offsets: Mapping[str, int]) -> None:
+        """Have offsets committed, by source partition."""
+        with self._changed:
+            self._wanted = dict(offsets)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait until all are committed, or the patience ends."""
+        with self._changed:
+            self._ends = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ends or self._wanted != self._committed)
+                wanted = self._wanted
+            if wanted == self._committed:
+                return
+            new = {self._places[key]: offset for key, offset in wanted.items() - self._committed.items()}
+            error = self._commit(new)
+            if error is not None:
+                self._fail(error)
+                return
+            self._committed = wanted
+
+    def _commit(self, offsets: Mapping[tuple[str, int], int]) -> Unavailable | None:
+        """Commit, again after each pause, until the patience ends; then return what is wrong."""
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                self._offsets.commit(offsets)
+            except Unavailable as error:
+                if time.monotonic() > deadline:
+                    return error
+                time.sleep(_COMMIT_PAUSE_S)
+            else:
+                return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,138 +377,354 @@ class LagCollector(Collector):
         return iter(())
 
 
-@dataclass
-class OnlyNew:
-    """An offline store that is given only what it does not have.
+class OnlineFilled(Online, Protocol):
+    """An online store that notices what it lost."""
 
-    A run reads its topics from the beginning, and makes the same versions of the same rows again. What stands there
-    from earlier runs is known by (entity, event time, version), events by their offset.
-    """
+    @property
+    def trouble(self) -> str:
+        """What is being waited out."""
 
-    store: OfflineStore
-    pipeline: Pipeline
-    rows: dict[str, set[tuple[object, ...]]] = field(default_factory=dict)
-    offsets: dict[str, dict[int, int]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, store: OfflineStore, pipeline: Pipeline, streams: Mapping[str, Contract]) -> "OnlyNew":
-        """Learn what the store has."""
-        known = cls(store, pipeline)
-        for view in pipeline.views:
-            known.rows[view.name] = set(_identities(view, store.read(view.name)))
-        for stream in streams:
-            name = archive_name(stream)
-            newest = store.read(name).group_by(PARTITION).aggregate([(OFFSET, "max")]).to_pylist()
-            known.offsets[name] = {row[PARTITION]: row[f"{OFFSET}_max"] for row in newest}
-        return known
-
-    def append(self, name: str, table: pa.Table) -> object:
-        """Write the rows, or events, that are not there yet."""
-        if name in self.offsets:
-            known = self.offsets[name]
-            pairs = zip(table.column(PARTITION).to_pylist(), table.column(OFFSET).to_pylist(), strict=True)
-            fresh = [offset > known.get(partition, -1) for partition, offset in pairs]
-        elif self.rows[name]:
-            fresh = [key not in self.rows[name] for key in _identities(self.pipeline.plan(name).view, table)]
-        else:
-            return self.store.append(name, table)
-        return self.store.append(name, table.filter(pa.array(fresh, pa.bool_())))
+    def expect(self, writes_count: int) -> None:
+        """Raise `StoreLost` if the store has counted fewer writes."""
 
 
-def _identities(view: View, rows: pa.Table) -> Iterator[tuple[object, ...]]:
-    columns = [rows.column(name).to_pylist() for name in view.entity_names]
-    times = rows.column(EVENT_TIME).cast(pa.int64()).to_pylist()
-    return zip(*columns, times, rows.column(VERSION).to_pylist(), strict=True)
+class OfflineParts(Offline, Parts, Protocol):
+    """An offline store with all that a run needs of it."""
+
+    def prepare(self, name: str, schema: pa.Schema) -> None:
+        """Make a folder."""
+
+    def newest(self, view: View) -> pa.Table:
+        """Return each entity's newest final row."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """All that is outside of one materializer's process: the real parts, or their twins."""
+
+    partitions_count: Callable[[str], int]
+    open_partition: Callable[[str, int, int, int | None], Partition]
+    offsets: Offsets
+    dead_letters: materializer.DeadLetters
+    online: OnlineFilled
+    offline: OfflineParts
+    ledger: LedgerStore
+    states: States
+    now_us: Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one process is to run: as which one of its flow, until when, and what it may do to begin."""
+
+    shards_count: int = 4
+    epoch: timedelta = timedelta(seconds=1)
+    reject_limit: int = 10_000
+    patience_s: float = 60.0
+    place: bytewax.Place = field(default_factory=bytewax.Place)
+    until_end: bool = False
+    rebuild: bool = False
+    accept_gap: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process commits, for all of its flow."""
+        return self.place.process == 0
 
 
 @dataclass
 class Live:
-    """A materializer, ready to run: the dataflow, what ends it, and what watches it."""
+    """A materializer, ready to run: the dataflow, and what ends and watches it."""
 
     dataflow: Dataflow
-    stop: bytewax.Stop
-    metrics: Metrics
-    lag: LagCollector
-    offline: OfflineStore
-    workspace: Workspace
+    edges: Edges
+    journal: Journal
+    outside: Outside
+    settings: Run
     readers: list[LiveReader]
+    snapshots: ThreadPoolExecutor
+    progress: Progress | None = None
+
+    @property
+    def stop(self) -> bytewax.Stop:
+        """What ends it."""
+        return self.edges.stop
+
+    def trouble(self) -> str:
+        """Return what is being waited out; nothing if all is well."""
+        unwell = [reader.partition.trouble for reader in self.readers if not reader.partition.well]
+        return "; ".join(filter(None, [self.outside.online.trouble, *unwell[:1]]))
+
+    def health(self) -> str:
+        """Return why this process should not be counted on; nothing if it may be."""
+        return "stopping" if self.stop else self.trouble()
 
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
-        settings = self.workspace.settings
-        server = Server(settings.metrics_address, self.metrics.registry, lambda: not self.stop)
-        LOG.info("materializing %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
-        expiry = threading.Thread(target=self._expire, name="archive retention", daemon=True)
-        expiry.start()
         try:
             with self.stop.on_signals():
-                bytewax.run(self.dataflow, epoch=settings.epoch)
-            for reader in self.readers:  # Bytewax closed the last epoch, and asked no source for more
-                reader.durable(reader.position())
+                bytewax.run(self.dataflow, self.edges.failure, epoch=self.settings.epoch, place=self.settings.place)
+            self.finish()
         finally:
-            self.stop.request()
-            server.close()
-        LOG.info("stopped; every row taken is in both stores")
+            self.close()
 
-    def _expire(self) -> None:
-        """Now and then drop archived events that are too old."""
-        while not self.stop.wait(_EXPIRY):
-            oldest = datetime.now(UTC) - self.workspace.settings.archive_retention
-            for stream in self.workspace.contracts:
-                self.offline.expire(archive_name(stream), EVENT_TIME, oldest)
+    def finish(self) -> None:
+        """Commit what closed last: Bytewax has ended, and asks no source for more."""
+        self.snapshots.shutdown()
+        self.check_online()
+        self.journal.commit()
+        if self.progress is not None:
+            self.progress.close()
+        self.journal.raise_failed()
+
+    def check_online(self) -> None:
+        """Raise `StoreLost` if the online store has lost what was written to it."""
+        self.outside.online.expect(self.outside.online.writes_count)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.edges.stop.end()
+        self.snapshots.shutdown()
+        self.journal.close()
 
 
-def prepare(workspace: Workspace) -> OfflineStore:
+def refill(online: Online, offline: OfflineParts, views: Sequence[View]) -> dict[str, int]:
+    """Write each entity's newest offline row online, where it is not older than what is there; return how many rows."""
+    counts: dict[str, int] = {}
+    for view in views:
+        rows = offline.newest(view)
+        for start in range(0, rows.num_rows, _REFILL_ROWS):
+            online.write(view, rows.slice(start, _REFILL_ROWS))
+        counts[view.name] = rows.num_rows
+    return counts
+
+
+def prepare(offline: OfflineParts, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
     """Make the folders of all views and archives; raises `Refused` if they cannot be written."""
-    offline = OfflineStore(workspace.offline_root)
-    for view in workspace.pipeline.views:
+    for view in pipeline.views:
         offline.prepare(view.name, view.row_schema)
-    for stream, contract in workspace.contracts.items():
+    for stream, contract in contracts.items():
         offline.prepare(archive_name(stream), contract.schema)
-    return offline
 
 
-def open_live(workspace: Workspace, *, until_end: bool = False) -> Live:
-    """Connect a project's materializer; with `until_end` it ends once it has read what is in Kafka by now.
+def assemble(
+    pipeline: Pipeline,
+    contracts: Mapping[str, Contract],
+    outside: Outside,
+    settings: Run,
+    metrics: Metrics,
+    *,
+    stop: bytewax.Stop | None = None,
+    leader: Mailbox | None = None,
+    others: Sequence[Mailbox] = (),
+    beside: bool = True,
+    snapshot_events: int = 50_000,
+) -> Live:
+    """Make a materializer of what is outside, to go on where the last one ended.
 
-    Raises `Refused` and `Unavailable`.
+    An online store that lost rows is filled again first.
+
+    With `beside` snapshots and commits to Kafka are made in threads of their own. Raises `Refused` and `Unavailable`.
     """
-    cluster, contracts = workspace.kafka, workspace.contracts
-    counts = {name: kafka.partitions_count(cluster, made.stream.topic) for name, made in contracts.items()}
-    online, offline = workspace.online(), prepare(workspace)
-    metrics = Metrics(list(contracts), [view.name for view in workspace.pipeline.views])
-    lag = LagCollector(cluster, workspace.group, {contracts[name].stream.topic: n for name, n in counts.items()})
-    metrics.registry.register(lag)
-    offsets = kafka.GroupOffsets(cluster, workspace.group)
-    ends = {name: offsets.end_offsets(contracts[name].stream.topic, count) for name, count in counts.items()}
+    counts = {name: outside.partitions_count(made.stream.topic) for name, made in contracts.items()}
     parts = {source_key(name, part): (name, part) for name, count in counts.items() for part in range(count)}
-    committed = {name: offsets.committed(contracts[name].stream.topic, count) for name, count in counts.items()}
+    places = {key: (contracts[name].stream.topic, part) for key, (name, part) in parts.items()}
+    for contract in contracts.values():  # else the first reject would end it
+        outside.partitions_count(dead_letter_topic(contract.stream.topic))
+    if settings.leads:
+        prepare(outside.offline, pipeline, contracts)
+    snapshots = ThreadPoolExecutor(1, "snapshots")
+    journal = Journal(
+        Places(outside.ledger, outside.states, outside.offline),
+        pipeline,
+        contracts,
+        settings.shards_count,
+        rebuild=settings.rebuild,
+        leader=leader,
+        others=others,
+        snapshot_events=snapshot_events,
+        submit=(lambda work: _ignore(snapshots.submit(work))) if beside else inline,
+    )
+    try:
+        if settings.leads:
+            _fill_if_lost(outside, pipeline, journal)
+        progress = (
+            Progress(outside.offsets, places, settings.patience_s, journal.fail) if beside and settings.leads else None
+        )
+        if settings.leads:
+            journal.on_commit = _on_commit(outside, places, progress, metrics)
+            journal.on_commit(Committed(journal.ledger, 0))  # a crash may have kept Kafka from hearing of it
+        ends = (
+            {name: outside.offsets.end_offsets(contracts[name].stream.topic, count) for name, count in counts.items()}
+            if settings.until_end
+            else {}
+        )
+    except BaseException:  # whatever it is, the lock must not outlive it
+        journal.close()
+        raise
     alignment, readers = Alignment(), list[LiveReader]()
 
-    def open_reader(key: str, position: int | None) -> LiveReader:
+    def open_reader(key: str) -> LiveReader:
         stream, part = parts[key]
-        topic = contracts[stream].stream.topic
-        reader = kafka.PartitionReader(cluster, topic, part, counts[stream], position)
-        until = ends[stream][part] if until_end else None
-        done = committed[stream][part] or 0
-        opened = LiveReader(key, reader, offsets, alignment, metrics.epoch.set_to_current_time, until, done, _now_us)
+        start = journal.offset(key)
+        partition = outside.open_partition(contracts[stream].stream.topic, part, counts[stream], start)
+        if start is not None and partition.position != start:
+            LOG.warning("%s: a gap is accepted: offsets from %d up to %d are lost", key, start, partition.position)
+        until = ends[stream][part] if settings.until_end else None
+        epoch = journal.ledger.epoch + 1
+        on_durable = metrics.epoch.set_to_current_time
+        opened = LiveReader(key, partition, journal, alignment, on_durable, until, outside.now_us, epoch=epoch)
         readers.append(opened)
         return opened
 
     edges = Edges(
         keys=list(parts),
         open_reader=open_reader,
-        online=online,
-        offline=OnlyNew.read(offline, workspace.pipeline, contracts),
-        now_us=_now_us,
+        online=outside.online,
+        offline=outside.offline,
+        dead_letters=outside.dead_letters,
+        journal=journal,
+        now_us=outside.now_us,
         metrics=metrics,
         on_rejects=_log_rejects,
-        served_before={
-            (name, part): offset or 0 for name, known in committed.items() for part, offset in known.items()
-        },
+        reject_limit=settings.reject_limit,
+        stop=bytewax.Stop() if stop is None else stop,
     )
-    dataflow = build(workspace.pipeline, contracts, edges, workspace.settings.shards)
-    return Live(dataflow, edges.stop, metrics, lag, offline, workspace, readers)
+    dataflow = build(pipeline, contracts, edges, settings.shards_count)
+    return Live(dataflow, edges, journal, outside, settings, readers, snapshots, progress)
+
+
+def _ignore(_: object) -> None:
+    """A future's outcome is told otherwise."""
+
+
+def _fill_if_lost(outside: Outside, pipeline: Pipeline, journal: Journal) -> None:
+    """Fill an online store that came back empty or old."""
+    try:
+        outside.online.expect(journal.ledger.online_writes_count)
+    except StoreLost as error:
+        LOG.warning("%s", error)
+        counts = refill(outside.online, outside.offline, pipeline.views)
+        LOG.warning("filled again from the newest offline rows: %s", counts)
+        journal.tell(Update(online_writes_count=outside.online.writes_count))
+
+
+def _on_commit(
+    outside: Outside, places: Mapping[str, tuple[str, int]], progress: Progress | None, metrics: Metrics
+) -> Callable[[Committed], None]:
+    def on_commit(committed: Committed) -> None:
+        metrics.ledger_bytes.set(committed.written_bytes)
+        offsets = {key: offset for key, offset in committed.ledger.offsets.items() if key in places}
+        if progress is not None:
+            progress.durable(offsets)
+        elif offsets:
+            outside.offsets.commit({places[key]: offset for key, offset in offsets.items()})
+
+    return on_commit
+
+
+def connect(workspace: Workspace, run: Run, states: States) -> Outside:
+    """Reach all real parts; raises `Refused` and `Unavailable`."""
+    cluster = workspace.kafka
+
+    def open_partition(topic: str, part: int, count: int, start: int | None) -> kafka.PartitionReader:
+        return kafka.PartitionReader(cluster, topic, part, count, start, accept_gap=run.accept_gap)
+
+    offline = OfflineStore(workspace.offline_root)
+    return Outside(
+        partitions_count=lambda topic: kafka.partitions_count(cluster, topic),
+        open_partition=open_partition,
+        offsets=kafka.GroupOffsets(cluster, workspace.group),
+        dead_letters=DeadLetters(cluster, workspace.group),
+        online=workspace.online(run.patience_s),
+        offline=offline,
+        ledger=LedgerFile(offline.root),
+        states=states,
+        now_us=_now_us,
+    )
+
+
+@dataclass
+class Materializer:
+    """A materializer of a project, with what watches it: metrics, health, the archive's retention."""
+
+    live: Live
+    metrics: Metrics
+    workspace: Workspace
+
+    def run(self) -> None:
+        """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
+        server = self.serve()
+        try:
+            self.live.run()
+        finally:
+            server.close()
+        if self.live.settings.leads:
+            LOG.info("stopped; every row taken is in both stores")
+
+    def serve(self) -> Server:
+        """Answer Prometheus and health checks, and watch, beside the flow."""
+        settings, place = self.workspace.settings, self.live.settings.place
+        host, _, port = settings.metrics_address.rpartition(":")
+        address = f"{host}:{int(port) + place.process}" if port.isdigit() and int(port) else settings.metrics_address
+        server = Server(address, self.metrics.registry, self.live.health)
+        LOG.info("materializing %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        return server
+
+    def _watch(self) -> None:
+        """Log what is waited out, look whether rows are still online, and now and then drop events that are too old."""
+        told, expire_at = "", 0.0
+        while not self.live.stop.wait(_WATCH):
+            trouble = self.live.trouble()
+            if trouble != told:
+                LOG.warning("waiting: %s", trouble) if trouble else LOG.info("all is well again")
+                told = trouble
+            try:
+                self.live.check_online()
+                if self.live.settings.leads and time.monotonic() >= expire_at:
+                    expire_at = time.monotonic() + _EXPIRY.total_seconds()
+                    self._expire()
+            except FreshetError as error:
+                self.live.journal.fail(error)
+                return
+
+    def _expire(self) -> None:
+        oldest = datetime.now(UTC) - self.workspace.settings.archive_retention
+        for stream in self.workspace.contracts:
+            self.live.journal.expire(stream, oldest)
+
+
+def open_live(workspace: Workspace, run: Run | None = None) -> Materializer:
+    """Connect a project's materializer. Raises `Refused` and `Unavailable`."""
+    settings = workspace.settings
+    run = replace(
+        run or Run(),
+        shards_count=settings.shards,
+        epoch=settings.epoch,
+        reject_limit=settings.reject_limit,
+        patience_s=settings.patience.total_seconds(),
+    )
+    contracts, pipeline, cluster = workspace.contracts, workspace.pipeline, workspace.kafka
+    metrics = Metrics(list(contracts), [view.name for view in pipeline.views])
+    recovery = RecoveryFolder(workspace.recovery_root)
+    outside = connect(workspace, run, recovery)
+    others: list[Mailbox] = []
+    leader: Mailbox | None = None
+    if not run.leads:
+        leader = recovery.told(run.place.process)
+    else:
+        recovery.stop_file.unlink(missing_ok=True)
+        told = [recovery.told(process) for process in range(1, len(run.place.addresses))]
+        for box in told:
+            box.clear()
+        others += told
+    stop = bytewax.Stop(recovery.stop_file if run.place.addresses else None)
+    live = assemble(pipeline, contracts, outside, run, metrics, stop=stop, leader=leader, others=others)
+    if run.leads:
+        counts = {made.stream.topic: outside.partitions_count(made.stream.topic) for made in contracts.values()}
+        metrics.registry.register(LagCollector(cluster, workspace.group, counts))
+    return Materializer(live, metrics, workspace)
 
 
 def _now_us() -> int:
@@ -440,9 +740,21 @@ def _log_rejects(stream: str, rejects: Sequence[Reject]) -> None:
 
 
 def flow() -> Dataflow:
-    """Return the dataflow that the environment describes, for Bytewax's own command."""
-    live = open_live(Workspace.open(settings_.read(os.environ)))
+    """Return the dataflow that the environment describes, for Bytewax's own command, alone or one of a cluster."""
+    run = Run(place=bytewax.place(sys.argv[1:], os.environ))
+    opened = open_live(Workspace.open(settings_.read(os.environ)), run)
+    live = opened.live
     with contextlib.suppress(ValueError):  # signals belong to the main thread; Bytewax's command imports in it
         live.stop.on_signals().__enter__()
-    Server(live.workspace.settings.metrics_address, live.metrics.registry, lambda: not live.stop)
+    opened.serve()
+    atexit.register(_finish, live)
     return live.dataflow
+
+
+def _finish(live: Live) -> None:
+    """Commit what closed last, once Bytewax's command is done; not if it ended by an exception, here or elsewhere."""
+    try:
+        if not hasattr(sys, "last_value"):
+            live.finish()
+    finally:
+        live.close()

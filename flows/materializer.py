@@ -9,6 +9,7 @@
 `build` joins steps and edges; nothing is decided here. Step names are stored data: a recovery store knows them.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
-from freshet.flows.edges.bytewax import BatchLogic, KeyedSink, PollSource, Reader, Stop
+from freshet.flows.edges.bytewax import BatchLogic, Failure, KeyedSink, PollSource, Reader, Stop
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold, ShardInput
@@ -27,16 +28,20 @@ from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher
 from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.schemas.errors import RejectLimit
-from freshet.schemas.event import OFFSET, PARTITION, Contract
+from freshet.schemas.event import Contract
+from freshet.schemas.ledger import Update
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
-from freshet.schemas.units import count_us
 from freshet.schemas.view import Kind, RowBatch, View
 
 
 class Online(Protocol):
     """What rows are served from."""
+
+    @property
+    def writes_count(self) -> int:
+        """How many writes the store itself has counted, so that lost ones are noticed; 0 where it does not count."""
 
     def write(self, view: View, rows: pa.Table) -> int:
         """Write rows; return how many replaced what was there."""
@@ -45,8 +50,40 @@ class Online(Protocol):
 class Offline(Protocol):
     """What keeps rows, or events, for ever."""
 
-    def append(self, name: str, table: pa.Table) -> object:
-        """Make a table's rows durable and visible, all at once."""
+    def stage(self, name: str, table: pa.Table, epoch: int = 0) -> str | None:
+        """Make a table's rows durable, to be seen when their epoch is; return the part that they are in."""
+
+
+class DeadLetters(Protocol):
+    """What keeps events that were not accepted."""
+
+    def put(self, rejects: Sequence[Reject]) -> None:
+        """Send rejects on their way."""
+
+    def flush(self) -> None:
+        """Wait until all of them have arrived."""
+
+
+class Journal(Protocol):
+    """What state is taken from, and told to at the end of an epoch, as `journal.Journal` does."""
+
+    def judge(self, stream: str, partition: int) -> PartitionJudge:
+        """Return a partition's judge where it is to go on."""
+
+    def fold(self, view: str, shard: int) -> ShardFold:
+        """Return a shard's fold where it is to go on."""
+
+    def rejected_in_a_row(self, stream: str) -> int:
+        """Return how many events of a stream were rejected with none accepted since."""
+
+    def judged(self, key: str, judge: PartitionJudge, partitions_count: int, epoch: int) -> None:
+        """Tell how far a partition's judge is."""
+
+    def folded(self, key: str, fold: ShardFold, epoch: int) -> None:
+        """Tell how far a shard's rows go."""
+
+    def tell(self, update: Update) -> None:
+        """Tell what else was done."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +91,21 @@ class Edges:
     """Everything outside that the flow touches. `now_us` is the clock, µs since the epoch.
 
     `on_rejects` is told of every event that was not accepted, a poll's at a time. After `reject_limit` of them with no
-    event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data. Rows of
-    offsets that earlier runs served, up to `served_before` of (stream, partition), tell nothing of freshness.
+    event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data.
     """
 
     keys: Sequence[str]
-    open_reader: Callable[[str, int | None], Reader[Poll]]
+    open_reader: Callable[[str], Reader[Poll]]
     online: Online
     offline: Offline
+    dead_letters: DeadLetters
+    journal: Journal
     now_us: Callable[[], int]
     metrics: Metrics
-    on_rejects: Callable[[str, Sequence[Reject]], None]
+    on_rejects: Callable[[str, Sequence[Reject]], None] = lambda _, __: None
     reject_limit: int = 10_000
-    served_before: Mapping[tuple[str, int], int] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
+    failure: Failure = field(default_factory=Failure)
 
 
 ARCHIVE = "_events/"
@@ -85,17 +123,23 @@ def source_key(stream: str, partition: int) -> str:
 
 def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, shards_count: int) -> Dataflow:
     """Return the dataflow that materializes a pipeline."""
-    stages = _Stages(pipeline, contracts, edges, shards_count)
+    stages, failure = _Stages(pipeline, contracts, edges, shards_count), edges.failure
+    views = [view.name for view in pipeline.views]
+
+    def one(_: str) -> int:
+        return 0
+
     flow = Dataflow("freshet_materializer")
-    polls = op.input("poll", flow, PollSource(edges.keys, edges.open_reader, edges.stop))
+    polls = op.input("poll", flow, PollSource(edges.keys, edges.open_reader, edges.stop, failure))
     taken = op.stateful_batch("take", polls, stages.take)
-    routed = op.flat_map_batch("route", taken, stages.route)
+    routed = op.flat_map_batch("route", taken, failure.noting(stages.route))
     folded = op.stateful_batch("fold", routed, stages.fold)
-    rows = op.flat_map_batch("finish", folded, stages.finish)
-    op.output("online", rows, KeyedSink(shards_count, _shard_of, lambda _: _OnlineWriter(pipeline, edges)))
-    op.output("offline", rows, KeyedSink(shards_count, _shard_of, lambda _: _OfflineWriter(edges)))
-    op.output("archive", taken, KeyedSink(1, lambda _: 0, lambda _: _ArchiveWriter(edges)))
-    op.output("rejects", taken, KeyedSink(1, lambda _: 0, lambda _: _RejectWriter(edges)))
+    rows = op.flat_map_batch("finish", folded, failure.noting(stages.finish))
+    op.output("online", rows, KeyedSink(shards_count, _shard_of, lambda _: _OnlineWriter(pipeline, edges), failure))
+    by_view = KeyedSink(len(views), lambda key: views.index(_view_of(key)), lambda _: _OfflineWriter(edges), failure)
+    op.output("offline", rows, by_view)
+    op.output("archive", taken, KeyedSink(1, one, lambda _: _ArchiveWriter(edges), failure))
+    op.output("rejects", taken, KeyedSink(1, one, lambda _: _RejectWriter(edges), failure))
     return flow
 
 
@@ -103,32 +147,58 @@ def _shard_of(key: str) -> int:
     return int(key.rpartition("/")[2])
 
 
-class _Stages:
-    """The steps of the flow, for one worker: a DuckDB serves one thread.
+def _view_of(key: str) -> str:
+    return key.rpartition("/")[0]
 
-    Bytewax makes one logic a key, and does not say which: the first item does.
-    """
+
+class _Engines:
+    """What one worker thread computes with: a DuckDB serves one thread."""
+
+    def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
+        self.intakes = {made.stream.topic: Intake(made, pipeline.of_source(name)) for name, made in contracts.items()}
+        self.finishers = {plan.view.name: Finisher(plan) for plan in pipeline.plans}
+
+
+class _Stages:
+    """The steps of the flow. Bytewax makes one logic a key, and does not say which: the first item does."""
 
     def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, shards_count: int) -> None:
         self._pipeline, self._contracts, self._edges, self._shards_count = pipeline, contracts, edges, shards_count
-        self._intakes = {made.stream.topic: Intake(made, pipeline.of_source(name)) for name, made in contracts.items()}
-        self._finishers = {plan.view.name: Finisher(plan) for plan in pipeline.plans}
-        self._shards: dict[str, list[ShardFold]] = {name: [] for name in self._finishers}
+        self._of_threads: dict[int, _Engines] = {}
+        self._folds: dict[str, dict[int, ShardFold]] = {view.name: {} for view in pipeline.views}
+
+    @property
+    def _engines(self) -> _Engines:
+        """This thread's. Not a `threading.local`: Bytewax's threads lose theirs whenever they leave Python."""
+        thread = threading.get_ident()
+        if thread not in self._of_threads:
+            self._of_threads[thread] = _Engines(self._pipeline, self._contracts)
+        return self._of_threads[thread]
 
     def take(self, _resume: None) -> BatchLogic[Poll, Taken]:
         """Decode and judge; the state is one partition's clock."""
         judges: dict[tuple[str, int], PartitionJudge] = {}  # a file has the events of several partitions
+        newest: dict[tuple[str, int], Taken] = {}
+        journal = self._edges.journal
 
         def step(polls: list[Poll]) -> list[Taken]:
             taken: list[Taken] = []
             for poll in polls:
-                intake = self._intakes[poll.topic]
-                judge = judges.setdefault((poll.topic, poll.partition), PartitionJudge(intake.contract.stream))
-                taken.append(intake.take(judge, poll))
+                intake = self._engines.intakes[poll.topic]
+                place = (intake.contract.name, poll.partition)
+                if place not in judges:
+                    judges[place] = journal.judge(*place)
+                newest[place] = intake.take(judges[place], poll)
+                taken.append(newest[place])
                 self._count(taken[-1])
             return taken
 
-        return BatchLogic(step)
+        def close_epoch() -> None:
+            for place, last in newest.items():
+                journal.judged(source_key(*place), judges[place], last.partitions_count, last.epoch)
+            newest.clear()
+
+        return BatchLogic(step, close_epoch, self._edges.failure)
 
     def _count(self, taken: Taken) -> None:
         metrics = self._edges.metrics
@@ -150,36 +220,40 @@ class _Stages:
                 self._edges.metrics.entityless.labels(name).inc(inputs.num_rows - counted)
                 for shard in range(self._shards_count):
                     clock = (taken.partition, taken.partitions_count, taken.newest_us, taken.caught_up_us)
-                    yield f"{name}/{shard}", ShardInput(name, taken.stream, *clock, parts.get(shard))
+                    given = ShardInput(name, shard, taken.epoch, taken.stream, *clock, parts.get(shard))
+                    yield f"{name}/{shard}", given
 
     def fold(self, _resume: None) -> BatchLogic[ShardInput, WindowedRows]:
         """Fold windows; the state is one shard's events."""
-        folds: list[ShardFold] = []
+        newest: list[ShardInput] = []
 
         def step(items: list[ShardInput]) -> list[WindowedRows]:
-            plan = self._pipeline.plan(items[0].view)
-            if not folds:
-                streams = {name: self._contracts[name].stream for name in plan.view.sources}
-                lateness = {name: count_us(made.lateness) for name, made in streams.items()}
-                folds.append(ShardFold(plan, lateness))
-                self._shards[plan.view.name] += folds
-            rows = list(folds[0].fold(items, self._edges.now_us()))
-            shards = [fold.shard for fold in self._shards[plan.view.name]]
+            newest[:] = items[-1:]
+            view, shard = items[-1].view, items[-1].shard
+            of_view = self._folds[view]
+            if shard not in of_view:
+                of_view[shard] = self._edges.journal.fold(view, shard)
+            rows = list(of_view[shard].fold(items, self._edges.now_us()))
+            shards = [fold.shard for fold in list(of_view.values())]  # other threads add theirs
             metrics = self._edges.metrics
-            metrics.entities.labels(plan.view.name).set(sum(shard.entities_count for shard in shards))
-            metrics.clock.labels(plan.view.name).set(min(shard.clock_us for shard in shards) / 1e6)
+            metrics.entities.labels(view).set(sum(shard.entities_count for shard in shards))
+            metrics.clock.labels(view).set(min(shard.clock_us for shard in shards) / 1e6)
             return rows
 
-        return BatchLogic(step)
+        def close_epoch() -> None:
+            last = newest[0]
+            self._edges.journal.folded(f"{last.view}/{last.shard}", self._folds[last.view][last.shard], last.epoch)
+
+        return BatchLogic(step, close_epoch, self._edges.failure)
 
     def finish(self, items: list[tuple[str, WindowedRows]]) -> Iterator[tuple[str, RowBatch]]:
         """Compute the features of all rows of a view that wait, whatever their shards, at once."""
         by_view: dict[str, list[tuple[str, WindowedRows]]] = {}
         for key, rows in items:
-            by_view.setdefault(key.rpartition("/")[0], []).append((key, rows))
+            by_view.setdefault(_view_of(key), []).append((key, rows))
         for view, parts in by_view.items():
             table = pa.concat_tables([rows.table for _, rows in parts], promote_options="permissive")
-            finished = self._finishers[view].finish(table)
+            finished = self._engines.finishers[view].finish(table)
             start = 0
             for key, rows in parts:
                 own = finished.slice(start, rows.table.num_rows)
@@ -205,24 +279,14 @@ class _OnlineWriter:
             metrics.rows.labels(name, "online").inc(self._edges.online.write(self._views[name], rows))
             now_us = self._edges.now_us()
             for batch in mine:
-                told = _plain(batch.newest) & ~self._served(batch)
+                told = _plain(batch.newest)
                 age_s = np.maximum(now_us - _plain(batch.available_at), 0) / 1e6
                 for kind in Kind:
                     metrics.freshness.observe(age_s[told & (_plain(batch.kinds) == kind)], name, kind.name.lower())
 
-    def _served(self, batch: RowBatch) -> Any:
-        """Say which rows an earlier run has served."""
-        sources, before = self._views[batch.view].sources, self._edges.served_before
-        if len(sources) > 1:  # a row does not say which of them its partition is of
-            return np.zeros(batch.rows.num_rows, np.bool_)
-        limits = {partition: offset for (stream, partition), offset in before.items() if stream == sources[0]}
-        known = np.full(max(limits, default=0) + 1, 0)
-        known[list(limits)] = list(limits.values())
-        partitions = np.minimum(batch.rows.column(PARTITION).to_numpy(), len(known) - 1)
-        return batch.rows.column(OFFSET).to_numpy() < known[partitions]
-
     def flush(self) -> None:
         """All is written already."""
+        self._edges.journal.tell(Update(online_writes_count=self._edges.online.writes_count))
 
 
 class _OfflineWriter:
@@ -238,54 +302,69 @@ class _OfflineWriter:
             self._waiting.setdefault(batch.view, []).append(batch.rows)
 
     def flush(self) -> None:
-        """Write the parts."""
+        """Stage the parts."""
         for view, tables in self._waiting.items():
             table = pa.concat_tables(tables)
-            self._edges.offline.append(view, table)
+            _stage(self._edges, view, table)
             self._edges.metrics.rows.labels(view, "offline").inc(table.num_rows)
         self._waiting = {}
 
 
 class _ArchiveWriter:
-    """Keeps accepted events, for backfill, explanation and recomputation."""
+    """Keeps accepted events, for recovery, backfill, explanation and recomputation."""
 
     def __init__(self, edges: Edges) -> None:
         self._edges = edges
         self._waiting: dict[str, list[pa.Table]] = {}
+        self._epoch = 0
 
     def write(self, items: list[Taken]) -> None:
         """Keep events until the epoch closes."""
         for taken in items:
+            self._epoch = taken.epoch
             if taken.events.num_rows:
                 self._waiting.setdefault(taken.stream, []).append(taken.events)
 
     def flush(self) -> None:
-        """Write the parts."""
+        """Stage the parts; each is named by its epoch, since recovery goes on from one."""
         for stream, tables in self._waiting.items():
-            self._edges.offline.append(archive_name(stream), pa.concat_tables(tables))
+            _stage(self._edges, archive_name(stream), pa.concat_tables(tables), self._epoch)
         self._waiting = {}
+
+
+def _stage(edges: Edges, name: str, table: pa.Table, epoch: int = 0) -> None:
+    part = edges.offline.stage(name, table, epoch)
+    if part is not None:
+        edges.journal.tell(Update(parts={name: [part]}))
 
 
 _OUT_OF_TIME = (Reason.LATE, Reason.FUTURE)
 
 
 class _RejectWriter:
-    """Tells of what was not accepted, and stops the flow when nothing else comes."""
+    """Sends what was not accepted to the dead letters, and stops the flow when nothing else comes.
+
+    How many came in a row outlives a crash: a flow that is started again and again must not empty a topic.
+    """
 
     def __init__(self, edges: Edges) -> None:
         self._edges = edges
         self._in_a_row: dict[str, int] = {}
 
     def write(self, items: list[Taken]) -> None:
-        """Tell of the rejects of each poll; raises `RejectLimit`."""
+        """Send on the rejects of each poll; raises `RejectLimit`."""
         for taken in items:
+            if taken.stream not in self._in_a_row:
+                self._in_a_row[taken.stream] = self._edges.journal.rejected_in_a_row(taken.stream)
+            if taken.events.num_rows:
+                self._in_a_row[taken.stream] = 0
             if not taken.rejects:
                 continue
             self._edges.on_rejects(taken.stream, taken.rejects)
+            self._edges.dead_letters.put(taken.rejects)
             wrong = [reject for reject in taken.rejects if reject.reason not in _OUT_OF_TIME]
-            before = 0 if taken.events.num_rows else self._in_a_row.get(taken.stream, 0)
-            self._in_a_row[taken.stream] = before + len(wrong)
-            if self._in_a_row[taken.stream] > self._edges.reject_limit:
+            self._in_a_row[taken.stream] += len(wrong)
+            if wrong and self._in_a_row[taken.stream] > self._edges.reject_limit:
                 last, count = wrong[-1], self._in_a_row[taken.stream]
                 place = f"{last.topic}/{last.partition}@{last.offset}"
                 raise RejectLimit(
@@ -294,7 +373,9 @@ class _RejectWriter:
                 )
 
     def flush(self) -> None:
-        """All is told already."""
+        """Wait until all have arrived: only then may the offsets move on."""
+        self._edges.dead_letters.flush()
+        self._edges.journal.tell(Update(rejected_in_a_row=dict(self._in_a_row)))
 
 
 def _plain(column: pa.Array) -> Any:

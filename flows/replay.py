@@ -14,7 +14,10 @@ from freshet.flows.edges import bytewax, event_file
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.materializer import ARCHIVE, Edges, build, source_key
+from freshet.flows.steps.accept import PartitionJudge
+from freshet.flows.steps.fold import ShardFold
 from freshet.schemas.event import Contract
+from freshet.schemas.ledger import Update
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reject
@@ -27,7 +30,6 @@ class FileReader:
 
     waiting: Iterator[Poll]
     done: bool = False
-    read_count: int = 0
 
     @classmethod
     def open(cls, path: str, topic: str, until_us: int | None) -> "FileReader":
@@ -48,19 +50,17 @@ class FileReader:
         """Return the file's next batch."""
         poll = next(self.waiting, None)
         self.done = poll is None
-        self.read_count += 0 if poll is None else len(poll.values)
         return poll
 
     def finished(self) -> bool:
         """Say whether the file is read."""
         return self.done
 
-    def position(self) -> int:
-        """Return how many events were read."""
-        return self.read_count
+    def close_epoch(self) -> None:
+        """A replay is not gone on with."""
 
-    def durable(self, position: int) -> None:
-        """A file needs no telling."""
+    def epoch_durable(self) -> None:
+        """Nor committed."""
 
     def close(self) -> None:
         """The file closes with its iterator."""
@@ -68,6 +68,8 @@ class FileReader:
 
 class _NoOnlineStore:
     """Replay serves nobody."""
+
+    writes_count = 0
 
     def write(self, view: View, rows: pa.Table) -> int:
         """Write nothing."""
@@ -83,9 +85,44 @@ class Replayed:
     rejects: list[Reject] = field(default_factory=list)
     events: dict[str, list[pa.Table]] = field(default_factory=dict)
 
-    def on_rejects(self, _stream: str, rejects: Sequence[Reject]) -> None:
+    def put(self, rejects: Sequence[Reject]) -> None:
         """Keep rejects."""
         self.rejects.extend(rejects)
+
+    def flush(self) -> None:
+        """They are kept."""
+
+
+@dataclass(frozen=True)
+class Afresh:
+    """The journal of a run that begins with nothing, and leaves nothing to go on from."""
+
+    pipeline: Pipeline
+    contracts: Mapping[str, Contract]
+
+    def judge(self, stream: str, partition: int) -> PartitionJudge:
+        """Return the judge of a partition that has shown nothing."""
+        del partition
+        return PartitionJudge(self.contracts[stream].stream)
+
+    def fold(self, view: str, shard: int) -> ShardFold:
+        """Return the fold of a shard that has seen nothing."""
+        del shard
+        return ShardFold.of(self.pipeline.plan(view), self.contracts)
+
+    def rejected_in_a_row(self, stream: str) -> int:
+        """Return that none was rejected yet."""
+        del stream
+        return 0
+
+    def judged(self, key: str, judge: PartitionJudge, partitions_count: int, epoch: int) -> None:
+        """Keep nothing."""
+
+    def folded(self, key: str, fold: ShardFold, epoch: int) -> None:
+        """Keep nothing."""
+
+    def tell(self, update: Update) -> None:
+        """Keep nothing."""
 
 
 def replay(
@@ -113,14 +150,15 @@ def replay(
     topics = {source_key(stream, 0): (path, contracts[stream].stream.topic) for stream, path in files.items()}
     edges = Edges(
         keys=list(topics),
-        open_reader=lambda key, _: FileReader.open(*topics[key], until_us),
+        open_reader=lambda key: FileReader.open(*topics[key], until_us),
         online=_NoOnlineStore(),
         offline=_RowsOnly(offline, done.events if keep_events else None),
+        dead_letters=done,
+        journal=Afresh(pipeline, contracts),
         now_us=now_us,
         metrics=done.metrics,
-        on_rejects=done.on_rejects,
     )
-    bytewax.run(build(pipeline, contracts, edges, shards_count), epoch=timedelta(seconds=1))
+    bytewax.run(build(pipeline, contracts, edges, shards_count), edges.failure, epoch=timedelta(seconds=1))
     return done
 
 
@@ -131,11 +169,13 @@ class _RowsOnly:
     store: OfflineStore
     events: dict[str, list[pa.Table]] | None
 
-    def append(self, name: str, table: pa.Table) -> object:
-        """Write rows; gather events, or let go of them."""
+    def stage(self, name: str, table: pa.Table, epoch: int = 0) -> str | None:
+        """Write rows, to be seen at once; gather events, or let go of them."""
+        del epoch
         stream = name.removeprefix(ARCHIVE)
         if stream == name:
-            return self.store.append(name, table)
+            self.store.append(name, table)
+            return None
         if self.events is not None:
             self.events.setdefault(stream, []).append(table)
         return None

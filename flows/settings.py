@@ -7,9 +7,12 @@
 | FRESHET_KAFKA_* | any librdkafka setting: FRESHET_KAFKA_SASL_PASSWORD is sasl.password | |
 | FRESHET_ONLINE_STORE | in place of the declared onlineStore | |
 | FRESHET_OFFLINE_STORE | in place of the declared offlineStore | |
+| FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |
 | FRESHET_METRICS_ADDRESS | where /metrics and /healthz listen | 127.0.0.1:9308 |
 | FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
 | FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
+| FRESHET_PATIENCE | how long an outage of Kafka or the online store is waited out | 60 s |
+| FRESHET_REJECT_LIMIT | after how many rejects in a row the flow stops | 10000 |
 | FRESHET_ARCHIVE_RETENTION | how long accepted events are kept beside the features | 90 days |
 | FRESHET_LOG | json or text | text |
 """
@@ -33,9 +36,12 @@ class Settings:
     brokers: str = "localhost:9092"
     online_store: str | None = None
     offline_store: str | None = None
+    recovery: Path = Path(".freshet/recovery")
     metrics_address: str = "127.0.0.1:9308"
     shards: int = 4
     epoch: timedelta = timedelta(seconds=1)
+    patience: timedelta = timedelta(seconds=60)
+    reject_limit: int = 10_000
     archive_retention: timedelta = timedelta(days=90)
     log: str = "text"
     kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -43,8 +49,11 @@ class Settings:
 
 _READ: dict[str, Callable[[str], object]] = {
     "project": Path,
+    "recovery": Path,
     "shards": int,
+    "reject_limit": int,
     "epoch": units.duration,
+    "patience": units.duration,
     "archive_retention": units.duration,
 }
 _OF_OTHERS = frozenset(

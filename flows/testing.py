@@ -40,7 +40,7 @@ from freshet.schemas.event import EVENT_TIME, PARTITION, Contract, Event, contra
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reject
-from freshet.schemas.units import count_us, instant_us
+from freshet.schemas.units import instant_us
 from freshet.schemas.view import CREATED, VERSION, View
 
 _INSTANT = TypeAdapter(datetime)
@@ -163,9 +163,7 @@ class Run:
         self.given, self.shards_count = given, shards_count
         self.judges: dict[tuple[str, int], PartitionJudge] = {}
         self.folds = {
-            (plan.view.name, shard): ShardFold(
-                plan, {name: count_us(given.contracts[name].stream.lateness) for name in plan.view.sources}
-            )
+            (plan.view.name, shard): ShardFold.of(plan, given.contracts)
             for plan in given.pipeline.plans
             for shard in range(shards_count)
         }
@@ -186,7 +184,7 @@ class Run:
                 parts = split(inputs, self.given.pipeline.plan(view).view, self.shards_count)
                 for shard in range(self.shards_count):
                     clock = (taken.partition, taken.partitions_count, taken.newest_us, taken.caught_up_us)
-                    item = ShardInput(view, taken.stream, *clock, parts.get(shard))
+                    item = ShardInput(view, shard, taken.epoch, taken.stream, *clock, parts.get(shard))
                     waiting.setdefault((view, shard), []).append(item)
         self._steps_count += 1
         for (view, shard), items in waiting.items():

@@ -5,6 +5,8 @@
     FreshetError
     ├── Refused         the user's declaration, contract or command is wrong: all problems at once (exit 2)
     ├── Unavailable     an outside system cannot be used: named, with its address (exit 5)
+    │   ├── StoreLost   the online store lost what was written: it is to be filled again
+    │   └── PeerLost    another process of the same flow ended; what went wrong, that one says
     └── RejectLimit     too many events in a row could not be used: a bad deploy, not bad data (exit 1)
 
 Bad data is not an exception: it is a `Reject` value. Our own mistakes are assertions.
@@ -54,6 +56,16 @@ class Refused(FreshetError):
 
 class Unavailable(FreshetError):
     """An outside system cannot be used; the message names it, its address and the root cause."""
+
+
+class StoreLost(Unavailable):
+    """The online store answers, but has lost what was written."""
+
+
+class PeerLost(Unavailable):
+    """Another process of the same flow ended."""
+
+    FACT = "ended because another one of its flow did"
 
 
 class RejectLimit(FreshetError):

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ VERBS = {
     "run": "run a long process: materializer",
     "check": "compare both stores and the freshness once",
     "produce": "publish events, checked against their contract",
+    "repair": "write the newest offline rows to the online store again",
+    "dlq": "list the events that were not accepted; send them again",
     "replay": "run the same dataflow over a file of events, without broker and store",
     "demo": "everything at once on embedded parts",
 }
@@ -30,10 +33,21 @@ VERBS = {
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser; each verb brings its own arguments, and `run`, which takes them."""
-    from freshet.scripts import apply, check, demo, init, plan, produce, replay, run  # noqa: PLC0415  # slow imports
+    from freshet.scripts import (  # noqa: PLC0415  # slow imports
+        apply,
+        check,
+        demo,
+        dlq,
+        init,
+        plan,
+        produce,
+        repair,
+        replay,
+        run,
+    )
 
     modules = {"init": init, "plan": plan, "apply": apply, "run": run, "check": check}
-    modules |= {"produce": produce, "replay": replay, "demo": demo}
+    modules |= {"produce": produce, "repair": repair, "dlq": dlq, "replay": replay, "demo": demo}
     top = argparse.ArgumentParser(prog="freshet", description="Declare features in SQL; keep them fresh.")
     top.add_argument("-C", dest="project", metavar="DIR", help="the project's folder (default: FRESHET_PROJECT, or .)")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -46,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    if "run" in (sys.argv[1:] if argv is None else argv):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)  # until the flow listens itself: nothing is begun yet
     words = parser().parse_args(argv)
     act: Callable[[argparse.Namespace, Settings], int] = words.act
     try:
@@ -61,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _leave(*_: object) -> None:
+    """End at once, and well."""
+    sys.exit(0)
 
 
 def complain(error: FreshetError) -> int:

@@ -20,6 +20,7 @@ from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.live import Workspace
 from freshet.flows.materializer import Edges, archive_name, build, source_key
+from freshet.flows.replay import Afresh
 from freshet.flows.steps.oracle import compare
 from freshet.schemas.errors import RejectLimit
 from freshet.schemas.poll import Poll
@@ -40,7 +41,6 @@ class Script:
 
     polls: list[Poll]
     at: int = 0
-    committed: int = -1
 
     def poll(self) -> Poll | None:
         self.at += 1
@@ -49,12 +49,11 @@ class Script:
     def finished(self) -> bool:
         return self.at >= len(self.polls)
 
-    def position(self) -> int:
-        return self.at
+    def close_epoch(self) -> None:
+        pass
 
-    def durable(self, position: int) -> None:
-        assert position >= self.committed
-        self.committed = position
+    def epoch_durable(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -68,6 +67,17 @@ class World:
     offline: MemoryOfflineStore
     metrics: Metrics
     rejects: list[Reject] = field(default_factory=list)
+
+    def put(self, rejects: Sequence[Reject]) -> None:
+        self.rejects.extend(rejects)
+
+    def flush(self) -> None:
+        pass
+
+    def stage(self, name: str, table: pa.Table, epoch: int = 0) -> str | None:
+        del epoch
+        self.offline.append(name, table)
+        return None
 
 
 def edit(seconds: float, user: str = "ada", page: str = "Freshet", added: int = 1) -> bytes:
@@ -107,15 +117,16 @@ def run(
     }
     edges = Edges(
         keys=list(readers),
-        open_reader=lambda key, _: readers[key],
+        open_reader=lambda key: readers[key],
         online=world.online,
-        offline=offline,
+        offline=world,
+        dead_letters=world,
+        journal=Afresh(pipeline, contracts),
         now_us=lambda: int(START.timestamp() * 10**6) + 2 * 86400 * 10**6,
         metrics=made,
-        on_rejects=lambda _, rejects: world.rejects.extend(rejects),
         reject_limit=50,
     )
-    bytewax.run(build(pipeline, contracts, edges, shards), epoch=timedelta(0))
+    bytewax.run(build(pipeline, contracts, edges, shards), edges.failure, epoch=timedelta(0))
     return world
 
 

@@ -1,7 +1,11 @@
 """Reading a live partition: what came, and that time passes where nothing comes."""
 
 from freshet.flows.edges.kafka_memory import MemoryLog
+from freshet.flows.edges.parquet import MemoryOfflineStore
+from freshet.flows.edges.recovery import MemoryLedger, MemoryRecovery
+from freshet.flows.journal import Journal, Places
 from freshet.flows.live import Alignment, LiveReader
+from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 
 
@@ -9,12 +13,12 @@ class World:
     """A partition in memory, its reader, and a clock."""
 
     def __init__(self, *, until: int | None = None) -> None:
-        self.log, self.now_us, self.durable_count = MemoryLog(), 1_000_000, 0
+        self.log, self.now_us = MemoryLog(), 1_000_000
         self.log.create_topics({"clicks": 1})
-        partition, offsets = self.log.reader("clicks", 0), self.log.offsets("g")
-        self.reader = LiveReader(
-            "clicks/0", partition, offsets, Alignment(), lambda: None, until, 0, lambda: self.now_us
-        )
+        places = Places(MemoryLedger(), MemoryRecovery(), MemoryOfflineStore())
+        journal = Journal(places, Pipeline("test", ()), {}, 1)
+        partition = self.log.reader("clicks", 0)
+        self.reader = LiveReader("clicks/0", partition, journal, Alignment(), lambda: None, until, lambda: self.now_us)
 
     def polled(self, *, after_us: int = 0) -> Poll | None:
         self.now_us += after_us

@@ -5,12 +5,16 @@ its Kafka connectors and its dynamic sinks lose data silently. All sinks are fix
 an epoch, so an epoch that closed is in every store.
 """
 
+import argparse
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from bytewax.dataflow import Dataflow
@@ -19,23 +23,40 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.run import cli_main
 
-from freshet.schemas.errors import FreshetError
+from freshet.schemas.errors import FreshetError, PeerLost
+
+_LOOK_AGAIN_S = 0.1
 
 X = TypeVar("X")
 Y = TypeVar("Y")
 
 
 class Stop:
-    """A flag that ends every source, so that the flow closes its last epoch and returns."""
+    """A flag that ends every source, so that the flow closes its last epoch and returns.
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
+    Processes of one flow share a file: there, it asks all of them. Where one alone were stopped, it would wait for ever
+    for the others' sources to end.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
+        self._event, self._shared = threading.Event(), shared
+        self._look_at = 0.0
 
     def __bool__(self) -> bool:
+        if self._shared is not None and not self._event.is_set() and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_AGAIN_S
+            if self._shared.exists():
+                self._event.set()
         return self._event.is_set()
 
     def request(self, *_: object) -> None:
         """Ask the flow to end; also a signal handler."""
+        self._event.set()
+        if self._shared is not None:
+            self._shared.touch()
+
+    def end(self) -> None:
+        """Say that this process has ended, whatever the others do."""
         self._event.set()
 
     def wait(self, limit: timedelta) -> bool:
@@ -53,6 +74,34 @@ class Stop:
                 signal.signal(number, handler)
 
 
+class Failure:
+    """What went wrong first in any step of this process: between processes Bytewax loses it."""
+
+    def __init__(self) -> None:
+        self.first: BaseException | None = None
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what is raised inside, and raise it on."""
+        try:
+            yield
+        except StopIteration:  # how a source says that it has ended
+            raise
+        except BaseException as error:  # whatever it is, it is raised on
+            if self.first is None:
+                self.first = error
+            raise
+
+    def noting(self, step: Callable[[list[X]], Iterable[Y]]) -> Callable[[list[X]], list[Y]]:
+        """Return a step that notes what it raises."""
+
+        def run(items: list[X]) -> list[Y]:
+            with self.noted():
+                return list(step(items))
+
+        return run
+
+
 class Reader(Protocol[X]):  # type: ignore[misc]  # X only comes out
     """What a source partition reads from."""
 
@@ -62,78 +111,96 @@ class Reader(Protocol[X]):  # type: ignore[misc]  # X only comes out
     def finished(self) -> bool:
         """Say whether nothing will come any more."""
 
-    def position(self) -> int:
-        """Return where the next poll reads on."""
+    def close_epoch(self) -> None:
+        """Learn that the epoch ends here: what was polled since the last end belongs to it."""
 
-    def durable(self, position: int) -> None:
-        """Learn that everything before `position` is in every store."""
+    def epoch_durable(self) -> None:
+        """Learn that all parts of the flow have done their work on the epoch that closed last."""
 
     def close(self) -> None:
         """Let go of the source."""
 
 
-class _SourcePart(StatefulSourcePartition[tuple[str, X], int], Generic[X]):
-    def __init__(self, key: str, reader: Reader[X], stop: Stop, idle: timedelta) -> None:
-        self._key, self._reader, self._stop, self._idle = key, reader, stop, idle
-        self._closed_epoch: int | None = None
+class _SourcePart(StatefulSourcePartition[tuple[str, X], None], Generic[X]):
+    def __init__(self, key: str, reader: Reader[X], stop: Stop, idle: timedelta, failure: Failure) -> None:
+        self._key, self._reader, self._stop, self._idle, self._failure = key, reader, stop, idle, failure
+        self._waits = False
         self._awake: datetime | None = None
 
     def next_batch(self) -> list[tuple[str, X]]:
-        if self._closed_epoch is not None:
-            # Bytewax asks for more after a snapshot only once that epoch's sinks have written.
-            self._reader.durable(self._closed_epoch)
-            self._closed_epoch = None
-        if self._stop or self._reader.finished():
-            raise StopIteration
-        polled = self._reader.poll()
-        self._awake = None if polled is not None else datetime.now(UTC) + self._idle
-        return [] if polled is None else [(self._key, polled)]
+        with self._failure.noted():
+            self._learn()
+            if self._stop or self._reader.finished():
+                raise StopIteration
+            polled = self._reader.poll()
+            self._awake = None if polled is not None else datetime.now(UTC) + self._idle
+            return [] if polled is None else [(self._key, polled)]
 
     def next_awake(self) -> datetime | None:
         return self._awake
 
-    def snapshot(self) -> int:
-        self._closed_epoch = self._reader.position()
-        return self._closed_epoch
+    def snapshot(self) -> None:
+        with self._failure.noted():
+            self._learn()
+            self._reader.close_epoch()
+            self._waits = True
+
+    def _learn(self) -> None:
+        """Bytewax asks a source for anything after a snapshot only once all sinks have closed that epoch.
+
+        Source: `!probe.less_than(&epoch)` in Bytewax 0.21.1's inputs.rs; the probe covers every fixed-partitioned sink,
+        which closes an epoch after its own snapshot (outputs.rs). No sink can close the next one before this returns.
+        """
+        if self._waits:
+            self._waits = False
+            self._reader.epoch_durable()
 
     def close(self) -> None:
         self._reader.close()
 
 
-class PollSource(FixedPartitionedSource[tuple[str, X], int], Generic[X]):
-    """A source of the given partitions; `open_reader` opens one by its key, at a position or at its start."""
+class PollSource(FixedPartitionedSource[tuple[str, X], None], Generic[X]):
+    """A source of the given partitions; `open_reader` opens one by its key, where it is to be read on."""
 
     def __init__(
         self,
         keys: Sequence[str],
-        open_reader: Callable[[str, int | None], Reader[X]],
+        open_reader: Callable[[str], Reader[X]],
         stop: Stop,
+        failure: Failure,
         idle: timedelta = timedelta(milliseconds=2),
     ) -> None:
-        self._keys, self._open, self._stop, self._idle = list(keys), open_reader, stop, idle
+        self._keys, self._open, self._stop, self._failure, self._idle = list(keys), open_reader, stop, failure, idle
 
     def list_parts(self) -> list[str]:
         """Return the keys."""
         return self._keys
 
-    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _SourcePart[X]:
-        """Open one partition."""
-        del step_id
-        return _SourcePart(for_part, self._open(for_part, resume_state), self._stop, self._idle)
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> _SourcePart[X]:
+        """Open one partition. Where a run goes on from, Bytewax does not know."""
+        del step_id, resume_state
+        with self._failure.noted():
+            return _SourcePart(for_part, self._open(for_part), self._stop, self._idle, self._failure)
 
 
 class BatchLogic(StatefulBatchLogic[X, Y, None], Generic[X, Y]):
-    """A step with state: all items of one key that wait, in; a list, out. Kept as long as the flow runs."""
+    """A step with state: all items of one key that wait, in; a list, out.
 
-    def __init__(self, step: Callable[[list[X]], list[Y]]) -> None:
-        self._step = step
+    `close_epoch` is called when an epoch ends that the key had part in.
+    """
+
+    def __init__(self, step: Callable[[list[X]], list[Y]], close_epoch: Callable[[], None], failure: Failure) -> None:
+        self._step, self._close_epoch, self._failure = step, close_epoch, failure
 
     def on_batch(self, values: list[X]) -> tuple[list[Y], bool]:
         """Run the step."""
-        return self._step(values), StatefulBatchLogic.RETAIN
+        with self._failure.noted():
+            return self._step(values), StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> None:
-        """Keep nothing: a run starts from the beginning of the topic."""
+        """Tell of the epoch's end; Bytewax keeps nothing."""
+        with self._failure.noted():
+            self._close_epoch()
 
 
 class Writer(Protocol[X]):
@@ -147,23 +214,29 @@ class Writer(Protocol[X]):
 
 
 class _SinkPart(StatefulSinkPartition[X, None], Generic[X]):
-    def __init__(self, writer: Writer[X]) -> None:
-        self._writer = writer
+    def __init__(self, writer: Writer[X], failure: Failure) -> None:
+        self._writer, self._failure = writer, failure
 
     def write_batch(self, values: list[X]) -> None:
-        self._writer.write(values)
+        with self._failure.noted():
+            self._writer.write(values)
 
     def snapshot(self) -> None:
-        self._writer.flush()
+        with self._failure.noted():
+            self._writer.flush()
 
 
 class KeyedSink(FixedPartitionedSink[X, None], Generic[X]):
     """A sink with one writer for each part; `part_of` says which part a key belongs to."""
 
     def __init__(
-        self, parts_count: int, part_of: Callable[[str], int], open_writer: Callable[[int], Writer[X]]
+        self,
+        parts_count: int,
+        part_of: Callable[[str], int],
+        open_writer: Callable[[int], Writer[X]],
+        failure: Failure,
     ) -> None:
-        self._count, self.part_fn, self._open = parts_count, part_of, open_writer
+        self._count, self.part_fn, self._open, self._failure = parts_count, part_of, open_writer, failure
 
     def list_parts(self) -> list[str]:
         """Return the parts' names, which sort like their numbers: Bytewax picks a part by its place in that order."""
@@ -172,22 +245,65 @@ class KeyedSink(FixedPartitionedSink[X, None], Generic[X]):
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _SinkPart[X]:
         """Open one part."""
         del step_id, resume_state
-        return _SinkPart(self._open(int(for_part)))
+        return _SinkPart(self._open(int(for_part)), self._failure)
 
 
-def run(flow: Dataflow, *, epoch: timedelta) -> None:
-    """Run a dataflow in this thread until its sources end.
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among those of one flow: its number, all their addresses, its worker threads."""
 
-    Bytewax wraps what a step raises in exceptions of its own; an error of ours comes out as it was raised.
+    process: int = 0
+    addresses: tuple[str, ...] = ()
+    workers_count: int = 1
+
+
+def place(arguments: Sequence[str], environment: Mapping[str, str]) -> Place:
+    """Read the place of this process as Bytewax's own command does: -w, -i, -a, and the variables for them.
+
+    >>> place(["my:flow", "-w2", "-i", "1", "-a", "a:1;b:2"], {})
+    Place(process=1, addresses=('a:1', 'b:2'), workers_count=2)
+    >>> pod = {"BYTEWAX_POD_NAME": "flow-3", "BYTEWAX_STATEFULSET_NAME": "flow"}
+    >>> place([], {**pod, "BYTEWAX_ADDRESSES": "a:1;b:2;c:3;d:4"}).process
+    3
+    """
+    words = argparse.ArgumentParser(add_help=False)
+    words.add_argument("-w", "--workers-per-process", default=environment.get("BYTEWAX_WORKERS_PER_PROCESS", "1"))
+    words.add_argument("-i", "--process-id", default=environment.get("BYTEWAX_PROCESS_ID"))
+    words.add_argument("-a", "--addresses", default=environment.get("BYTEWAX_ADDRESSES"))
+    found, _ = words.parse_known_args(list(arguments))
+    pod, of = environment.get("BYTEWAX_POD_NAME"), environment.get("BYTEWAX_STATEFULSET_NAME")
+    number = found.process_id or (pod.removeprefix(f"{of}-") if pod and of else "0")
+    addresses = found.addresses.split(";") if found.addresses else []
+    hosts = environment.get("BYTEWAX_HOSTFILE_PATH")
+    if hosts and not addresses and number:
+        addresses = Path(hosts).read_text(encoding="utf-8").split()
+    return Place(int(number), tuple(addresses), int(found.workers_per_process))
+
+
+def run(flow: Dataflow, failure: Failure, *, epoch: timedelta, place: Place = Place()) -> None:
+    """Run a dataflow until its sources end; with a `place`, as one process of several, or in several threads.
+
+    Bytewax wraps what a step raises, and between processes loses it: what was raised first here comes out as it was.
+    Raises `PeerLost` where another process failed.
     """
     os.environ["RUST_BACKTRACE"] = "0"  # an exception crosses Bytewax as a panic; its Rust frames help nobody
     try:
-        cli_main(flow, epoch_interval=epoch)
-    except Exception as error:  # whatever Bytewax makes of it: looked into, and raised again
+        cli_main(
+            flow,
+            workers_per_process=place.workers_count if place.workers_count > 1 or place.addresses else None,
+            process_id=place.process if place.addresses else None,
+            addresses=list(place.addresses) or None,
+            epoch_interval=epoch,
+        )
+    except BaseException as error:  # whatever Bytewax makes of it, a panic too: looked into, and raised again
+        if failure.first is not None:
+            raise failure.first from error
         ours = next((cause for cause in _chain(error) if isinstance(cause, FreshetError)), None)
-        if ours is None:
-            raise
-        raise ours from error
+        if ours is not None:
+            raise ours from error
+        if place.addresses and not isinstance(error, KeyboardInterrupt):
+            raise PeerLost(f"process {place.process} {PeerLost.FACT}") from error
+        raise
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -197,4 +313,4 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-__all__ = ["BatchLogic", "KeyedSink", "PollSource", "Reader", "Stop", "Writer", "run"]
+__all__ = ["BatchLogic", "Failure", "KeyedSink", "Place", "PollSource", "Reader", "Stop", "Writer", "place", "run"]

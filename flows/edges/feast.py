@@ -261,6 +261,12 @@ class FeastOnlineStore:
         self._store = store
         self._provider = store._get_provider()  # noqa: SLF001  # pushing drops batches of nulls and rereads the registry
         self._views = {view.name: store.get_feature_view(view.name) for view in views}
+        self.writes_count = 0
+        """Such a store counts no writes: what it loses is not noticed."""
+        self.trouble = ""
+
+    def expect(self, writes_count: int) -> None:
+        """Expect nothing."""
 
     def write(self, view: View, rows: pa.Table) -> int:
         """Write rows in order; return how many were handed over, as Feast does not say which it kept.

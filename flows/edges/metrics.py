@@ -100,6 +100,7 @@ class Metrics:
             "When everything taken was last in every store.",
             registry=self.registry,
         )
+        self.ledger_bytes = Gauge("freshet_ledger_bytes", "What the last commit's ledger took.", registry=self.registry)
         self.freshness = Histogram(
             "freshet_freshness_seconds",
             "From an event's being readable in Kafka to its row's being readable online.",
@@ -129,9 +130,12 @@ class Metrics:
 
 
 class Server:
-    """Serves a registry over HTTP until closed. Loopback unless told otherwise."""
+    """Serves a registry over HTTP until closed, on loopback unless told otherwise.
 
-    def __init__(self, address: str, registry: CollectorRegistry, healthy: Callable[[], bool]) -> None:
+    `trouble` says what is wrong, or nothing.
+    """
+
+    def __init__(self, address: str, registry: CollectorRegistry, trouble: Callable[[], str]) -> None:
         host, _, port = address.rpartition(":")
 
         class Handler(BaseHTTPRequestHandler):
@@ -140,8 +144,8 @@ class Server:
                 if self.path == "/metrics":
                     self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
                 elif self.path == "/healthz":
-                    alive = healthy()
-                    self._answer(200 if alive else 503, "text/plain", b"ok\n" if alive else b"stopping\n")
+                    said = trouble()
+                    self._answer(503 if said else 200, "text/plain", f"{said or 'ok'}\n".encode())
                 else:
                     self._answer(404, "text/plain", b"/metrics or /healthz\n")
 

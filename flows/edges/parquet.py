@@ -1,18 +1,20 @@
 """The offline store: `<root>/<name>/part-….parquet`, only ever added to, read by Feast as a directory.
 
-A part is written under a name that begins with a dot, which Dask and DuckDB pass over, and renamed when all of it is
-on the disk: a reader sees the whole part or nothing. All parts of a folder have one schema; Feast's readers take it
-from the first part, so a part without rows is there from the start. Times are microseconds in UTC.
+A part is staged under a name that begins with a dot, which Dask and DuckDB pass over, and renamed once all of its epoch
+is durable: a reader sees the whole part or nothing, and never one that is taken back. All parts of a folder have one
+schema; Feast's readers take it from the first part, so a part without rows is there from the start. Times are
+microseconds in UTC. A part's name has the epoch that made it and the run: no two runs ever write the same name.
 
 A row may stand there in several versions. The final one has the greatest (`_version`, `created`) of its entity and
 time. Feast chooses by `created` alone, which rises with `_version`; its Dask store sorts by it unstably (feast/infra/
 offline_stores/dask.py, `_drop_duplicates`) and may give a superseded version, its DuckDB store does not.
 """
 
+import contextlib
 import itertools
-import os
+import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -21,12 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from freshet.flows.edges import disk
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.view import CREATED, VERSION, View
 
 _T = TypeVar("_T")
 _FIRST_PART = "part-0.parquet"
+_NAMED = re.compile(r"part-(\d{10})-.+\.parquet")
 _READ_ATTEMPTS = 5
 
 
@@ -34,7 +38,7 @@ class OfflineStore:
     """Folders of parquet parts below `root`; each instance names its parts by a run id of its own."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root.absolute()
+        self.root = root.absolute()
         self._run = uuid.uuid4().hex[:16]
         self._seq = itertools.count()
 
@@ -43,7 +47,7 @@ class OfflineStore:
 
         Raises `Refused` if the folder cannot be written, or holds rows of another schema.
         """
-        first = self._root / name / _FIRST_PART
+        first = self.root / name / _FIRST_PART
         try:
             first.parent.mkdir(parents=True, exist_ok=True)
             if not first.exists():
@@ -54,20 +58,69 @@ class OfflineStore:
         for part in self._parts(name):
             _check(part, _opened(part, lambda file: file.schema_arrow), schema)
 
-    def append(self, name: str, table: pa.Table) -> Path | None:
+    def append(self, name: str, table: pa.Table) -> str | None:
         """Make a table's rows durable and visible, all at once; return the new part, or None if there are no rows.
 
-        `name` has been prepared with the table's schema. Raises `Unavailable` when the disk does not take the part;
-        then nothing of it is visible.
+        Raises as `stage` does; then nothing of it is visible.
+        """
+        part = self.stage(name, table)
+        if part is not None:
+            self.publish({name: [part]})
+        return part
+
+    def stage(self, name: str, table: pa.Table, epoch: int = 0) -> str | None:
+        """Make a table's rows durable, unseen; return the part that `publish` makes visible, None if there are no rows.
+
+        `name` has been prepared with the table's schema. Raises `Unavailable` when the disk does not take the part.
         """
         if table.num_rows == 0:
             return None
-        part = self._root / name / f"part-{self._run}-{next(self._seq):08d}.parquet"
+        part = f"part-{epoch:010d}-{self._run}-{next(self._seq):06d}.parquet"
         try:
-            self._write(part, table)
+            self._write(self.root / name / _staged(part), table)
         except OSError as error:
-            raise Unavailable(f"offline store at {part.parent} cannot be written: {_reason(error)}") from error
+            raise Unavailable(f"offline store at {self.root / name} cannot be written: {_reason(error)}") from error
         return part
+
+    def publish(self, parts: Mapping[str, Iterable[str]]) -> None:
+        """Make staged parts visible, by folder; one that is visible already stays so.
+
+        Raises `Unavailable` for a part that is neither, and when the disk refuses.
+        """
+        for name, of_folder in parts.items():
+            folder = self.root / name
+            try:
+                for part in of_folder:
+                    with contextlib.suppress(FileNotFoundError):  # published before a crash: told by the next line
+                        (folder / _staged(part)).replace(folder / part)
+                    if not (folder / part).exists():
+                        hint = "a part that was committed is lost: bring it back, or start anew in another folder"
+                        raise Unavailable(f"offline store part {folder / part} is not there. Hint: {hint}")
+                disk.sync(folder)
+            except OSError as error:
+                raise Unavailable(f"offline store at {folder} cannot be written: {_reason(error)}") from error
+
+    def discard_staged(self, name: str) -> int:
+        """Delete what was staged in a folder, or half written, and never published; return how many files."""
+        left = [*(self.root / name).glob(_staged("part-*")), *(self.root / name).glob(".part-*.inprogress")]
+        for file in left:
+            file.unlink(missing_ok=True)
+        return len(left)
+
+    def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]:
+        """Return the visible parts that were made after an epoch, each with its epoch, in that order."""
+        found = [(int(known[1]), part.name) for part in self._parts(name) if (known := _NAMED.fullmatch(part.name))]
+        return sorted(pair for pair in found if pair[0] > epoch)
+
+    def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table:
+        """Return the rows of some parts; raises `Unavailable` naming one that is torn or gone."""
+        tables = []
+        for part in parts:
+            try:
+                tables.append(_opened(self.root / name / part, lambda file: file.read()))
+            except FileNotFoundError as error:
+                raise Unavailable(f"offline store part {self.root / name / part} is not there") from error
+        return pa.concat_tables(tables)
 
     def read(self, name: str) -> pa.Table:
         """Return all rows, in every version.
@@ -85,7 +138,7 @@ class OfflineStore:
             for part, table in zip(parts, tables, strict=True):
                 _check(part, table.schema, tables[0].schema)
             return pa.concat_tables(tables)
-        raise Unavailable(f"offline store at {self._root / name} has no part that stays. Hint: run `freshet apply`")
+        raise Unavailable(f"offline store at {self.root / name} has no part that stays. Hint: run `freshet apply`")
 
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
@@ -95,55 +148,95 @@ class OfflineStore:
         """Return each entity's newest final row, ordered by entity."""
         return _newest(self.read(view.name), view)
 
-    def expire(self, name: str, column: str, older_than: datetime) -> int:
-        """Delete every part whose newest `column` is older; return how many. Parts without rows stay."""
-        expired = [part for part in self._parts(name) if _all_older(part, column, older_than)]
-        for part in expired:
-            part.unlink(missing_ok=True)
-        if expired:
-            _sync(self._root / name)
-        return len(expired)
+    def expirable(self, name: str, column: str, older_than: datetime, epoch: int) -> dict[str, int]:
+        """Return the parts made up to an epoch whose newest `column` is older, with their rows' numbers."""
+        made = {part for _, part in self.parts_after(name, epoch)}
+        return {
+            part.name: _opened(part, lambda file: file.metadata.num_rows)
+            for part in self._parts(name)
+            if part.name not in made and _all_older(part, column, older_than)
+        }
+
+    def delete(self, name: str, parts: Iterable[str]) -> None:
+        """Delete parts; one that is gone already is no matter."""
+        for part in parts:
+            (self.root / name / part).unlink(missing_ok=True)
+        disk.sync(self.root / name)
 
     def _parts(self, name: str) -> list[Path]:
-        return sorted((self._root / name).glob("part-*.parquet"))
+        return sorted((self.root / name).glob("part-*.parquet"))
 
     def _write(self, part: Path, table: pa.Table) -> None:
-        unfinished = part.with_name(f".{part.name}.{self._run}.inprogress")
-        try:
-            with unfinished.open("wb") as file:
-                pq.write_table(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(part)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        _sync(part.parent)
+        disk.replace(part, lambda file: pq.write_table(table, file), self._run)
 
 
 class MemoryOfflineStore:
     """The twin of `OfflineStore`, kept in this process."""
 
     def __init__(self) -> None:
-        self._tables: dict[str, list[pa.Table]] = {}
+        self._visible: dict[str, dict[str, pa.Table]] = {}
+        self._staged: dict[str, dict[str, pa.Table]] = {}
+        self._seq = itertools.count()
+
+    @property
+    def names(self) -> list[str]:
+        """The folders that were made."""
+        return list(self._visible)
 
     def prepare(self, name: str, schema: pa.Schema) -> None:
         """Make the folder `name`; raises `Refused` if it holds rows of another schema."""
-        for table in self._tables.setdefault(name, [schema.empty_table()]):
-            _check(Path(name), table.schema, schema)
+        for part, table in self._visible.setdefault(name, {_FIRST_PART: schema.empty_table()}).items():
+            _check(Path(name) / part, table.schema, schema)
+        self._staged.setdefault(name, {})
 
-    def append(self, name: str, table: pa.Table) -> Path | None:
+    def append(self, name: str, table: pa.Table) -> str | None:
         """Keep a table's rows; return the name of the new part, or None if there are no rows."""
+        part = self.stage(name, table)
+        if part is not None:
+            self.publish({name: [part]})
+        return part
+
+    def stage(self, name: str, table: pa.Table, epoch: int = 0) -> str | None:
+        """Keep a table's rows unseen; return the part that `publish` makes visible, None if there are no rows."""
         if table.num_rows == 0:
             return None
-        parts = self._tables[name]
-        parts.append(table)
-        return Path(name) / f"part-{len(parts) - 1}.parquet"
+        part = f"part-{epoch:010d}-memory-{next(self._seq):06d}.parquet"
+        self._staged[name][part] = table
+        return part
+
+    def publish(self, parts: Mapping[str, Iterable[str]]) -> None:
+        """Make staged parts visible, by folder; one that is visible already stays so."""
+        for name, of_folder in parts.items():
+            for part in of_folder:
+                table = self._staged[name].pop(part, None)
+                if table is not None:
+                    self._visible[name][part] = table
+                elif part not in self._visible[name]:
+                    raise Unavailable(f"offline store part {name}/{part} is not there")
+
+    def discard_staged(self, name: str) -> int:
+        """Let go of what was staged in a folder and never published; return how many parts."""
+        count = len(self._staged[name])
+        self._staged[name] = {}
+        return count
+
+    def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]:
+        """Return the visible parts that were made after an epoch, each with its epoch, in that order."""
+        found = [(int(known[1]), part) for part in self._visible[name] if (known := _NAMED.fullmatch(part))]
+        return sorted(pair for pair in found if pair[0] > epoch)
+
+    def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table:
+        """Return the rows of some parts; raises `Unavailable` naming one that is gone."""
+        try:
+            return pa.concat_tables([self._visible[name][part] for part in parts])
+        except KeyError as error:
+            raise Unavailable(f"offline store part {name}/{error.args[0]} is not there") from error
 
     def read(self, name: str) -> pa.Table:
         """Return all rows, in every version."""
-        if name not in self._tables:
+        if name not in self._visible:
             raise Unavailable(f"offline store in memory has no {name}")
-        return pa.concat_tables(self._tables[name])
+        return pa.concat_tables(self._visible[name].values())
 
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
@@ -153,12 +246,24 @@ class MemoryOfflineStore:
         """Return each entity's newest final row, ordered by entity."""
         return _newest(self.read(view.name), view)
 
-    def expire(self, name: str, column: str, older_than: datetime) -> int:
-        """Delete every part whose newest `column` is older; return how many. Parts without rows stay."""
-        kept = [part for part in self._tables[name] if not part.num_rows or pc.max(part[column]).as_py() >= older_than]
-        expired = len(self._tables[name]) - len(kept)
-        self._tables[name] = kept
-        return expired
+    def expirable(self, name: str, column: str, older_than: datetime, epoch: int) -> dict[str, int]:
+        """Return the parts made up to an epoch whose newest `column` is older, with their rows' numbers."""
+        made = {part for _, part in self.parts_after(name, epoch)}
+        return {
+            part: table.num_rows
+            for part, table in self._visible[name].items()
+            if part not in made and table.num_rows and pc.max(table[column]).as_py() < older_than
+        }
+
+    def delete(self, name: str, parts: Iterable[str]) -> None:
+        """Delete parts; one that is gone already is no matter."""
+        for part in parts:
+            self._visible[name].pop(part, None)
+
+
+def _staged(part: str) -> str:
+    """Return the name of a part until it is published."""
+    return f".{part}.staged"
 
 
 def _final(rows: pa.Table, view: View) -> pa.Table:
@@ -211,15 +316,6 @@ def _all_older(part: Path, column: str, older_than: datetime) -> bool:
     place = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(column)
     newest = [metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups)]
     return all(found is not None and found.has_min_max and found.max < older_than for found in newest)
-
-
-def _sync(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: OSError) -> str:

@@ -13,17 +13,22 @@ correction with an equal time is dropped. Here a script compares and sets inside
 on a cluster too. A row replaces the stored one iff its (event_timestamp, version) is not smaller. A row that stock
 Feast wrote has version 0: the prefix of `_v` tells that the version is not its own.
 
+One key more, `freshet:<project>:writes`, counts round trips of writes, in the store itself. A server that restarted
+without its data, or with older data, or a replica that took over behind its primary, counts less than it was seen to.
+
 Values are encoded a column at a time, without protobuf objects.
 """
 
 import heapq
+import random
 import re
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain, count, repeat
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import mmh3
@@ -34,13 +39,21 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from freshet.schemas import feast_bytes
-from freshet.schemas.errors import Problem, Refused, Unavailable
+from freshet.schemas.errors import Problem, Refused, StoreLost, Unavailable
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.view import VERSION, StoredRow, View
 
 _T = TypeVar("_T")
 _COMMANDS_PER_TRIP = 1000
-_DELAYS_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0, 2.0)
+_PATIENCE_S, _FIRST_PAUSE_S, _PAUSE_S_MAX = 60.0, 0.1, 5.0
+_PASSING = ("READONLY", "OOM", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF")
+_PASSING_ERRORS = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+)
+"""Answers that a failover, an operator or time may mend, in words and as the client knows them."""
 _KEYS_PER_SCAN, _SCANS = 1000, 200
 
 # ARGV is the flat list HSET takes: `_ts` field and value, `_v` field and value, then the features'.
@@ -95,7 +108,7 @@ class OnlineStore:
     """The views' newest rows in Redis, readable by every Feast client.
 
     `url_or_client` is a redis://, rediss:// or unix:// URL, or a client that does not decode its responses. Outages are
-    retried for about ten seconds (`delays_seconds` between the attempts), then raise `Unavailable`; the message never
+    retried with growing, jittered pauses for `patience_s`, then raise `Unavailable`; the message never
     holds credentials. Raises `Refused` for a URL that cannot be read, and for two features that Feast would keep in
     one hash field.
     """
@@ -105,19 +118,42 @@ class OnlineStore:
         url_or_client: str | redis.Redis,
         project: str,
         views: Sequence[View],
-        delays_seconds: Sequence[float] = _DELAYS_SECONDS,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         self._layouts = _layouts(project, views)
         self._client: Any = _client(url_or_client) if isinstance(url_or_client, str) else url_or_client
-        self._delays_seconds = tuple(delays_seconds)
+        self._patience_s = patience_s
         self._script = ""
+        self._troubles: dict[int, str] = {}
+        self._counter = f"freshet:{project}:writes"
+        self.writes_count = 0
+        """How many round trips of writes the store was seen to have counted."""
+
+    def expect(self, writes_count: int) -> None:
+        """Make sure that the store has counted so many writes; raises `StoreLost` if it has not, and `Unavailable`."""
+        counted = int(self._attempt(self._client.get, self._counter) or 0)
+        if counted < writes_count:
+            raise self._lost(counted, writes_count)
+        self.writes_count = max(self.writes_count, counted)
+
+    @property
+    def trouble(self) -> str:
+        """What is being waited out in any thread; nothing if all is well."""
+        return next(iter(list(self._troubles.values())), "")
+
+    def _lost(self, counted: int, expected: int) -> StoreLost:
+        fact = f"has lost what was written: it counts {counted} writes, and had {expected}"
+        return StoreLost(f"online store Redis at {self._address} {fact}. Hint: `freshet repair` fills it again")
 
     def write(self, view: View, rows: pa.Table) -> int:
         """Compare and set each row, in order; return how many replaced what was stored.
 
         `rows` has the view's `row_schema`. After an outage the rows on their way are sent again, which changes nothing
-        in the store; the number returned is then the last attempt's. Raises `Unavailable`.
+        in the store; the number returned is then the last attempt's. Raises `Unavailable`, and `StoreLost` for a store
+        that came back without all of what was written: before anything is written to it, if it did so since the last
+        call.
         """
+        self.expect(self.writes_count)
         return sum(sum(self._replaced(trip)) for trip in _trips(self._layouts[view.name].commands(rows)))
 
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
@@ -156,16 +192,26 @@ class OnlineStore:
         self._client.close()
 
     def _replaced(self, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
-        return self._attempt(self._compare_and_set, trip)  # type: ignore[no-any-return]
+        before = self.writes_count
+        replaced: list[int]
+        *replaced, counted = self._attempt(self._compare_and_set, trip)
+        if counted <= before:
+            raise self._lost(counted, before + 1)
+        self.writes_count = max(self.writes_count, counted)
+        return replaced
 
     def _compare_and_set(self, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
         if not self._script:
             self._script = self._client.script_load(_REPLACE)
         try:
-            return self._pipelined([("EVALSHA", self._script, 1, *command) for command in trip])
+            return self._counted(trip)
         except exceptions.NoScriptError:  # the server restarted, or a replica took over
             self._script = self._client.script_load(_REPLACE)
-            return self._pipelined([("EVALSHA", self._script, 1, *command) for command in trip])
+            return self._counted(trip)
+
+    def _counted(self, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
+        writes = (("EVALSHA", self._script, 1, *command) for command in trip)
+        return self._pipelined([*writes, ("INCR", self._counter)])
 
     def _pipelined(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
@@ -174,25 +220,57 @@ class OnlineStore:
             return pipeline.execute()  # type: ignore[no-any-return]
 
     def _attempt(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call, again after each delay while the server is away or loading; then `Unavailable`."""
-        for attempt in count():
+        """Call, again after each pause while the server is away, loading, full or failing over; then `Unavailable`."""
+        for pause_s in pauses(self._patience_s):
             try:
-                return call(*args, **options)
-            except (exceptions.ResponseError, exceptions.AuthenticationError) as error:
-                raise self._unavailable(error) from error  # out of memory, read only, no rights: waiting does not help
-            except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
-                if attempt >= len(self._delays_seconds):
+                answer = call(*args, **options)
+            except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ResponseError) as error:
+                if pause_s is None or not _may_pass(error):
                     raise self._unavailable(error) from error
-                time.sleep(self._delays_seconds[attempt])
-        raise AssertionError("the loop above returns or raises")
+                self._troubles[threading.get_ident()] = str(self._unavailable(error))
+                time.sleep(pause_s)
+            else:
+                self._troubles.pop(threading.get_ident(), None)
+                return answer
+        raise AssertionError("the last pause is None")
+
+    @property
+    def _address(self) -> str:
+        options = self._client.connection_pool.connection_kwargs
+        return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
 
     def _unavailable(self, error: Exception) -> Unavailable:
-        options = self._client.connection_pool.connection_kwargs
-        address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        return Unavailable(f"online store Redis at {address} cannot be used: {type(root).__name__}: {root}")
+        said = str(root).rpartition(" of pipeline caused error: ")[2]  # before that are a row's own bytes
+        return Unavailable(f"online store Redis at {self._address} cannot be used: {type(root).__name__}: {said}")
+
+
+def pauses(patience_s: float) -> Iterator[float | None]:
+    """Give the pauses between attempts, each about twice the last and none of equal length, then None.
+
+    Their sum is at most the patience; those who wait for one server do not all come back at once.
+
+    >>> *waited, last = pauses(60)
+    >>> last is None, 40 <= sum(waited) <= 60, max(waited) <= 5
+    (True, True, True)
+    """
+    left_s, pause_s = patience_s, _FIRST_PAUSE_S
+    while left_s > 0:
+        jittered_s = min(left_s, random.uniform(pause_s / 2, pause_s))  # noqa: S311  # no secret
+        left_s -= jittered_s
+        yield jittered_s
+        pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+    yield None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Say whether waiting may help: a wrong password stays wrong."""
+    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+        return False
+    passing = isinstance(error, _PASSING_ERRORS)
+    return passing or any(word in str(error) for word in _PASSING)
 
 
 class MemoryOnlineStore:
@@ -201,9 +279,27 @@ class MemoryOnlineStore:
     def __init__(self, project: str, views: Sequence[View]) -> None:
         self._layouts = _layouts(project, views)
         self._hashes: dict[bytes, dict[bytes, bytes]] = {}
+        self._counted = 0
+        self.writes_count = 0
+        """How many writes the store was seen to have counted."""
+
+    def expect(self, writes_count: int) -> None:
+        """Make sure that the store has counted so many writes; raises `StoreLost` if it has not."""
+        if self._counted < writes_count:
+            raise StoreLost(
+                f"online store in memory has lost what was written: {self._counted} of {writes_count} writes"
+            )
+        self.writes_count = max(self.writes_count, self._counted)
+
+    def forget(self) -> None:
+        """Lose everything, as a server that restarts without its data."""
+        self._hashes, self._counted = {}, 0
 
     def write(self, view: View, rows: pa.Table) -> int:
         """Compare and set each row, in order; return how many replaced what was stored."""
+        self.expect(self.writes_count)
+        self._counted += 1
+        self.writes_count = self._counted
         layout, replaced = self._layouts[view.name], 0
         for key, *pairs in layout.commands(rows):
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))

@@ -42,6 +42,19 @@ class PartitionJudge:
     accepted_us: int = NEVER_US
     """The greatest event time of those that were accepted by all views."""
     seen: dict[object, int] = field(default_factory=dict)
+    accepted_count: int = 0
+    """How many events were accepted by all views, ever."""
+    failed_count: int = 0
+    """How many that were judged fit failed on an expression: their ids are in `seen`, and in no archive."""
+
+    def absorb(self, events: pa.Table) -> None:
+        """Take accepted events that another run judged, after that run's state; `newest_us` is that run's last."""
+        self.accepted_count += events.num_rows
+        if self.stream.event_id is not None and events.num_rows:
+            ids = events.column(self.stream.event_id).to_pylist()
+            known = zip(ids, _microseconds(events, EVENT_TIME).tolist(), strict=True)
+            oldest = self.newest_us - count_us(self.stream.lateness)
+            self.seen.update((event_id, time) for event_id, time in known if event_id is not None and time >= oldest)
 
     def judge(self, events: pa.Table) -> Judged:
         """Judge events of this partition in the order of their offsets."""

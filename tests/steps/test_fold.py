@@ -46,7 +46,7 @@ def table(events: list[tuple[int, int, int]]) -> pa.Table:
 def item(
     partition: int, newest_us: int, count: int = 3, *, caught_up_us: int | None = None, inputs: pa.Table | None = None
 ) -> ShardInput:
-    return ShardInput("by_user", "events", partition, count, newest_us, caught_up_us, inputs)
+    return ShardInput("by_user", 0, 0, "events", partition, count, newest_us, caught_up_us, inputs)
 
 
 @settings(max_examples=300 * SOAK)

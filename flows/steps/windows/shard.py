@@ -122,6 +122,11 @@ class WindowShard:
         return self._segments.live
 
     @property
+    def created_us(self) -> int:
+        """The newest `created` that a row was given."""
+        return self._created_us
+
+    @property
     def bytes_count(self) -> int:
         """How many bytes the columns take, Python values apart."""
         return sum(column.nbytes for column in self._segments.columns.values())
@@ -158,10 +163,21 @@ class WindowShard:
         slots = np.repeat(self._segments.slots_of(state["keys"]), state["lengths"])
         if len(slots):
             self._update(self._segments.insert(slots, columns))
+        self.pass_to(self.clock_us, self._created_us)
+
+    def pass_to(self, clock_us: int, created_us: int) -> None:
+        """Let time have passed: every row up to `clock_us` was written, with a `created` up to `created_us`."""
+        self.clock_us, self._created_us = max(self.clock_us, clock_us), max(self._created_us, created_us)
         self._due = DueSlots()
         self._set_due(np.arange(len(self._segments.keys)))
 
     # A batch
+
+    def absorb(self, inputs: pa.Table, horizon_us: int) -> None:
+        """Take accepted events whose rows were written already; `pass_to` must follow the last of them."""
+        self._insert(inputs.combine_chunks())
+        if self._is_large:
+            self.compact(horizon_us)
 
     def add(self, inputs: pa.Table | None, *, clock_us: int, horizon_us: int, now_us: int) -> Iterator[WindowedRows]:
         """Take accepted events, and let time pass to `clock_us`; give the rows they make or correct.
@@ -456,8 +472,12 @@ class WindowShard:
 
     def _compact(self, horizon_us: int) -> None:
         """Give memory back once the columns have doubled."""
-        if self._segments.used >= max(_COMPACT_MIN_POSITIONS, 2 * self._settled):
+        if self._is_large:
             self.compact(horizon_us)
+
+    @property
+    def _is_large(self) -> bool:
+        return self._segments.used >= max(_COMPACT_MIN_POSITIONS, 2 * self._settled)
 
     def compact(self, horizon_us: int) -> None:
         """Forget events that can matter no more, and merge those that no frame will tell apart, into panes.

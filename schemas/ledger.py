@@ -1,0 +1,128 @@
+"""The ledger: the one record of what is durable, replaced as a whole at each commit.
+
+A run goes on from it: source positions, the clocks of partitions and shards, and the names of the parts that the last
+commit made visible. It stands in the offline store, whose parts it speaks for (`<offlineStore>/_ledger.json`); state
+too large to be written at each commit is in snapshots in the recovery folder, which the ledger names. What came after
+a snapshot is in the event archive.
+
+Its size depends on the numbers of partitions and shards, never on the state.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from freshet.schemas.event import NEVER_US
+
+FORMAT = 1
+"""Of the ledger and of all that it names; another one is refused."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PartitionMark(_Record):
+    """How far a Kafka partition was judged: its clocks as `PartitionJudge` has them, and how many were accepted."""
+
+    newest_us: int = NEVER_US
+    accepted_us: int = NEVER_US
+    accepted_count: int = 0
+    partitions_count: int = 1
+
+
+class ShardMark(_Record):
+    """How far a shard's rows go: its clock, the newest `created`, and how many events it was given in all."""
+
+    clock_us: int = NEVER_US
+    created_us: int = 0
+    events_count: int = 0
+
+
+class SnapshotMark(_Record):
+    """A state in the recovery folder: its file, and the epoch at whose end it was taken."""
+
+    file: str
+    epoch: int
+
+
+class Update(_Record):
+    """What one part of the flow tells of an epoch. Keys are those of `Ledger`.
+
+    `offsets` is by epoch, too: a source may close the next epoch while this one is not yet durable.
+    """
+
+    offsets: Mapping[int, Mapping[str, int]] = {}
+    partitions: Mapping[str, PartitionMark] = {}
+    shards: Mapping[str, ShardMark] = {}
+    snapshots: Mapping[str, SnapshotMark] = {}
+    parts: Mapping[str, Sequence[str]] = {}
+    rejected_in_a_row: Mapping[str, int] = {}
+    online_writes_count: int = 0
+
+
+class Ledger(_Record):
+    """What is durable after `epoch`, the number of the last commit; 0 before the first.
+
+    `id` ties the recovery folder to it. `offsets` and `partitions` are by source partition (`source_key`): the offset
+    of the first message that is not durable, and its judge's mark. `shards` is by `<view>/<shard>`; `snapshots` by
+    either. `parts` has, by folder of the offline store, the parts that the last commit makes visible: a crash may have
+    left some of them staged. `views` says, by name, what each view computed, as a digest; `expired`, by stream, up to
+    which event time (µs since the epoch) archived events may have been dropped.
+    """
+
+    format: int = FORMAT
+    id: str
+    epoch: int = 0
+    shards_count: int
+    views: Mapping[str, str] = {}
+    offsets: Mapping[str, int] = {}
+    partitions: Mapping[str, PartitionMark] = {}
+    shards: Mapping[str, ShardMark] = {}
+    snapshots: Mapping[str, SnapshotMark] = {}
+    parts: Mapping[str, Sequence[str]] = {}
+    expired: Mapping[str, int] = {}
+    rejected_in_a_row: Mapping[str, int] = {}
+    online_writes_count: int = 0
+
+    def after(self, epoch: int, offsets: Mapping[str, int], updates: Iterable[Update]) -> "Ledger":
+        """Return the ledger at the end of an epoch of which all parts of the flow have told.
+
+        >>> before = Ledger(id="a", shards_count=1, offsets={"clicks/0": 5}, parts={"by_user": ["old"]})
+        >>> told = [Update(parts={"by_user": ["b"]}, online_writes_count=7), Update(parts={"by_user": ["c"]})]
+        >>> after = before.after(4, {"clicks/1": 2}, told)
+        >>> after.epoch, dict(after.offsets), dict(after.parts), after.online_writes_count
+        (4, {'clicks/0': 5, 'clicks/1': 2}, {'by_user': ['b', 'c']}, 7)
+        """
+        told = merged(updates)
+        return self.model_copy(
+            update={
+                "epoch": epoch,
+                "offsets": {**self.offsets, **offsets},
+                "partitions": {**self.partitions, **told.partitions},
+                "shards": {**self.shards, **told.shards},
+                "snapshots": {**self.snapshots, **told.snapshots},
+                "parts": told.parts,
+                "rejected_in_a_row": {**self.rejected_in_a_row, **told.rejected_in_a_row},
+                "online_writes_count": max(self.online_writes_count, told.online_writes_count),
+            }
+        )
+
+
+def merged(updates: Iterable[Update]) -> Update:
+    """Return several updates as one: of a key told twice the later word holds, parts are gathered."""
+    whole = Update()
+    for update in updates:
+        names = [*whole.parts, *(name for name in update.parts if name not in whole.parts)]
+        parts = {name: [*whole.parts.get(name, ()), *update.parts.get(name, ())] for name in names}
+        labels = whole.offsets.keys() | update.offsets.keys()
+        whole = Update.model_construct(
+            offsets={label: {**whole.offsets.get(label, {}), **update.offsets.get(label, {})} for label in labels},
+            partitions={**whole.partitions, **update.partitions},
+            shards={**whole.shards, **update.shards},
+            snapshots={**whole.snapshots, **update.snapshots},
+            parts=parts,
+            rejected_in_a_row={**whole.rejected_in_a_row, **update.rejected_in_a_row},
+            online_writes_count=max(whole.online_writes_count, update.online_writes_count),
+        )
+    return whole

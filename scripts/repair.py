@@ -1,0 +1,37 @@
+"""Write each entity's newest offline row to the online store again, where it is not older than what is there.
+
+`freshet run materializer` does so by itself when the online store lost what was written; by hand it is needed where
+somebody else deleted or overwrote rows. It may run beside a materializer: no older row ever replaces a newer one.
+"""
+
+import argparse
+import json
+
+from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.live import Workspace, refill
+from freshet.flows.settings import Settings
+from freshet.schemas.errors import listed
+from freshet.scripts.cli import wrong_use
+
+
+def arguments(words: argparse.ArgumentParser) -> None:
+    """Add this verb's arguments."""
+    words.add_argument("views", nargs="*", metavar="VIEW", help="feature views (all)")
+    words.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def act(words: argparse.Namespace, settings: Settings) -> int:
+    """Refill, and say how many rows."""
+    workspace = Workspace.open(settings)
+    views = {view.name: view for view in workspace.pipeline.views}
+    for name in words.views:
+        if name not in views:
+            raise wrong_use(name, "is no feature view", f"there is {listed([*views])}")
+    chosen = [views[name] for name in words.views or views]
+    counts = refill(workspace.online(), OfflineStore(workspace.offline_root), chosen)
+    if words.json:
+        print(json.dumps({"rows": counts}))
+    else:
+        for name, count in counts.items():
+            print(f"{name}: {count} newest rows written online")
+    return 0

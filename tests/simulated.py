@@ -1,0 +1,291 @@
+"""A world in memory for the whole flow: one seed decides clock, order, batching, faults and crashes.
+
+Every call to the outside is a touch, numbered from 1. At a touch the call may fail, or the process may die before or
+after it; then another process goes on with what is left. What must hold at every moment is checked at every touch.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from pydantic import AwareDatetime
+
+from freshet.flows.edges.bytewax import Stop
+from freshet.flows.edges.kafka_memory import MemoryLog
+from freshet.flows.edges.metrics import Metrics
+from freshet.flows.edges.parquet import MemoryOfflineStore
+from freshet.flows.edges.recovery import MemoryLedger, MemoryRecovery
+from freshet.flows.edges.redis import MemoryOnlineStore
+from freshet.flows.live import Live, Outside, Run, assemble
+from freshet.flows.materializer import archive_name
+from freshet.flows.steps.oracle import compare
+from freshet.flows.testing import Given
+from freshet.schemas.errors import Unavailable
+from freshet.schemas.event import Event, Stream
+
+T = TypeVar("T")
+START = datetime(2026, 3, 1, tzinfo=UTC)
+START_US = int(START.timestamp()) * 10**6
+STREAM = "clicks"
+SIGHTS = 12
+"""How often each partition is found idle before a run is asked to end."""
+
+
+class Click(Event):
+    stream = Stream("clicks", "user", "at", "id", lateness=timedelta(seconds=20), max_future=timedelta(days=1))
+
+    at: AwareDatetime
+    user: str
+    id: str
+    cost: str
+
+
+WINDOW = "(PARTITION BY user ORDER BY event_timestamp RANGE BETWEEN INTERVAL '{}' PRECEDING AND CURRENT ROW)"
+DECLARED = {
+    "project": "simulated",
+    "featureDefinitions": [
+        {
+            "name": name,
+            "dtype": dtype,
+            "source": STREAM,
+            "transformation": transformation,
+        }
+        for name, dtype, transformation in (
+            ("clicks_1m", "int64", f"count(*) OVER {WINDOW.format('1 minute')}"),
+            ("cost_10s", "int64", f"sum(CAST(cost AS BIGINT)) OVER {WINDOW.format('10 seconds')}"),
+            ("first_cost", "string", "first_value(cost) OVER (PARTITION BY user ORDER BY event_timestamp)"),
+        )
+    ],
+    "servingRequirements": {"freshnessTarget": "p99 < 2s"},
+}
+GIVEN = Given.declared(json.dumps(DECLARED), {STREAM: Click})
+
+
+class Crash(BaseException):
+    """The process died. Nothing may catch it."""
+
+
+@dataclass
+class Fates:
+    """What befalls at which touch: "fails", "dies before" or "dies after". Whoever is dead touches nothing."""
+
+    at: dict[int, str] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    watch: Callable[[], None] = lambda: None
+    is_dead: bool = False
+
+    def touch(self, name: str, call: Callable[[], T]) -> T:
+        if self.is_dead:
+            raise Crash(name)
+        self.names.append(name)
+        fate = self.at.get(len(self.names))
+        if fate == "fails":
+            raise Unavailable(f"{name} does not answer, at touch {len(self.names)}")
+        if fate == "dies before":
+            self.is_dead = True
+            raise Crash(name)
+        answer = call()
+        self.watch()
+        if fate == "dies after":
+            self.is_dead = True
+            raise Crash(name)
+        return answer
+
+
+class Touched:
+    """A part of the outside, each call to which is a touch."""
+
+    def __init__(self, name: str, part: Any, fates: Fates) -> None:
+        self._name, self._part, self._fates = name, part, fates
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._part, name)
+        if not callable(found) or name in {"close", "unlock"}:
+            return found
+        return lambda *words, **named: self._fates.touch(f"{self._name}.{name}", lambda: found(*words, **named))
+
+
+class Partition(Touched):
+    """A partition that gives as many messages as chance will have it, and counts when it was found idle."""
+
+    def __init__(self, world: "World", part: Any) -> None:
+        super().__init__("partition", part, world.fates)
+        self._world = world
+
+    def poll(self, _count: int, _wait_s: float = 0.0) -> Any:
+        found = self._fates.touch("partition.poll", lambda: self._part.poll(self._world.chance.choice([1, 2, 5, 30])))
+        self._world.idle_count = 0 if found is not None else self._world.idle_count + 1
+        if self._world.idle_count > SIGHTS:
+            self._world.stop.request()
+        return found
+
+
+@dataclass
+class World:
+    """All outside systems, kept from one process to the next."""
+
+    seed: int
+    events_count: int = 40
+    partitions_count: int = 2
+    shards_count: int = 2
+    is_live: bool = True
+    fates: Fates = field(default_factory=Fates)
+
+    def __post_init__(self) -> None:
+        self.chance = random.Random(self.seed)
+        self.log = MemoryLog(lambda: self.now_us // 1000)
+        self.log.create_topics({STREAM: self.partitions_count, f"{STREAM}.dlq": self.partitions_count})
+        self.offline, self.ledger, self.states = MemoryOfflineStore(), MemoryLedger(), MemoryRecovery()
+        self.online = MemoryOnlineStore("simulated", GIVEN.pipeline.views)
+        self.letters: list[tuple[int, int, str]] = []
+        self.sent: list[tuple[int, int, str]] = []
+        self.stop, self.idle_count, self.runs_count = Stop(), 0, 0
+        self.now_us = START_US + 120 * 10**6
+        self.epoch = self.chance.choice([timedelta(0), timedelta(0), timedelta(days=1)])
+        self.good = self._fill()
+        self.seen: dict[str, int] = {}
+        self.fates.watch = self.check_always
+
+    def _fill(self) -> dict[tuple[int, int], bool]:
+        """Write events, garbage and repeated ones among them; say which are good."""
+        good = {}
+        self.repeated: set[tuple[int, int]] = set()
+        told: list[tuple[int, bytes]] = []
+        for number in range(self.events_count):
+            part = self.chance.randrange(self.partitions_count)
+            at = START + timedelta(seconds=number * 2 - self.chance.choice([0, 0, 0, 3, 15]))
+            event = {"at": at.isoformat(), "user": self.chance.choice("abc"), "id": str(number), "cost": str(number)}
+            kind = self.chance.choice(["good"] * 8 + ["garbage", "contract", "transform", "repeated"])
+            if kind == "contract":
+                event.pop("cost")
+            if kind == "transform":
+                event["cost"] = "much"
+            value = b"\xff garbage" if kind == "garbage" else json.dumps(event).encode()
+            if kind == "repeated" and told:
+                part, value = self.chance.choice(told[-8:])
+                self.repeated.add((part, self.log.append(STREAM, part, value)))
+                continue
+            told.append((part, value))
+            good[part, self.log.append(STREAM, part, value)] = kind in {"good", "repeated"}
+        return good
+
+    def clock(self) -> int:
+        self.now_us += self.chance.choice([0, 1000, 400_000])
+        return self.now_us
+
+    # What processes do
+
+    def put(self, rejects: Any) -> None:
+        self.sent += [(reject.partition, reject.offset, reject.reason.value) for reject in rejects]
+
+    def flush(self) -> None:
+        self.letters += self.sent
+        self.sent = []
+
+    def outside(self) -> Outside:
+        def touched(name: str, part: Any) -> Any:
+            return Touched(name, part, self.fates)
+
+        return Outside(
+            partitions_count=lambda topic: self.fates.touch("partitions", lambda: self.log.partitions_count(topic)),
+            open_partition=lambda topic, part, _, start: self.fates.touch(
+                "open", lambda: Partition(self, self.log.reader(topic, part, start))
+            ),
+            offsets=touched("offsets", self.log.offsets("g")),
+            dead_letters=touched("letters", self),
+            online=touched("online", self.online),
+            offline=touched("offline", self.offline),
+            ledger=touched("ledger", self.ledger),
+            states=touched("states", self.states),
+            now_us=self.clock,
+        )
+
+    def assemble(self, **changes: Any) -> Live:
+        self.fates.is_dead, self.stop, self.idle_count, self.sent = False, Stop(), 0, []
+        self.online.writes_count = 0  # what a new process knows
+        self.runs_count += 1
+        settings = Run(self.shards_count, self.epoch, until_end=not self.is_live, **changes)
+        metrics = Metrics([STREAM], [view.name for view in GIVEN.pipeline.views])
+        return assemble(
+            GIVEN.pipeline,
+            GIVEN.contracts,
+            self.outside(),
+            settings,
+            metrics,
+            stop=self.stop,
+            beside=False,
+            snapshot_events=self.chance.choice([3, 200]),
+        )
+
+    def run(self, **changes: Any) -> None:
+        """Run one process to its end; raises what ended it."""
+        self.assemble(**changes).run()
+
+    def run_until_done(self, limit: int = 50) -> None:
+        """Run processes, one after the other, until one ends well."""
+        for _ in range(limit):
+            try:
+                self.run()
+            except (Crash, Unavailable):
+                continue
+            return
+        raise AssertionError(f"{limit} processes did not do it; seed {self.seed}")
+
+    # What must hold
+
+    def check_always(self) -> None:
+        """No row is visible twice, none is taken back, and no committed offset passes what is durable."""
+        for view in GIVEN.pipeline.views:
+            if view.name not in self.offline.names:
+                continue
+            rows = self.offline.read(view.name).select([*view.entity_names, "event_timestamp", "_version"])
+            assert rows.num_rows == rows.group_by(rows.column_names).aggregate([]).num_rows, "a row is visible twice"
+            assert rows.num_rows >= self.seen.get(view.name, 0), "a row was taken back"
+            self.seen[view.name] = rows.num_rows
+        archived = self.archived()
+        kept = archived | self.repeated | {(part, offset) for part, offset, _ in self.letters}
+        for part, committed in self.committed().items():
+            lost = [offset for offset in range(committed) if (part, offset) not in kept]
+            assert not lost, f"offset {committed} of partition {part} is committed, and {lost} is not durable"
+
+    def committed(self) -> dict[int, int]:
+        found = self.log.offsets("g").committed(STREAM, self.partitions_count)
+        return {part: offset for part, offset in found.items() if offset is not None}
+
+    def archived(self) -> set[tuple[int, int]]:
+        if archive_name(STREAM) not in self.offline.names:
+            return set()
+        events = self.offline.read(archive_name(STREAM))
+        places = list(zip(events["_partition"].to_pylist(), events["_offset"].to_pylist(), strict=True))
+        assert len(places) == len(set(places)), "an event is archived twice"
+        ids = list(zip(events["_partition"].to_pylist(), events["id"].to_pylist(), strict=True))
+        assert len(ids) == len(set(ids)), "a repeated event is archived"
+        return set(places)
+
+    def check_done(self) -> None:
+        """All rows are what DuckDB says, the online store holds the newest, and each event is in one place."""
+        letters = {(part, offset): reason for part, offset, reason in self.letters}
+        archived = self.archived()
+        assert archived.isdisjoint(letters)
+        assert self.good.keys() <= archived | letters.keys() <= self.good.keys() | self.repeated, "an event is lost"
+        assert all(reason == "late" for place, reason in letters.items() if self.good.get(place))
+        assert all(self.good[place] for place in archived - self.repeated)
+        events = self.offline.read(archive_name(STREAM))
+        ledger = self.ledger.read()
+        assert ledger is not None
+        for plan in GIVEN.pipeline.plans:
+            clocks = {mark.clock_us for key, mark in ledger.shards.items() if key.startswith(f"{plan.view.name}/")}
+            assert len(clocks) == 1
+            answer = compare(plan, events, self.offline.final(plan.view), clocks.pop())
+            assert answer.differing == (), answer.differing[:3]
+            newest = self.offline.newest(plan.view).to_pylist()
+            entities = [tuple(row[name] for name in plan.view.entity_names) for row in newest]
+            for row, stored in zip(newest, self.online.read(plan.view, entities), strict=True):
+                assert stored is not None
+                assert (row["event_timestamp"], row["_version"]) == (stored.event_timestamp, stored.version)
+                assert {feature.name: row[feature.name] for feature in plan.view.features} == dict(stored.features)
+        ends = self.log.offsets("g").end_offsets(STREAM, self.partitions_count)
+        assert self.committed() == {part: end for part, end in ends.items() if end}

@@ -1,0 +1,278 @@
+"""The whole flow on twins: whatever fails or dies at whatever moment, nothing is lost, doubled or taken back.
+
+A failure names the seed, the touch and its fate; `World(seed=…)` with those replays it.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from simulated import GIVEN, STREAM, Crash, Fates, World
+
+from freshet.flows.materializer import archive_name
+from freshet.schemas.errors import Refused, RejectLimit, StoreLost, Unavailable
+from freshet.schemas.ledger import Ledger
+
+SOAK = int(os.environ.get("FRESHET_SOAK", "1"))
+FATES = ("fails", "dies before", "dies after")
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("seed", range(4 * SOAK))
+def test_without_faults_all_is_as_sql_says(seed: int) -> None:
+    world = World(seed, events_count=120, shards_count=seed % 3 + 1, is_live=seed % 2 == 0)
+
+    world.run()
+
+    world.check_done()
+
+
+def test_a_seed_decides_everything() -> None:
+    def touched() -> list[str]:
+        world = World(7, fates=Fates({40: "dies after", 90: "fails"}))
+        world.run_until_done()
+        return world.fates.names
+
+    assert touched() == touched()
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("seed", range(1, 2 + SOAK))
+def test_a_crash_at_any_single_touch_of_the_outside_harms_nothing(seed: int, fate: str) -> None:
+    """The Nth call fails, or the process dies before or after it, for N = 1, 2, … until a run completes."""
+    number = 0
+    while True:
+        number += 1
+        world = World(seed, events_count=25, is_live=seed % 2 == 0, fates=Fates({number: fate}))
+        world.run_until_done()
+        world.check_done()
+        if len(world.fates.names) < number:
+            break
+
+    assert number > 50
+
+
+@pytest.mark.parametrize("seed", range(100, 100 + 60 * SOAK))
+def test_many_crashes_at_any_moments_harm_nothing(seed: int) -> None:
+    world = World(seed, events_count=60, partitions_count=seed % 3 + 1, is_live=seed % 2 == 0)
+    chance = world.chance
+    at = 0
+    for _ in range(chance.randint(2, 12)):
+        at += chance.randint(1, 90)
+        world.fates.at[at] = chance.choice(FATES)
+
+    world.run_until_done()
+
+    world.check_done()
+
+
+def test_an_online_store_that_came_back_empty_is_filled_before_new_events_are_served() -> None:
+    world = World(3, is_live=False)
+    world.run()
+    rows = {view.name: world.offline.newest(view).num_rows for view in GIVEN.pipeline.views}
+    world.online.forget()
+    begun = len(world.fates.names)
+
+    world.run()
+
+    world.check_done()
+    again = world.fates.names[begun:]
+    assert again.index("offline.newest") < again.index("open")
+    assert min(rows.values()) > 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_online_store_that_loses_its_data_while_the_flow_runs_is_noticed_and_filled(seed: int) -> None:
+    world = World(seed, events_count=60, is_live=False)
+    lost: list[int] = []
+
+    def watch() -> None:
+        world.check_always()
+        if not lost and world.fates.names.count("online.write") == 2:
+            lost.append(len(world.fates.names))
+            world.online.forget()
+
+    world.fates.watch = watch
+    with pytest.raises(StoreLost):
+        world.run()
+
+    world.run_until_done()
+
+    world.check_done()
+
+
+def progressed(seed: int = 5) -> World:
+    """Return a world in which a process died after some commits."""
+    world = World(seed, events_count=120, is_live=False)
+    world.epoch *= 0
+
+    def watch() -> None:
+        world.check_always()
+        if world.fates.names.count("ledger.write") == 5:
+            world.fates.at[len(world.fates.names) + 1] = "dies before"
+
+    world.fates.watch = watch
+    with pytest.raises(Crash):
+        world.run()
+    world.fates.watch = world.check_always
+    return world
+
+
+def test_a_lost_recovery_folder_is_refused_and_rebuilt_on_request() -> None:
+    world = progressed()
+    world.states = type(world.states)()
+    before = world.offline.read(archive_name(STREAM)).num_rows
+
+    with pytest.raises(Refused, match=r'recovery folder "of epoch \d+" is lost; got none.*--rebuild'):
+        world.run()
+    world.run(rebuild=True)
+
+    world.check_done()
+    assert 0 < before < world.offline.read(archive_name(STREAM)).num_rows
+    world.run()
+
+
+def test_a_recovery_folder_of_another_offline_store_is_refused() -> None:
+    world, other = progressed(), progressed(6)
+    world.states = other.states
+
+    with pytest.raises(Refused, match="belongs to another offline store"):
+        world.run()
+
+
+def test_an_offline_store_without_a_ledger_is_refused() -> None:
+    world = progressed()
+    world.ledger = type(world.ledger)()
+
+    with pytest.raises(Refused, match='offline store "clicks_by_user" has rows, but there is no ledger of them'):
+        world.run()
+
+
+def test_a_recovery_folder_without_its_offline_store_is_refused() -> None:
+    world = progressed()
+    world.ledger, world.offline = type(world.ledger)(), type(world.offline)()
+    world.fates.watch = lambda: None  # all is lost
+
+    with pytest.raises(Refused, match=r"belongs to another offline store than this one, which is new.*to begin anew"):
+        world.run()
+
+
+def test_an_archive_with_a_gap_is_refused() -> None:
+    world = progressed()
+    name = archive_name(STREAM)
+    _, part = world.offline.parts_after(name, 0)[0]
+    world.offline.delete(name, [part])
+    world.fates.watch = lambda: None  # something is lost
+    world.states = type(world.states)()
+
+    with pytest.raises(
+        Refused, match=r'event archive ".*" has \d+ events in the ledger, and \d+ in snapshot and archive'
+    ):
+        world.run(rebuild=True)
+
+
+def test_another_number_of_shards_or_another_computation_is_refused() -> None:
+    world = progressed()
+    ledger = world.ledger.read()
+    assert ledger is not None
+    world.shards_count = 3
+    with pytest.raises(Refused, match=r'shards "3" differ; got 2. Hint: set FRESHET_SHARDS=2'):
+        world.run()
+    world.shards_count = 2
+    world.ledger.write(ledger.model_copy(update={"views": {"clicks_by_user": "other"}}))
+    with pytest.raises(Refused, match='feature view "clicks_by_user" computes something else than its state'):
+        world.run()
+
+
+def test_a_resume_offset_that_is_gone_is_an_error_and_a_gap_is_accepted_only_on_request() -> None:
+    world = progressed()
+    ledger = world.ledger.read()
+    assert ledger is not None
+    offset = ledger.offsets[f"{STREAM}/000000"]
+    world.log.forget_before(STREAM, 0, offset + 2)
+
+    with pytest.raises(Refused) as refused:
+        world.run()
+
+    said = str(refused.value)
+    assert f'topic "{STREAM}" partition 0 does not have the offset {offset} that is to be read next' in said
+    assert f"got offsets from {offset + 2} up to" in said
+    assert "--accept-gap" in said
+
+
+def test_too_many_rejects_in_a_row_stop_the_flow_again_and_again_until_they_are_allowed() -> None:
+    world = World(2, events_count=0, is_live=False)
+    world.epoch *= 0
+    for number in range(300):
+        world.good[0, world.log.append(STREAM, 0, b"garbage %d" % number)] = False
+
+    for _ in range(5):
+        with pytest.raises(RejectLimit, match='stream "clicks" gave .* events in a row that cannot be used'):
+            world.run(reject_limit=50)
+    kept = {offset for _, offset, _ in world.letters}
+    assert len(kept) < 120  # a few polls beyond the limit, however often it is started
+
+    world.run(reject_limit=1000)
+    assert {offset for _, offset, _ in world.letters} == set(range(300))
+
+
+def test_the_ledger_does_not_grow_with_the_state() -> None:
+    def size(events_count: int) -> int:
+        world = World(4, events_count=events_count, is_live=False)
+        world.run()
+        ledger = world.ledger.read()
+        assert isinstance(ledger, Ledger)
+        return len(ledger.model_dump_json())
+
+    assert size(2_000) < 1.2 * size(200)
+
+
+def test_dead_letters_that_do_not_arrive_hold_the_offsets_back() -> None:
+    world = World(2, events_count=60, is_live=False)
+    touch = world.fates.touch
+
+    def refuse(name: str, call: object) -> object:
+        if name == "letters.flush":
+            raise Unavailable("dead letters do not arrive")
+        return touch(name, call)  # type: ignore[arg-type]  # as it came
+
+    world.fates.touch = refuse  # type: ignore[assignment,method-assign]  # the same shape
+    with pytest.raises(Unavailable, match="dead letters do not arrive"):
+        world.run()
+    world.fates.touch = touch  # type: ignore[method-assign]  # as it was
+
+    world.run()
+    world.check_done()
+
+
+def test_archived_events_expire_only_once_every_snapshot_has_them() -> None:
+    world = World(8, events_count=200, is_live=False)
+    world.epoch *= 0
+    world.run()
+    live = world.assemble()
+    name, far = archive_name(STREAM), datetime(9999, 1, 1, tzinfo=UTC)
+    before = len(world.offline.parts_after(name, 0))
+    world.fates.watch = lambda: None  # what is dropped is dropped
+
+    dropped = live.journal.expire(STREAM, far)
+
+    live.close()
+    ledger = world.ledger.read()
+    assert ledger is not None
+    oldest = min(mark.epoch for mark in ledger.snapshots.values())
+    assert 0 < dropped < before
+    assert all(epoch > oldest for epoch, _ in world.offline.parts_after(name, 0))
+    world.run()
+    world.states = type(world.states)()
+    with pytest.raises(
+        Refused, match='feature view "clicks_by_user" cannot be rebuilt: its rows depend on events that'
+    ):
+        world.run(rebuild=True)
