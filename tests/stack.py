@@ -1,0 +1,195 @@
+"""A project of its own, its topics, and materializers of it as processes: what kills, outages and garbage are tested on."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import redis
+
+from freshet.flows import settings
+from freshet.flows.edges import kafka, valkey
+from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.recovery import LedgerFile
+from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.live import Workspace
+from freshet.flows.materializer import archive_name
+from freshet.flows.steps.oracle import compare
+from freshet.schemas.ledger import Ledger
+from freshet.schemas.rejects import dead_letter_topic
+from freshet.scripts.made_edits import edits
+
+REPO = Path(__file__).parent.parent
+SEED = int(os.environ.get("FRESHET_SEED", "2026"))
+STREAM, PARTITIONS = "wiki_edits", 8
+LIMIT_S = 120
+FRESHET = [sys.executable, "-m", "freshet.scripts.cli"]
+
+
+class Server:
+    """A Valkey server that can be stopped and started again, with or without its data."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder, self._binary = folder, valkey._binary()  # noqa: SLF001  # how our own part finds it
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.client().ping())
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+
+    def client(self, password: str | None = None) -> "redis.Redis":
+        return redis.Redis(port=self.port, password=password)
+
+    def stop(self, *, wipe: bool = False) -> None:
+        self._process.kill()
+        self._process.wait()
+        if wipe:
+            shutil.rmtree(self._folder)
+            self._folder.mkdir()
+
+
+def until(holds: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come to hold"
+        time.sleep(0.05)
+
+
+@dataclass
+class Stack:
+    workspace: Workspace
+    environment: dict[str, str]
+    log: Path
+    sent_count: int = 0
+    running: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def start(self, *words: str, **environment: str) -> "subprocess.Popen[bytes]":
+        return self.spawn([*FRESHET, "run", "materializer", *words], **environment)
+
+    def spawn(self, command: list[str], **environment: str) -> "subprocess.Popen[bytes]":
+        with self.log.open("ab") as out:
+            process = subprocess.Popen(
+                command, env={**self.environment, **environment}, stderr=out, stdout=out, start_new_session=True
+            )
+        self.running.append(process)
+        return process
+
+    def ended(self, process: "subprocess.Popen[bytes]", code: int) -> str:
+        """Wait until a process has ended with a code; return what it said last."""
+        assert process.wait(LIMIT_S) == code, self.said()
+        return self.said().splitlines()[-1]
+
+    def done(self, *words: str) -> None:
+        """Run until everything that is there is materialized."""
+        self.ended(self.start("--until-end", *words), 0)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def produce(self, count: int) -> None:
+        contract = self.workspace.contracts[STREAM]
+        with kafka.Producer(self.workspace.kafka, contract) as producer:
+            for edit, _ in zip(edits(SEED + self.sent_count), range(count), strict=False):
+                producer.send(edit)
+        self.sent_count += count
+
+    def ledger(self) -> Ledger:
+        found = LedgerFile(self.workspace.offline_root).read()
+        return Ledger(id="", shards_count=0) if found is None else found
+
+    def is_done(self) -> bool:
+        return sum(self.ledger().offsets.values()) == self.sent_count
+
+    def health(self) -> str:
+        """Return what /healthz says of the process that was started last."""
+        address = re.findall(r"metrics at (http://\S+)/metrics", self.log.read_text(errors="replace"))[-1]
+        try:
+            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError:
+            return ""
+
+    def stop(self, process: "subprocess.Popen[bytes]", number: int = signal.SIGTERM) -> None:
+        process.send_signal(number)
+        self.ended(process, 0)
+
+    def close(self) -> None:
+        for process in self.running:
+            process.kill()
+
+
+def prepared(brokers: str, online_url: str, tmp_path: Path, **more: str) -> Stack:
+    """Make a project of its own, with topics of its own."""
+    root = tmp_path / "project"
+    ignored = shutil.ignore_patterns("*store.yaml", "__*")
+    shutil.copytree(REPO / "feature_repo", root / "feature_repo", ignore=ignored)
+    shutil.copytree(REPO / "schemas" / "events", root / "schemas" / "events", ignore=ignored)
+    name = f"test_{uuid.uuid4().hex[:8]}"
+    contract = root / "schemas" / "events" / "wiki_edits.py"
+    contract.write_text(contract.read_text().replace('topic="wiki_edits"', f'topic="{name}"'))
+    declared = root / "feature_repo" / "features.yaml"
+    declared.write_text(declared.read_text().replace("project: wikipedia", f"project: {name}"))
+    mine = {
+        "FRESHET_PROJECT": str(root),
+        "FRESHET_BROKERS": brokers,
+        "FRESHET_ONLINE_STORE": online_url,
+        "FRESHET_METRICS_ADDRESS": "127.0.0.1:0",
+        "FRESHET_EPOCH": "300ms",
+        **more,
+    }
+    environment = {**{key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}, **mine}
+    workspace = Workspace.open(settings.read(mine))
+    topics = kafka.topics_of(workspace.contracts.values())
+    kafka.create_topics(replace(workspace.kafka, patience_s=60.0), topics)
+    subprocess.run([*FRESHET, "apply"], env=environment, check=True, timeout=LIMIT_S, capture_output=True)
+    return Stack(workspace, environment, tmp_path / "log")
+
+
+def check(workspace: Workspace, sent_count: int) -> None:
+    """All rows are there once and are what DuckDB says, both stores agree, and every event is accepted or a dead letter."""
+    offline = OfflineStore(workspace.offline_root)
+    online = OnlineStore(workspace.online_url, workspace.pipeline.project, workspace.pipeline.views)
+    events = offline.read(archive_name(STREAM))
+    topic = dead_letter_topic(workspace.contracts[STREAM].stream.topic)
+    letters = {value for poll in kafka.records(workspace.kafka, topic) for value in poll.values}
+    assert events.num_rows + len(letters) == sent_count
+    ledger = LedgerFile(workspace.offline_root).read()
+    assert ledger is not None
+    for plan in workspace.pipeline.plans:
+        clocks = {mark.clock_us for key, mark in ledger.shards.items() if key.startswith(f"{plan.view.name}/")}
+        answer = compare(plan, events, offline.final(plan.view), clocks.pop())
+        assert answer.differing == (), answer.differing[:3]
+        rows = offline.read(plan.view.name).select([*plan.view.entity_names, "event_timestamp", "_version"])
+        assert rows.num_rows == rows.group_by(rows.column_names).aggregate([]).num_rows
+        assert not clocks
+        newest = offline.newest(plan.view)
+        entities = list(zip(*(newest[name].to_pylist() for name in plan.view.entity_names), strict=True))
+        for row, stored in zip(newest.to_pylist(), online.read(plan.view, entities), strict=True):
+            assert stored is not None
+            assert (row["event_timestamp"], row["_version"]) == (stored.event_timestamp, stored.version)
