@@ -1,5 +1,6 @@
 """What one poll of one Kafka partition brought: messages as columns, and how far the partition goes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ class Poll:
     time of each record; -1 where there is none, as in a file. `end_offset` is the offset after the partition's last
     message when it was polled, and `at_end` says that nothing more was there. `caught_up_us` is the wall time (µs since
     the epoch) of a moment at which nothing more was there: until then the partition is known whole. It is None while a
-    topic is caught up with.
+    topic is caught up with. `epoch` numbers the commit that it will be durable with. `headers` holds all of each
+    message's headers; None where none has any.
     """
 
     topic: str
@@ -28,6 +30,8 @@ class Poll:
     end_offset: int
     at_end: bool
     caught_up_us: int | None = None
+    epoch: int = 0
+    headers: Sequence[Sequence[tuple[str, bytes | None]] | None] | None = None
 
     @classmethod
     def of_nothing(cls, topic: str, partition: int, partitions_count: int, end_offset: int, time_us: int) -> "Poll":

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from freshet.flows.edges import feast, kafka
+from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import lag_alerts, rules_file, rules_test
@@ -46,7 +47,7 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     if not workspace.online_url.startswith("sqlite:"):
         workspace.online()  # a store that does not answer ends it here, before anything is made
     kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
-    prepare(workspace)
+    prepare(OfflineStore(workspace.offline_root), workspace.pipeline, workspace.contracts)
     topics = kafka.create_topics(workspace.kafka, kafka.topics_of(workspace.contracts.values()))
     project, pipeline = workspace.project, workspace.pipeline
     config = feast.store_config(pipeline.project, workspace.online_url, project.registry)

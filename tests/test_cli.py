@@ -381,6 +381,7 @@ def test_every_planned_topic_is_there(applied: Applied, cluster: Broker) -> None
 
     for topic in applied.planned["topics"]:
         assert len(topics[topic["name"]].partitions) == topic["partitions"]
+        assert topics[topic["deadLetterTopic"]].partitions
 
 
 def test_every_planned_alert_stands_in_the_file_it_names(applied: Applied) -> None:

@@ -4,8 +4,10 @@ librdkafka's defaults that would lose or split data are set otherwise: a read fr
 (not a jump to the end), the partitioner is Java's murmur2, production is idempotent and waits for every report.
 """
 
+import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
@@ -29,6 +31,8 @@ from pydantic_core import PydanticSerializationError, to_json
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event
 from freshet.schemas.poll import Poll
+from freshet.schemas.record import NO_TIME_MS, Record, header
+from freshet.schemas.rejects import dead_letter_topic
 
 _ANSWER_LIMIT_S = 10.0
 _PROBE_LIMIT_S = 0.5
@@ -46,6 +50,13 @@ _ELECTING = (
     KafkaError.NOT_COORDINATOR,
 )
 _PARTITIONS_MAX = 100_000  # librdkafka's own limit
+GAP_HINT = (
+    "what is between is lost to Freshet; to go on without it, run `freshet run materializer --accept-gap`,"
+    " which reads on at the first offset that is there"
+)
+"""What to do when a resume offset is gone."""
+_READ_MESSAGES = 2000
+_LARGER = "raise message.max.bytes, here and at the broker"
 
 T = TypeVar("T")
 
@@ -201,9 +212,19 @@ class PartitionReader:
     """Reads one partition, from an offset or from its beginning.
 
     `position` is the offset that is read next, `end_offset` the one after the last message that is known to be there.
+    With `accept_gap` a start that is gone is moved to the first offset that is there; otherwise it is `Refused`.
     """
 
-    def __init__(self, kafka: Kafka, topic: str, partition: int, count: int, start_offset: int | None = None) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        topic: str,
+        partition: int,
+        count: int,
+        start_offset: int | None = None,
+        *,
+        accept_gap: bool = False,
+    ) -> None:
         self.topic, self.partition, self.partitions_count = topic, partition, count
         self._client = _Client(
             kafka,
@@ -220,7 +241,9 @@ class PartitionReader:
             low, self.end_offset = self._client.watermarks(topic, partition)
             self.position = low if start_offset is None else start_offset
             if not low <= self.position <= self.end_offset:
-                self._refuse_position(low, self.end_offset)
+                if not accept_gap:
+                    self._refuse_position(low, self.end_offset)
+                self.position = start_offset = low
         except (Refused, Unavailable):
             self.close()
             raise
@@ -236,6 +259,12 @@ class PartitionReader:
     def well(self) -> bool:
         """Whether nothing that the cluster said, or left unsaid, is being waited out."""
         return self._failing_since is None
+
+    @property
+    def trouble(self) -> str:
+        """What is being waited out; nothing if all is well."""
+        said = self._client.heard.newest or "no answer"
+        return "" if self.well else f'kafka "{self._client.kafka.brokers}" is not available: {said}'
 
     def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
         """Return what is there, at most so many messages; None if nothing is.
@@ -266,17 +295,19 @@ class PartitionReader:
         offsets = np.array([message.offset() for message in messages], np.int64)
         self.position = max(self.position, int(offsets[-1]) + 1)
         self.end_offset = max(self.end_offset, self.position)
+        headers = [message.headers() for message in messages]
         return Poll(
             topic=self.topic,
             partition=self.partition,
             partitions_count=self.partitions_count,
             values=[message.value() for message in messages],
             keys=[message.key() for message in messages],
-            versions=[_version(message.headers()) for message in messages],
+            versions=[header(found, VERSION_HEADER) for found in headers],
             timestamps_ms=np.array([message.timestamp()[1] for message in messages], np.int64),
             offsets=offsets,
             end_offset=self.end_offset,
             at_end=self.at_end,
+            headers=headers if any(headers) else None,
         )
 
     def _heed(self, error: KafkaError) -> None:
@@ -311,17 +342,28 @@ class PartitionReader:
 
     def _refuse_position(self, low: int, high: int) -> NoReturn:
         fact = f"partition {self.partition} does not have the offset {self.position} that is to be read next"
-        hint = "rebuild from the event archive, or accept the gap by starting anew"
-        raise Refused([Problem("topic", self.topic, fact, f"offsets from {low} up to {high}", hint)])
+        raise Refused([Problem("topic", self.topic, fact, f"offsets from {low} up to {high}", GAP_HINT)])
 
     def close(self) -> None:
         """Let go of the partition."""
         self._consumer.close()
 
 
-def _version(headers: Sequence[tuple[str, bytes | None]] | None) -> bytes | None:
-    """Return the value of the version header; of a header that is repeated, the last one holds."""
-    return next((value for name, value in reversed(headers or ()) if name == VERSION_HEADER), None)
+def records(kafka: Kafka, topic: str) -> Iterator[Poll]:
+    """Give all that is in a topic by now, one partition after another.
+
+    Raises `Unavailable`, and `Refused` for a topic that is not there.
+    """
+    count = partitions_count(kafka, topic)
+    for partition in range(count):
+        reader = PartitionReader(kafka, topic, partition, count)
+        until = reader.end_offset
+        try:
+            while reader.position < until:
+                polled = reader.poll(_READ_MESSAGES, _ASK_AGAIN_S)
+                yield from [] if polled is None else [polled]
+        finally:
+            reader.close()
 
 
 class GroupOffsets:
@@ -331,10 +373,10 @@ class GroupOffsets:
         self.group = group
         self._client = _Client(kafka, group_id=group)
 
-    def commit(self, topic: str, partition: int, offset: int) -> None:
-        """Commit one offset: everything before it is done with. Raises `Unavailable`."""
-        part = TopicPartition(topic, partition, offset)
-        self._checked(self._client.ask(lambda consumer, _: consumer.commit(offsets=[part], asynchronous=False)))
+    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Commit offsets by topic and partition: everything before is done with. Raises `Unavailable`."""
+        parts = [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
+        self._checked(self._client.ask(lambda consumer, _: consumer.commit(offsets=parts, asynchronous=False)))
 
     def committed(self, topic: str, count: int) -> dict[int, int | None]:
         """Return each partition's committed offset, None where there is none."""
@@ -401,6 +443,144 @@ class Delivered:
     failed: tuple[str, ...] = ()
 
 
+class Outbox:
+    """Sends records in their order, each once, and hears what became of every one.
+
+    `kind` is what a record is called where one cannot be sent. `failed` holds what the cluster itself refused.
+    """
+
+    def __init__(self, kafka: Kafka, kind: str, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> None:
+        self._kafka, self._kind = kafka, kind
+        self.delivered_count, self.failed, self._lost = 0, list[Problem](), list[str]()
+        self._heard = _Heard()
+        self._producer = RawProducer(
+            kafka.config(
+                tuned,
+                enable_idempotence=True,
+                partitioner="murmur2_random",  # Java's: the default would put a key where other producers do not
+                delivery_timeout_ms=int(kafka.patience_s * 1000),
+                error_cb=self._heard,
+                **fixed,
+            )
+        )
+
+    def send(self, record: Record, name: str) -> None:
+        """Send one record, named for people. Raises `Refused` if it is too large; `Unavailable` once one is lost.
+
+        It may wait, while as many records are unconfirmed as librdkafka queues.
+        """
+        options: dict[str, Any] = {} if record.timestamp_ms < 0 else {"timestamp": record.timestamp_ms}
+        report = functools.partial(self._report, name)
+        while True:
+            self.raise_lost()
+            try:
+                self._producer.produce(
+                    record.topic, record.value, record.key, on_delivery=report, headers=[*record.headers], **options
+                )
+            except BufferError:
+                self._producer.poll(_ASK_AGAIN_S)  # the queue is full: let reports make room
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise self._kafka.unavailable(self._heard.behind(error)) from error
+                got = f"{len(record.value or b'')} bytes"
+                raise Refused([Problem(self._kind, name, "is too large for Kafka", got, _LARGER)]) from error
+            else:
+                break
+        self._producer.poll(0)
+
+    def poll(self, wait_s: float) -> None:
+        """Hear reports for so long; also the way to wait between records."""
+        deadline = time.monotonic() + wait_s
+        while (left := deadline - time.monotonic()) > 0:
+            self._producer.poll(left)
+
+    def _report(self, name: str, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self.delivered_count += 1
+        elif error.code() < 0:  # librdkafka's own codes: the cluster was not reached
+            self._lost.append(error.str())
+        else:
+            hint = _LARGER if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else ""
+            got = f"{message.topic()}: {error.str()}"
+            self.failed.append(Problem(self._kind, name, "was refused by the cluster", got, hint))
+
+    def raise_lost(self) -> None:
+        """Raise `Unavailable` if the cluster was not reached for a record."""
+        if self._lost:
+            cause = self._heard.newest or self._lost[0]
+            raise self._kafka.unavailable(f"{len(self._lost)} {self._kind}s were not delivered: {cause}")
+
+    def raise_failed(self) -> None:
+        """Raise what the cluster refused: `Refused` for records that are too large, `Unavailable` for the rest."""
+        too_large = [problem for problem in self.failed if problem.hint == _LARGER]
+        if too_large:
+            raise Refused(too_large)
+        if self.failed:
+            cause = self.failed[0].got
+            raise self._kafka.unavailable(f"{len(self.failed)} {self._kind}s were not delivered: {cause}")
+
+    def flush(self) -> None:
+        """Wait until the cluster has answered for everything sent so far; raises `Unavailable` if it does not."""
+        deadline = time.monotonic() + self._kafka.patience_s
+        while (waiting := self._flush_briefly()) and time.monotonic() < deadline:
+            pass  # by short waits, so that Ctrl-C is heard
+        self.raise_lost()
+        if waiting:
+            self._raise_unconfirmed(waiting)
+
+    def _flush_briefly(self) -> int:
+        """Return how many records wait for their report still."""
+        try:
+            return int(self._producer.flush(_ASK_AGAIN_S))
+        except KafkaException as error:  # one that ends this client, such as a newer one of its transactions' id
+            raise self._kafka.unavailable(self._heard.behind(error)) from error
+
+    def _raise_unconfirmed(self, count: int) -> NoReturn:
+        raise self._kafka.unavailable(f"{count} {self._kind}s are not confirmed: {self._heard.newest or 'no answer'}")
+
+    def take_over(self) -> None:
+        """Begin transactions, under the id that was given; whoever used it before can no longer commit."""
+        self._settle(self._producer.init_transactions)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Send what is sent inside as a whole, or not at all; raises as `flush` and `raise_failed` do."""
+        self._settle(lambda _: self._producer.begin_transaction())
+        try:
+            yield
+            self._confirm_all()
+            self._settle(self._producer.commit_transaction)
+        except BaseException:  # Ctrl-C too: what was sent so far must not be seen
+            with contextlib.suppress(KafkaException):  # then the cluster itself aborts it, by the transaction's timeout
+                self._producer.abort_transaction(self._kafka.answer_limit_s)
+            self.failed, self._lost = [], []  # nor does it burden the next
+            raise
+
+    def _confirm_all(self) -> None:
+        """Wait for the reports of a transaction; once one record has failed, those behind it wait for ever."""
+        deadline = time.monotonic() + self._kafka.patience_s
+        while waiting := self._flush_briefly():
+            self.raise_failed()
+            self.raise_lost()
+            if time.monotonic() > deadline:
+                self._raise_unconfirmed(waiting)
+        self.raise_failed()
+        self.raise_lost()
+
+    def _settle(self, step: Callable[[float], None]) -> None:
+        """Take a step of a transaction, again while it may still succeed."""
+        deadline = time.monotonic() + self._kafka.patience_s
+        while True:
+            try:
+                step(self._kafka.answer_limit_s)
+            except KafkaException as error:
+                if not error.args[0].retriable() or time.monotonic() > deadline:
+                    self._producer.poll(0)  # the way to hear what was said in passing
+                    raise self._kafka.unavailable(self._heard.behind(error)) from error
+            else:
+                return
+
+
 class Producer:
     """Publishes the events of one stream: each is checked against its contract before it leaves, and none is lost.
 
@@ -412,19 +592,9 @@ class Producer:
     """
 
     def __init__(self, kafka: Kafka, contract: Contract, *, linger_ms: int = 5) -> None:
-        self._kafka, self._contract = kafka, contract
-        self._headers = [(VERSION_HEADER, str(contract.stream.version).encode())]
-        self._delivered, self._failed, self._lost = 0, list[str](), list[str]()
-        self._heard = _Heard()
-        self._producer = RawProducer(
-            kafka.config(
-                {"linger.ms": linger_ms},
-                enable_idempotence=True,
-                partitioner="murmur2_random",  # Java's: the default would put a key where other producers do not
-                delivery_timeout_ms=int(kafka.patience_s * 1000),
-                error_cb=self._heard,
-            )
-        )
+        self._contract = contract
+        self._headers = ((VERSION_HEADER, str(contract.stream.version).encode()),)
+        self._outbox = Outbox(kafka, "event", {"linger.ms": linger_ms})
 
     def send(self, event: Event | Mapping[str, object] | bytes | str, *, timestamp_ms: int | None = None) -> None:
         """Send one event. Raises `Refused` if it breaks its contract, or is too large; `Unavailable` once one is lost.
@@ -432,55 +602,20 @@ class Producer:
         It may wait, while as many events are unconfirmed as librdkafka queues.
         """
         key, value = encode(self._contract, event)
-        options: dict[str, Any] = {} if timestamp_ms is None else {"timestamp": timestamp_ms}
-        topic = self._contract.stream.topic
-        while True:
-            self._raise_lost()
-            try:
-                self._producer.produce(topic, value, key, on_delivery=self._report, headers=self._headers, **options)
-            except BufferError:
-                self._producer.poll(_ASK_AGAIN_S)  # the queue is full: let reports make room
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise self._kafka.unavailable(self._heard.behind(error)) from error
-                hint = "raise message.max.bytes, here and at the broker"
-                fact = "is too large for Kafka"
-                raise Refused([Problem("event", self._contract.name, fact, f"{len(value)} bytes", hint)]) from error
-            else:
-                break
-        self._producer.poll(0)
+        time_ms = NO_TIME_MS if timestamp_ms is None else timestamp_ms
+        self._outbox.send(Record(self._contract.stream.topic, key, value, self._headers, time_ms), self._contract.name)
 
     def poll(self, wait_s: float) -> None:
         """Hear reports for so long; also the way to wait between events."""
-        deadline = time.monotonic() + wait_s
-        while (left := deadline - time.monotonic()) > 0:
-            self._producer.poll(left)
-
-    def _report(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            self._delivered += 1
-        elif error.code() < 0:  # librdkafka's own codes: the cluster was not reached
-            self._lost.append(error.str())
-        else:
-            self._failed.append(f"{message.topic()}: {error.str()}")
-
-    def _raise_lost(self) -> None:
-        if self._lost:
-            cause = self._heard.newest or self._lost[0]
-            raise self._kafka.unavailable(f"{len(self._lost)} events were not delivered: {cause}")
+        self._outbox.poll(wait_s)
 
     def flush(self) -> Delivered:
         """Wait until the cluster has answered for everything sent since the start; raises `Unavailable` if it does not.
 
         What the cluster itself refused is in `failed`; leaving the `with` block raises it, so that nobody misses it.
         """
-        deadline = time.monotonic() + self._kafka.patience_s
-        while (waiting := self._producer.flush(_ASK_AGAIN_S)) and time.monotonic() < deadline:
-            pass  # by short waits, so that Ctrl-C is heard
-        self._raise_lost()
-        if waiting:
-            raise self._kafka.unavailable(f"{waiting} events are not confirmed: {self._heard.newest or 'no answer'}")
-        return Delivered(self._delivered, tuple(self._failed))
+        self._outbox.flush()
+        return Delivered(self._outbox.delivered_count, tuple(problem.got for problem in self._outbox.failed))
 
     def __enter__(self) -> Self:
         return self
@@ -495,5 +630,6 @@ class Producer:
 
 
 def topics_of(contracts: Iterable[Contract]) -> dict[str, int]:
-    """Return the topics of some streams, and how many partitions each is declared to have."""
-    return {contract.stream.topic: contract.stream.partitions for contract in contracts}
+    """Return the topics of some streams and of their dead letters, and how many partitions each is declared to have."""
+    streams = {contract.stream.topic: contract.stream.partitions for contract in contracts}
+    return streams | {dead_letter_topic(topic): count for topic, count in streams.items()}

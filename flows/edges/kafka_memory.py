@@ -3,24 +3,27 @@
 One contract suite (tests/edges/test_kafka.py) holds the twin and real brokers to the same behaviour.
 """
 
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
 import numpy as np
 
-from freshet.flows.edges.kafka import Delivered, encode
-from freshet.schemas.errors import Problem, Refused
-from freshet.schemas.event import Contract, Event
+from freshet.flows.edges.kafka import GAP_HINT, Delivered, encode
+from freshet.schemas.errors import Problem, Refused, Unavailable
+from freshet.schemas.event import VERSION_HEADER, Contract, Event
 from freshet.schemas.poll import Poll
+from freshet.schemas.record import NO_TIME_MS, Headers, Record, header, partition_of
+from freshet.schemas.rejects import Reject, dead_letter, dead_letter_topic, receipt, redriven
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
     key: bytes | None
     value: bytes | None
-    version: bytes | None
+    headers: Headers
     timestamp_ms: int
 
 
@@ -68,24 +71,55 @@ class MemoryLog:
         *,
         key: bytes | None = None,
         version: bytes | None = None,
+        headers: Headers = (),
         timestamp_ms: int | None = None,
     ) -> int:
         """Write any bytes to a partition, as a producer without a contract does; return their offset."""
         records = self._topics[topic][partition].records
-        records.append(_Record(key, value, version, self._now_ms() if timestamp_ms is None else timestamp_ms))
+        headers = headers if version is None else (*headers, (VERSION_HEADER, version))
+        records.append(_Record(key, value, headers, self._now_ms() if timestamp_ms is None else timestamp_ms))
         return len(records) - 1
+
+    def send(self, record: Record) -> None:
+        """Write a record to the partition of its key; to the first one if it has no key."""
+        count = self.partitions_count(record.topic)
+        partition = 0 if record.key is None else partition_of(record.key, count)
+        time_ms = None if record.timestamp_ms < 0 else record.timestamp_ms
+        self.append(record.topic, partition, record.value, key=record.key, headers=record.headers, timestamp_ms=time_ms)
+
+    def check_well(self) -> None:
+        """Raise `Unavailable` if it does not answer."""
+        if not self.well:
+            raise Unavailable('kafka "memory" is not available: it is not well')
 
     def forget_before(self, topic: str, partition: int, offset: int) -> None:
         """Let everything before an offset be gone, as retention does."""
         self._topics[topic][partition].low = offset
 
-    def reader(self, topic: str, partition: int, start_offset: int | None = None) -> "MemoryReader":
+    def reader(
+        self, topic: str, partition: int, start_offset: int | None = None, *, accept_gap: bool = False
+    ) -> "MemoryReader":
         """Open a partition, at an offset or at its beginning."""
-        return MemoryReader(self, topic, partition, self._topics[topic], start_offset)
+        return MemoryReader(self, topic, partition, self._topics[topic], start_offset, accept_gap=accept_gap)
 
     def producer(self, contract: Contract) -> "MemoryProducer":
         """Open a producer of one stream's events."""
         return MemoryProducer(self, contract)
+
+    def dead_letters(self, group: str) -> "MemoryDeadLetters":
+        """Open what keeps the events that a group did not accept."""
+        return MemoryDeadLetters(self, group)
+
+    def redriver(self, group: str) -> "MemoryRedriver":
+        """Open what sends dead letters again."""
+        del group  # nobody else is there
+        return MemoryRedriver(self)
+
+    def records(self, topic: str) -> Iterator[Poll]:
+        """Give all that is in a topic by now, one partition after another."""
+        for partition in range(self.partitions_count(topic)):
+            polled = self.reader(topic, partition).poll(sys.maxsize)
+            yield from [] if polled is None else [polled]
 
     def offsets(self, group: str) -> "MemoryOffsets":
         """Open a group's offsets."""
@@ -96,14 +130,23 @@ class MemoryReader:
     """Reads one partition, as `kafka.PartitionReader` does."""
 
     def __init__(
-        self, log: MemoryLog, topic: str, partition: int, partitions: list[_Partition], start_offset: int | None
+        self,
+        log: MemoryLog,
+        topic: str,
+        partition: int,
+        partitions: list[_Partition],
+        start_offset: int | None,
+        *,
+        accept_gap: bool = False,
     ) -> None:
         self._log = log
         self.topic, self.partition, self.partitions_count = topic, partition, len(partitions)
         self._read = partitions[partition]
         self.position = self._read.low if start_offset is None else start_offset
         if not self._read.low <= self.position <= self.end_offset:
-            self._refuse_position()
+            if not accept_gap:
+                self._refuse_position()
+            self.position = self._read.low
 
     @property
     def end_offset(self) -> int:
@@ -120,34 +163,40 @@ class MemoryReader:
         """Whether nothing is being waited out."""
         return self._log.well
 
+    @property
+    def trouble(self) -> str:
+        """What is being waited out; nothing if all is well."""
+        return "" if self.well else "kafka in memory is not available"
+
     def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
         """Return what is there, at most so many messages; None if nothing is. There is nothing to wait for."""
         del wait_s
-        if self.position < self._read.low:
+        if not self._read.low <= self.position <= self.end_offset:
             self._refuse_position()
         records = self._read.records[self.position : self.position + messages_count] if self.well else []
         if not records:
             return None
         offsets = np.arange(self.position, self.position + len(records), dtype=np.int64)
         self.position += len(records)
+        headers = [[*record.headers] or None for record in records]
         return Poll(
             topic=self.topic,
             partition=self.partition,
             partitions_count=self.partitions_count,
             values=[record.value for record in records],
             keys=[record.key for record in records],
-            versions=[record.version for record in records],
+            versions=[header(record.headers, VERSION_HEADER) for record in records],
             timestamps_ms=np.array([record.timestamp_ms for record in records], np.int64),
             offsets=offsets,
             end_offset=self.end_offset,
             at_end=self.at_end,
+            headers=headers if any(headers) else None,
         )
 
     def _refuse_position(self) -> NoReturn:
         fact = f"partition {self.partition} does not have the offset {self.position} that is to be read next"
-        hint = "rebuild from the event archive, or accept the gap by starting anew"
         have = f"offsets from {self._read.low} up to {self.end_offset}"
-        raise Refused([Problem("topic", self.topic, fact, have, hint)])
+        raise Refused([Problem("topic", self.topic, fact, have, GAP_HINT)])
 
     def close(self) -> None:
         """Let go of nothing."""
@@ -161,9 +210,10 @@ class MemoryOffsets:
     ) -> None:
         self._topics, self._committed, self.group = topics, committed, group
 
-    def commit(self, topic: str, partition: int, offset: int) -> None:
-        """Commit one offset: everything before it is done with."""
-        self._committed[self.group, topic, partition] = offset
+    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Commit offsets by topic and partition: everything before is done with."""
+        for (topic, partition), offset in offsets.items():
+            self._committed[self.group, topic, partition] = offset
 
     def committed(self, topic: str, count: int) -> dict[int, int | None]:
         """Return each partition's committed offset, None where there is none."""
@@ -187,9 +237,9 @@ class MemoryProducer:
     def send(self, event: Event | Mapping[str, object] | bytes | str, *, timestamp_ms: int | None = None) -> None:
         """Send one event; raises `Refused` if it breaks its contract."""
         key, value = encode(self._contract, event)
-        topic, version = self._contract.stream.topic, str(self._contract.stream.version).encode()
-        partition = partition_of(key, self._log.partitions_count(topic))
-        self._log.append(topic, partition, value, key=key, version=version, timestamp_ms=timestamp_ms)
+        headers = ((VERSION_HEADER, str(self._contract.stream.version).encode()),)
+        time_ms = NO_TIME_MS if timestamp_ms is None else timestamp_ms
+        self._log.send(Record(self._contract.stream.topic, key, value, headers, time_ms))
         self._count += 1
 
     def flush(self) -> Delivered:
@@ -203,28 +253,40 @@ class MemoryProducer:
         self.flush()
 
 
-def partition_of(key: bytes, partitions_count: int) -> int:
-    """Return the partition to which Kafka's own clients, and ours, send a key.
+class MemoryDeadLetters:
+    """Keeps rejects, as `dead_letters.DeadLetters` does; what is not flushed yet is not there."""
 
-    Source: `BuiltInPartitioner.partitionForKey` of Apache Kafka: murmur2, its sign bit cleared, modulo the count.
-    """
-    return (murmur2(key) & 0x7FFFFFFF) % partitions_count
+    def __init__(self, log: MemoryLog, group: str) -> None:
+        self._log, self._group = log, group
+        self._waiting: list[Record] = []
+
+    def put(self, rejects: Sequence[Reject]) -> None:
+        """Send rejects to the dead letters of their topics."""
+        for reject in rejects:
+            self._log.partitions_count(dead_letter_topic(reject.topic))
+            self._waiting.append(dead_letter(reject, self._group))
+
+    def flush(self) -> None:
+        """Return once all are there; raises `Unavailable` if the cluster is not well."""
+        if self._waiting:
+            self._log.check_well()
+        for record in self._waiting:
+            self._log.send(record)
+        self._waiting = []
 
 
-def murmur2(data: bytes) -> int:
-    """Return Kafka's 32-bit hash of a key, without sign. Source: `Utils.murmur2` of Apache Kafka.
+class MemoryRedriver:
+    """Sends dead letters again, as `dead_letters.Redriver` does."""
 
-    >>> murmur2(b"21") - 2**32  # from Kafka's own tests, where it has a sign
-    -973932308
-    """
-    mask, factor = 0xFFFFFFFF, 0x5BD1E995
-    state = 0x9747B28C ^ len(data)
-    whole = len(data) & ~3
-    for start in range(0, whole, 4):
-        word = int.from_bytes(data[start : start + 4], "little") * factor & mask
-        word = (word ^ word >> 24) * factor & mask
-        state = state * factor & mask ^ word
-    if rest := data[whole:]:
-        state = (state ^ int.from_bytes(rest, "little")) * factor & mask
-    state = (state ^ state >> 13) * factor & mask
-    return state ^ state >> 15
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    def send(self, rejects: Sequence[Reject]) -> None:
+        """Send events to where they came from, each with its receipt: all of them or none."""
+        self._log.check_well()
+        for reject in rejects:
+            for record in (redriven(reject), receipt(reject)):
+                self._log.send(record)
+
+    def close(self) -> None:
+        """Let go of nothing."""

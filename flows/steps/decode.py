@@ -65,10 +65,7 @@ class Decoder:
             columns, unfit = self._columns([model for index, model in enumerate(models) if index not in unfit])
             assert not unfit, unfit
         good = np.array(at, np.int64)
-        rejects = tuple(
-            Reject(poll.topic, poll.partition, int(poll.offsets[index]), *why, poll.keys[index], poll.values[index])
-            for index, why in sorted(bad.items())
-        )
+        rejects = tuple(Reject.of(poll, index, *why) for index, why in sorted(bad.items()))
         return Decoded(self._table(columns, poll, good), good, rejects)
 
     def _validate(self, values: Sequence[bytes | None]) -> tuple[list[Any], dict[int, tuple[Reason, str]]]:

@@ -17,6 +17,7 @@ from freshet.schemas.deployment import (
 )
 from freshet.schemas.event import Contract
 from freshet.schemas.plan import Pipeline, ViewPlan
+from freshet.schemas.rejects import dead_letter_topic
 
 RULES = "deploy/prometheus/rules.yml"
 
@@ -73,6 +74,7 @@ def deployment(
                 "partitions": contract.stream.partitions,
                 "stream": name,
                 "consumerGroup": consumer_group(declaration.project),
+                "deadLetterTopic": dead_letter_topic(contract.stream.topic),
             }
             for name, contract in contracts.items()
         ],

@@ -24,7 +24,7 @@ from freshet.schemas.rejects import Reason, Reject
 class Taken:
     """What became of one poll: accepted events, each view's inputs from them, and the rest.
 
-    `newest_us` is the greatest event time accepted of the partition so far, `caught_up_us` as in `Poll`.
+    `newest_us` is the greatest event time accepted of the partition so far, `caught_up_us` and `epoch` as in `Poll`.
     """
 
     stream: str
@@ -36,6 +36,7 @@ class Taken:
     duplicates_count: int
     newest_us: int
     caught_up_us: int | None
+    epoch: int
 
 
 class Intake:
@@ -52,29 +53,36 @@ class Intake:
         if not poll.values:  # it only says how far the partition is
             return Taken(
                 self.contract.name, poll.partition, poll.partitions_count, self.contract.schema.empty_table(),
-                self._nothing, (), 0, judge.accepted_us, poll.caught_up_us,
+                self._nothing, (), 0, judge.accepted_us, poll.caught_up_us, poll.epoch,
             )  # fmt: skip
         decoded = self._decoder.decode(poll)
         judged = judge.judge(decoded.events)
         rejects = [*decoded.rejects]
         for index, reason, detail in judged.rejected:
-            rejects.append(_reject(poll, int(decoded.at[index]), reason, detail))
+            rejects.append(Reject.of(poll, int(decoded.at[index]), reason, detail))
         events = decoded.events.take(pa.array(judged.accepted))
         inputs, failed = self._project(events)
         if failed:
             at = decoded.at[judged.accepted]
             rejects += [
-                _reject(poll, int(at[index]), Reason.TRANSFORM, detail) for index, detail in sorted(failed.items())
+                Reject.of(poll, int(at[index]), Reason.TRANSFORM, detail) for index, detail in sorted(failed.items())
             ]
+            judge.failed_count += len(failed)
             events = events.take(pa.array(np.setdiff1d(np.arange(events.num_rows), list(failed))))
-            inputs, failed = self._project(events)
-            assert not failed, failed
+            inputs = self.inputs_of(events)
         if events.num_rows:
+            judge.accepted_count += events.num_rows
             judge.accepted_us = max(judge.accepted_us, pc.max(events.column(EVENT_TIME)).cast(pa.int64()).as_py())
         return Taken(
             self.contract.name, poll.partition, poll.partitions_count, events, inputs, tuple(rejects),
-            len(judged.duplicates), judge.accepted_us, poll.caught_up_us,
+            len(judged.duplicates), judge.accepted_us, poll.caught_up_us, poll.epoch,
         )  # fmt: skip
+
+    def inputs_of(self, events: pa.Table) -> dict[str, pa.Table]:
+        """Return every view's inputs from events that were accepted before."""
+        inputs, failed = self._project(events)
+        assert not failed, failed
+        return inputs
 
     def _project(self, events: pa.Table) -> tuple[dict[str, pa.Table], dict[int, str]]:
         """Compute every view's inputs; returns them, or which events an expression failed on, and how."""
@@ -85,8 +93,3 @@ class Intake:
             for index, what, error in failures:
                 failed.setdefault(index, f"{what}: {error}")
         return inputs, failed
-
-
-def _reject(poll: Poll, index: int, reason: Reason, detail: str) -> Reject:
-    place = (poll.topic, poll.partition, int(poll.offsets[index]))
-    return Reject(*place, reason, detail, poll.keys[index], poll.values[index])

@@ -20,10 +20,11 @@ from pydantic import AwareDatetime
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
-from freshet.flows.edges.kafka_memory import MemoryLog, murmur2, partition_of
+from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event, Stream, contract
 from freshet.schemas.poll import Poll
+from freshet.schemas.record import murmur2, partition_of
 
 LIMIT_S = 30.0
 
@@ -186,6 +187,10 @@ def test_a_topic_is_created_once_and_then_exists(cluster: Cluster, topic: str) -
     assert cluster.partitions_count(topic) == 3
 
 
+def test_a_stream_has_dead_letters_of_as_many_partitions() -> None:
+    assert kafka.topics_of([made("edits")]) == {"edits": 8, "edits.dlq": 8}
+
+
 def test_a_topic_that_is_not_there_is_refused_and_stays_away(cluster: Cluster, topic: str) -> None:
     for _ in range(2):
         with pytest.raises(Refused, match=f'topic "{topic}" .*freshet apply'):
@@ -212,6 +217,11 @@ def test_a_poll_says_everything_about_its_messages(cluster: Cluster, topic: str,
     assert [value for poll in polls for value in poll.values] == [b"\x00\xff not JSON", b"", None]
     assert [key for poll in polls for key in poll.keys] == [b"k", None, b"k"]
     assert [version for poll in polls for version in poll.versions] == [b"7", None, None]
+    assert [headers for poll in polls for headers in poll.headers or [None] * len(poll.values)] == [
+        [(VERSION_HEADER, b"7")],
+        None,
+        None,
+    ]
     assert [int(time_ms) for poll in polls for time_ms in poll.timestamps_ms] == [
         1_700_000_000_123,
         1_700_000_000_124,
@@ -279,8 +289,8 @@ def test_a_commit_is_kept_for_its_group_and_partition(cluster: Cluster, topic: s
     offsets = cluster.offsets(group)
     assert offsets.committed(topic, 3) == {0: None, 1: None, 2: None}
 
-    offsets.commit(topic, 1, 5)
-    offsets.commit(topic, 1, 6)
+    offsets.commit({(topic, 1): 5})
+    offsets.commit({(topic, 1): 6})
 
     again = cluster.offsets(group)
     assert again.committed(topic, 3) == {0: None, 1: 6, 2: None}
@@ -463,7 +473,7 @@ def test_a_commit_to_a_group_with_members_is_unavailable(server: RealCluster, to
     offsets = server.offsets(topic)
 
     with pytest.raises(Unavailable, match="Unknown member"):
-        offsets.commit(topic, 0, 1)
+        offsets.commit({(topic, 0): 1})
     offsets.close()
     member.close()
 
@@ -505,7 +515,7 @@ def test_a_topic_can_be_used_as_soon_as_it_is_made(real_kafka: str) -> None:
         server.create_topics({topic: 8})
         server.reader(topic, 7).close()
         offsets = server.offsets(topic)
-        offsets.commit(topic, 7, 0)
+        offsets.commit({(topic, 7): 0})
 
         assert offsets.committed(topic, 8)[7] == 0
         offsets.close()

@@ -127,3 +127,21 @@ def test_a_failed_event_moves_the_clock_and_uses_up_its_id_however_batches_are_c
     assert together.events.num_rows == 1
     assert together.newest_us == one_by_one[-1].newest_us
     assert together.duplicates_count == sum(taken.duplicates_count for taken in one_by_one) == 1
+
+
+def test_every_reject_keeps_the_headers_and_the_time_of_its_message() -> None:
+    noon_ms = 1_772_366_400_000
+    values: list[bytes | None] = [b"{", click(30), click(1), click(31, cost="much")]
+    nothing: list[bytes | None] = [None] * 4
+    headers = [[("trace", b"%d" % index), ("empty", None)] for index in range(4)]
+    times = np.array([noon_ms + index for index in range(4)])
+    poll = Poll("clicks", 1, 3, values, nothing, nothing, times, np.arange(4), 4, at_end=True, headers=headers)
+
+    taken = Intake(CONTRACT, PIPELINE.plans).take(PartitionJudge(CONTRACT.stream), poll)
+
+    kept = {reject.offset: (reject.reason, reject.headers, reject.timestamp_ms - noon_ms) for reject in taken.rejects}
+    assert kept == {
+        0: (Reason.UNDECODABLE, (("trace", b"0"), ("empty", None)), 0),
+        2: (Reason.LATE, (("trace", b"2"), ("empty", None)), 2),
+        3: (Reason.TRANSFORM, (("trace", b"3"), ("empty", None)), 3),
+    }
