@@ -524,7 +524,8 @@ def assemble(
 
     An online store that lost rows is filled again first.
 
-    With `beside` snapshots and commits to Kafka are made in threads of their own. Raises `Refused` and `Unavailable`.
+    With `beside` snapshots and commits to Kafka are made in threads of their own, and sources that are idle are left
+    alone for a moment; without, nothing depends on wall time. Raises `Refused` and `Unavailable`.
     """
     counts = {name: outside.partitions_count(made.stream.topic) for name, made in contracts.items()}
     parts = {source_key(name, part): (name, part) for name, count in counts.items() for part in range(count)}
@@ -588,6 +589,7 @@ def assemble(
         metrics=metrics,
         on_rejects=_log_rejects,
         reject_limit=settings.reject_limit,
+        idle=timedelta(milliseconds=2 if beside else 0),
         stop=bytewax.Stop() if stop is None else stop,
     )
     dataflow = build(pipeline, contracts, edges, settings.shards_count)

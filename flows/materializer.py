@@ -12,6 +12,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 import bytewax.operators as op
@@ -91,7 +92,8 @@ class Edges:
     """Everything outside that the flow touches. `now_us` is the clock, µs since the epoch.
 
     `on_rejects` is told of every event that was not accepted, a poll's at a time. After `reject_limit` of them with no
-    event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data.
+    event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data. A source
+    that brought nothing is asked again after `idle`.
     """
 
     keys: Sequence[str]
@@ -104,6 +106,7 @@ class Edges:
     metrics: Metrics
     on_rejects: Callable[[str, Sequence[Reject]], None] = lambda _, __: None
     reject_limit: int = 10_000
+    idle: timedelta = timedelta(milliseconds=2)
     stop: Stop = field(default_factory=Stop)
     failure: Failure = field(default_factory=Failure)
 
@@ -130,7 +133,7 @@ def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, s
         return 0
 
     flow = Dataflow("freshet_materializer")
-    polls = op.input("poll", flow, PollSource(edges.keys, edges.open_reader, edges.stop, failure))
+    polls = op.input("poll", flow, PollSource(edges.keys, edges.open_reader, edges.stop, failure, edges.idle))
     taken = op.stateful_batch("take", polls, stages.take)
     routed = op.flat_map_batch("route", taken, failure.noting(stages.route))
     folded = op.stateful_batch("fold", routed, stages.fold)

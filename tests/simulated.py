@@ -109,15 +109,16 @@ class Touched:
 
 
 class Partition(Touched):
-    """A partition that gives as many messages as chance will have it, and counts when it was found idle."""
+    """A partition that gives as many messages as chance will have it, now and then none, and counts when it is idle."""
 
     def __init__(self, world: "World", part: Any) -> None:
         super().__init__("partition", part, world.fates)
         self._world = world
 
     def poll(self, _count: int, _wait_s: float = 0.0) -> Any:
-        found = self._fates.touch("partition.poll", lambda: self._part.poll(self._world.chance.choice([1, 2, 5, 30])))
-        self._world.idle_count = 0 if found is not None else self._world.idle_count + 1
+        count = self._world.chance.choice([0, 1, 2, 5, 30])
+        found = self._fates.touch("partition.poll", lambda: self._part.poll(count) if count else None)
+        self._world.idle_count = self._world.idle_count + 1 if found is None and self._part.at_end else 0
         if self._world.idle_count > SIGHTS:
             self._world.stop.request()
         return found

@@ -168,7 +168,7 @@ class PollSource(FixedPartitionedSource[tuple[str, X], None], Generic[X]):
         open_reader: Callable[[str], Reader[X]],
         stop: Stop,
         failure: Failure,
-        idle: timedelta = timedelta(milliseconds=2),
+        idle: timedelta,
     ) -> None:
         self._keys, self._open, self._stop, self._failure, self._idle = list(keys), open_reader, stop, failure, idle
 
