@@ -747,7 +747,7 @@ def flow() -> Dataflow:
     opened = open_live(Workspace.open(settings_.read(os.environ)), run)
     live = opened.live
     with contextlib.suppress(ValueError):  # signals belong to the main thread; Bytewax's command imports in it
-        live.stop.on_signals().__enter__()
+        live.stop.listen()
     opened.serve()
     atexit.register(_finish, live)
     return live.dataflow

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
@@ -63,10 +63,17 @@ class Stop:
         """Wait until the end is asked for, at most so long; say whether it was."""
         return self._event.wait(limit.total_seconds())
 
+    def listen(self) -> dict[signal.Signals, Any]:
+        """End the flow on SIGTERM and SIGINT, from now on; return what listened before.
+
+        Bytewax by itself dies of the first without closing anything. Raises ValueError outside of the main thread.
+        """
+        return {number: signal.signal(number, self.request) for number in (signal.SIGTERM, signal.SIGINT)}
+
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """End the flow on SIGTERM and SIGINT. Bytewax by itself dies of the first without closing anything."""
-        before = {number: signal.signal(number, self.request) for number in (signal.SIGTERM, signal.SIGINT)}
+        """End the flow on SIGTERM and SIGINT while this lasts."""
+        before = self.listen()
         try:
             yield
         finally:

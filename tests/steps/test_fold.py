@@ -142,8 +142,8 @@ def test_nothing_is_forgotten_before_every_partition_has_told_its_clock(told: tu
 
 def test_a_view_of_two_streams_waits_for_both_and_each_has_its_own_lateness() -> None:
     fold = ShardFold(plan(Range(10)), {"clicks": 5, "orders": 30})
-    list(fold.fold([ShardInput("by_user", "clicks", 0, 1, 100, 900, None)], now_us=0))
+    list(fold.fold([ShardInput("by_user", 0, 0, "clicks", 0, 1, 100, 900, None)], now_us=0))
     assert (fold.horizon_us(), fold.clock_us()) == (NEVER_US, 100)
 
-    list(fold.fold([ShardInput("by_user", "orders", 0, 1, 110, 800, None)], now_us=0))
+    list(fold.fold([ShardInput("by_user", 0, 0, "orders", 0, 1, 110, 800, None)], now_us=0))
     assert (fold.horizon_us(), fold.clock_us()) == (80, 800)
