@@ -16,13 +16,14 @@ from freshet.flows import settings
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.dead_letters import DeadLetters
-from freshet.flows.live import Workspace, prepare
-from freshet.flows.materializer import archive_name
-from freshet.flows.steps.decode import Decoder
+from freshet.flows.edges.recovery import LedgerFile
+from freshet.flows.live import Workspace
+from freshet.flows.materializer import source_key
 from freshet.schemas.event import VERSION_HEADER
-from freshet.schemas.poll import Poll
+from freshet.schemas.ledger import Ledger, PartitionMark
 from freshet.schemas.record import Record, partition_of
 from freshet.schemas.rejects import Reason, Reject
+from freshet.schemas.units import instant_us
 from freshet.scripts import cli
 
 SAMPLE = json.loads(
@@ -91,17 +92,13 @@ class Stack:
             for index, (key, value, at) in enumerate(zip(poll.keys, poll.values, poll.timestamps_ms, strict=True))
         ]
 
-    def archive(self, partition: int, *values: bytes) -> None:
-        """Let events have been accepted."""
-        workspace = self.workspace
-        nothing: list[bytes | None] = [None] * len(values)
-        at, offsets = np.full(len(values), -1), np.arange(len(values))
-        poll = Poll(
-            self.topic, partition, PARTITIONS, [*values], nothing, nothing, at, offsets, len(values), at_end=True
-        )
-        decoded = Decoder(workspace.contracts[STREAM]).decode(poll)
-        assert decoded.rejects == ()
-        prepare(workspace).append(archive_name(STREAM), decoded.events)
+    def materialized(self, ages: dict[int, timedelta]) -> None:
+        """Let the newest event of each partition be of an age."""
+        now = datetime.now(UTC)
+        marks = {source_key(STREAM, part): PartitionMark(newest_us=instant_us(now - age)) for part, age in ages.items()}
+        root = self.workspace.offline_root
+        root.mkdir(parents=True)
+        LedgerFile(root).write(Ledger(id="a", shards_count=4, epoch=1, partitions=marks))
 
 
 @pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.kafka)])
@@ -277,9 +274,9 @@ def test_a_letter_that_a_crash_writes_anew_is_not_sent_again(stack: Stack) -> No
     assert stack("redrive").out == "0 events redriven, 0 would be rejected again\n"
 
 
-def test_lateness_is_judged_by_the_archive(stack: Stack) -> None:
-    stack.archive(partition_of(b"ada", PARTITIONS), edit(HOUR), edit(HOUR * 3))
-    stack.archive((partition_of(b"ada", PARTITIONS) + 1) % PARTITIONS, edit(timedelta(0)))
+def test_lateness_is_judged_by_the_partition_s_newest_event(stack: Stack) -> None:
+    own = partition_of(b"ada", PARTITIONS)
+    stack.materialized({own: HOUR, (own + 1) % PARTITIONS: timedelta(0)})
     stack.give_up(edit(HOUR + timedelta(minutes=5)), Reason.LATE)
     stack.give_up(edit(HOUR + timedelta(minutes=15)), Reason.LATE)
 
@@ -291,13 +288,13 @@ def test_lateness_is_judged_by_the_archive(stack: Stack) -> None:
     assert len(stack.records()) == 1
 
 
-def test_without_an_archive_it_is_said_that_lateness_is_not_judged(stack: Stack) -> None:
+def test_before_anything_is_materialized_it_is_said_that_lateness_is_not_judged(stack: Stack) -> None:
     stack.give_up(edit(HOUR * 100), Reason.LATE)
 
     done = stack("redrive")
 
     assert done.code == 0
-    assert "wiki_edits has no event archive here, so lateness is not judged" in done.err
+    assert "nothing is materialized yet, so lateness is not judged" in done.err
 
 
 def test_filters_choose_what_is_sent(stack: Stack) -> None:
