@@ -54,6 +54,9 @@ class LedgerStore(Protocol):
 class States(Protocol):
     """Where snapshots are kept, as `edges.recovery` does."""
 
+    def begin(self) -> None:
+        """Begin a run: other processes tell it anew."""
+
     def identity(self) -> str | None:
         """Return the id of the ledger that they belong to."""
 
@@ -185,6 +188,7 @@ class Journal:
         places = self.places
         places.ledger.lock()
         try:
+            places.states.begin()
             ledger = places.ledger.read()
             ledger = self._begin() if ledger is None else self._resume(ledger)
         except BaseException:  # whatever it is, the lock must not outlive it

@@ -711,16 +711,8 @@ def open_live(workspace: Workspace, run: Run | None = None) -> Materializer:
     metrics = Metrics(list(contracts), [view.name for view in pipeline.views])
     recovery = RecoveryFolder(workspace.recovery_root)
     outside = connect(workspace, run, recovery)
-    others: list[Mailbox] = []
-    leader: Mailbox | None = None
-    if not run.leads:
-        leader = recovery.told(run.place.process)
-    else:
-        recovery.stop_file.unlink(missing_ok=True)
-        told = [recovery.told(process) for process in range(1, len(run.place.addresses))]
-        for box in told:
-            box.clear()
-        others += told
+    others = [recovery.told(process) for process in range(1, len(run.place.addresses))] if run.leads else []
+    leader = None if run.leads else recovery.told(run.place.process)
     stop = bytewax.Stop(recovery.stop_file if run.place.addresses else None)
     live = assemble(pipeline, contracts, outside, run, metrics, stop=stop, leader=leader, others=others)
     if run.leads:

@@ -9,7 +9,8 @@ The recovery folder has states too large for the ledger, and what the processes 
 | --- | --- |
 | `id` | the ledger that the states belong to |
 | `<key>-<epoch>-<run>.state` | a shard's or a partition's state at the end of an epoch, pickled |
-| `told-<process>.jsonl` | what another process of a cluster told; its first process reads them |
+| `run` | the run that has begun last |
+| `told-<run>-<process>.jsonl` | what another process of a cluster told; its first process reads them |
 | `stop` | there while a cluster is asked to end |
 
 Pickles run code when read, so the folder is its owner's alone (mode 0700), and one of another owner is refused.
@@ -20,6 +21,7 @@ import os
 import pickle
 import uuid
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -176,9 +178,15 @@ class RecoveryFolder:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
+    def begin(self) -> None:
+        """Begin a run: nothing is heard any more of what processes of earlier ones tell, nor of their end."""
+        self._replace("run", self._run.encode())
+        for old in (self.stop_file, *self.path.glob("told-*.jsonl")):
+            old.unlink(missing_ok=True)
+
     def told(self, process: int) -> "Told":
-        """Open what a process tells the first one."""
-        return Told(self.path / f"told-{process:04d}.jsonl")
+        """Open what a process tells the first one, in the run that has begun when it is first used."""
+        return Told(self.path, process)
 
     @property
     def stop_file(self) -> Path:
@@ -201,13 +209,14 @@ class Told:
     Nothing here need survive a loss of power: the ledger, once written, has all of it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._read_bytes = path, 0
+    def __init__(self, folder: Path, process: int) -> None:
+        self._folder, self._process, self._read_bytes = folder, process, 0
 
-    def clear(self) -> None:
-        """Forget what an earlier run told."""
-        self._path.unlink(missing_ok=True)
-        self._read_bytes = 0
+    @cached_property
+    def _path(self) -> Path:
+        """The file of this run: a process of an earlier one that has not yet ended writes to another."""
+        run = (self._folder / "run").read_text(encoding="utf-8")
+        return self._folder / f"told-{run}-{self._process:04d}.jsonl"
 
     def tell(self, update: Update) -> None:
         """Add an update; it can be read as soon as this returns."""
@@ -215,7 +224,7 @@ class Told:
             with self._path.open("ab", buffering=0) as file:
                 file.write(update.model_dump_json(exclude_defaults=True).encode() + b"\n")
         except OSError as error:
-            raise Unavailable(f"recovery folder {self._path.parent} cannot be written: {error.strerror}") from error
+            raise Unavailable(f"recovery folder {self._folder} cannot be written: {error.strerror}") from error
 
     def read(self) -> Iterator[Update]:
         """Give the updates told since the last time."""
@@ -238,6 +247,9 @@ class MemoryRecovery:
         self._identity: str | None = None
         self._states: dict[str, bytes] = {}
         self._count = 0
+
+    def begin(self) -> None:
+        """Begin a run: in memory there are no other processes."""
 
     def identity(self) -> str | None:
         """Return the id of the ledger that the states belong to; None in a new folder."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from freshet.flows.edges.recovery import LedgerFile, MemoryLedger, MemoryRecovery, RecoveryFolder, Told
+from freshet.flows.edges.recovery import LedgerFile, MemoryLedger, MemoryRecovery, RecoveryFolder
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.ledger import Ledger, PartitionMark, SnapshotMark, Update
 
@@ -133,7 +133,9 @@ def test_a_torn_state_is_named_with_the_way_out(tmp_path: Path) -> None:
 
 
 def test_a_process_tells_another_in_order_and_each_update_once(tmp_path: Path) -> None:
-    told, heard = Told(tmp_path / "told"), Told(tmp_path / "told")
+    folder = RecoveryFolder(tmp_path)
+    folder.begin()
+    told, heard = folder.told(1), folder.told(1)
     updates = [
         Update(offsets={3: {"clicks/000001": 9}}),
         Update(snapshots={"by_user/0": SnapshotMark(file="f", epoch=3)}, parts={"by_user": ["p"]}),
@@ -147,17 +149,33 @@ def test_a_process_tells_another_in_order_and_each_update_once(tmp_path: Path) -
 
     assert first + second == updates
     assert list(heard.read()) == []
-    told.clear()
-    assert list(Told(tmp_path / "told").read()) == []
+
+
+def test_a_run_hears_nothing_of_processes_of_earlier_ones(tmp_path: Path) -> None:
+    earlier = RecoveryFolder(tmp_path)
+    earlier.begin()
+    left = earlier.told(1)
+    left.tell(Update(online_writes_count=1))
+    earlier.stop_file.touch()
+
+    later = RecoveryFolder(tmp_path)
+    later.begin()
+    left.tell(Update(online_writes_count=2))  # it has not yet heard that its own run is over
+
+    assert list(later.told(1).read()) == []
+    assert not later.stop_file.exists()
 
 
 def test_an_update_that_is_still_being_written_waits(tmp_path: Path) -> None:
-    told, heard = Told(tmp_path / "told"), Told(tmp_path / "told")
+    folder = RecoveryFolder(tmp_path)
+    folder.begin()
+    told, heard = folder.told(1), folder.told(1)
     told.tell(Update(online_writes_count=1))
-    whole = (tmp_path / "told").read_bytes()
-    (tmp_path / "told").write_bytes(whole + whole[:5])
+    (file,) = tmp_path.glob("told-*")
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[:5])
 
     assert list(heard.read()) == [Update(online_writes_count=1)]
 
-    (tmp_path / "told").write_bytes(whole + whole)
+    file.write_bytes(whole + whole)
     assert list(heard.read()) == [Update(online_writes_count=1)]
