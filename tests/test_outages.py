@@ -246,7 +246,7 @@ def test_a_real_kafka_that_is_stopped_and_started(
 
     if not wipe:
         stack.produce(300)
-        until(stack.is_done)
+        until(stack.is_done, 400)
         stack.stop(running)
         check(stack.workspace, stack.sent_count)
         return
