@@ -1,6 +1,6 @@
 """What tests stand on: real parts where they are there, and a loud word where they are not.
 
-A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool`) names it:
+A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,kcat,burrow`) names it:
 then it fails.
 """
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,7 @@ from typing import NoReturn
 import prometheus_client  # noqa: F401  # before Feast, which switches a later import to multiprocess mode
 import pytest
 from hypothesis import settings
+from monitors import burrow, kafka_jars
 
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.valkey import Valkey
@@ -29,11 +31,16 @@ signal.signal(
 )  # a shell has its background jobs ignore it, and their children
 
 
-def require(name: str, why: str) -> NoReturn:
-    """Skip the test that asks, or fail it where FRESHET_REQUIRE names what is missing."""
+def absent(name: str, why: str) -> None:
+    """Fail the test that asks if FRESHET_REQUIRE names what is missing."""
     required = {word.strip() for word in os.environ.get("FRESHET_REQUIRE", "").split(",")}
     if name in required:
         pytest.fail(f"{name} is required and absent: {why}", pytrace=False)
+
+
+def require(name: str, why: str) -> NoReturn:
+    """Skip the test that asks, or fail it where FRESHET_REQUIRE names what is missing."""
+    absent(name, why)
     pytest.skip(f"{name}: {why}")
 
 
@@ -73,6 +80,30 @@ def promtool() -> str:
     found = shutil.which("promtool")
     if found is None:
         require("promtool", "it is not on the PATH; it comes with Prometheus")
+    return found
+
+
+@pytest.fixture(scope="session")
+def burrow_url(real_kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+    """The address of a Burrow that watches the real Kafka; without it the tests run all the same, and a warning says so."""
+    jars = kafka_jars()
+    if jars is None or shutil.which("Burrow") is None:
+        why = "it is not on the PATH, or scripts/kafka has fetched no ZooKeeper; on Debian, apt-get install burrow"
+        absent("burrow", why)
+        warnings.warn(f"committed offsets are not watched with Burrow: {why}", stacklevel=1)
+        yield None
+    else:
+        with burrow(real_kafka, jars, tmp_path_factory.mktemp("burrow")) as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def kcat() -> str | None:
+    """The path of kcat; without it the tests run all the same, and a warning says so."""
+    found = shutil.which("kcat")
+    if found is None:
+        absent("kcat", "it is not on the PATH; on Debian, apt-get install kcat")
+        warnings.warn("committed offsets are not watched with kcat: it is not on the PATH", stacklevel=1)
     return found
 
 

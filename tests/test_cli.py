@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -20,6 +19,7 @@ import pytest
 import yaml
 from confluent_kafka.admin import AdminClient
 from feast import FeatureStore
+from stack import free_ports
 
 from freshet.flows import settings
 from freshet.flows.edges import feast
@@ -90,12 +90,6 @@ class Freshet:
 
 def files_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 # --- bad declarations -------------------------------------------------------------------------------------------------
@@ -229,7 +223,7 @@ def test_a_variable_that_is_misspelt_is_refused(project: Path) -> None:
 
 
 def test_a_broker_that_is_not_there_is_named_and_nothing_is_made(project: Path, valkey_url: str) -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     before = files_in(project)
 
     done = Freshet(project, {"FRESHET_BROKERS": address, "FRESHET_ONLINE_STORE": valkey_url})("apply")
@@ -242,7 +236,7 @@ def test_a_broker_that_is_not_there_is_named_and_nothing_is_made(project: Path, 
 
 @pytest.mark.parametrize("verb", [("run", "materializer", "--until-end"), ("check",)])
 def test_a_broker_that_is_not_there_ends_every_process(verb: tuple[str, ...], project: Path, valkey_url: str) -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
 
     done = Freshet(project, {"FRESHET_BROKERS": address, "FRESHET_ONLINE_STORE": valkey_url})(*verb)
 
@@ -252,7 +246,7 @@ def test_a_broker_that_is_not_there_ends_every_process(verb: tuple[str, ...], pr
 
 
 def test_a_redis_that_is_not_there_is_named_without_its_password_and_nothing_is_made(project: Path) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     url = f"redis://app:hunter2@127.0.0.1:{port}/0"
     before = files_in(project)
 

@@ -18,7 +18,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Producer
-from stack import LIMIT_S, PARTITIONS, SEED, STREAM, Stack, check, prepared
+from monitors import Burrow, Kcat, Monitor, PlainConsumer
+from stack import LIMIT_S, PARTITIONS, SEED, STREAM, Stack, check, prepared, until
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.recovery import LedgerFile
@@ -33,9 +34,10 @@ KILLS = 5 * int(os.environ.get("FRESHET_SOAK", "1"))
 
 @dataclass(eq=False)
 class Reader(threading.Thread):
-    """Polls the offline folder and the committed offsets, as an analyst and a lag monitor do; keeps what it finds wrong."""
+    """Polls the offline folder and the committed offsets, as an analyst and monitors do; keeps what it finds wrong."""
 
     workspace: Workspace
+    monitors: list[Monitor]
     wrong: list[str] = field(default_factory=list)
     looks_count: int = 0
 
@@ -43,27 +45,30 @@ class Reader(threading.Thread):
         super().__init__(daemon=True)
         self.ends = threading.Event()
         self._seen: dict[Path, int] = {}
-        self._committed: dict[int, int] = {}
+        self.committed: dict[str, dict[int, int]] = {monitor.name: {} for monitor in self.monitors}
         self._keys: dict[str, set[tuple[object, ...]]] = {}
 
     def run(self) -> None:
-        topic = self.workspace.contracts[STREAM].stream.topic
-        offsets = kafka.GroupOffsets(self.workspace.kafka, self.workspace.group)
-        ledger = LedgerFile(self.workspace.offline_root)
         while not self.ends.wait(0.05):
             self.looks_count += 1
-            committed = offsets.committed(topic, PARTITIONS)
-            durable = ledger.read()
-            for part, offset in committed.items():
-                known = 0 if durable is None else durable.offsets.get(source_key(STREAM, part), 0)
-                if (offset or 0) > known:
-                    self.wrong.append(f"partition {part}: {offset} is committed, {known} durable")
-                if (offset or 0) < self._committed.get(part, 0):  # Burrow's rule REWIND
-                    self.wrong.append(f"partition {part}: {offset} is committed after {self._committed[part]}")
-                self._committed[part] = offset or 0
+            for monitor in self.monitors:
+                self._watch(monitor)
             for view in self.workspace.pipeline.views:
                 self._look(view.name, [*view.entity_names, "event_timestamp", "_version"])
             self._look(archive_name(STREAM), ["_partition", "_offset"])
+
+    def _watch(self, monitor: Monitor) -> None:
+        committed = self.committed[monitor.name]
+        commits, durable = monitor.seen(), LedgerFile(self.workspace.offline_root).read()  # in this order
+        for partition, offset in commits:
+            known = 0 if durable is None else durable.offsets.get(source_key(STREAM, partition), 0)
+            if offset > known:
+                self.wrong.append(f"partition {partition}: {monitor.name} sees {offset} committed, {known} is durable")
+            if offset < committed.get(partition, 0):  # Burrow's REWIND
+                self.wrong.append(f"partition {partition}: {monitor.name} sees {offset} after {committed[partition]}")
+            committed[partition] = offset
+        if isinstance(monitor, Burrow) and "REWIND" in str(monitor.status()):
+            self.wrong.append(f"burrow says {monitor.status()}")
 
     def _look(self, name: str, key: list[str]) -> None:
         keys = self._keys.setdefault(name, set())
@@ -114,11 +119,28 @@ def stack(real_kafka: str, valkey_url: str, tmp_path: Path) -> Iterator[Stack]:
     made.close()
 
 
+@pytest.fixture
+def monitors(stack: Stack, burrow_url: str | None, kcat: str | None) -> Iterator[list[Monitor]]:
+    group, topic = stack.workspace.group, stack.workspace.contracts[STREAM].stream.topic
+    plain = PlainConsumer(stack.workspace.kafka, group, topic)
+    plain.seen()  # the first who asks makes the topic that kcat reads
+    made: list[Monitor] = [plain]
+    if kcat is not None:
+        made.append(Kcat(kcat, stack.workspace.kafka.brokers, group, topic))
+    if burrow_url is not None:
+        made.append(Burrow(burrow_url, group, topic))
+    yield made
+    for monitor in made:
+        monitor.close()
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_after_any_kills_all_rows_are_there_once_and_both_stores_agree(stack: Stack, processes: int) -> None:
+def test_after_any_kills_all_rows_are_there_once_and_both_stores_agree(
+    stack: Stack, monitors: list[Monitor], processes: int
+) -> None:
     chance = random.Random(SEED * 10 + processes)
-    reader, sender = Reader(stack.workspace), Sender(stack.workspace, SEED)
+    reader, sender = Reader(stack.workspace, monitors), Sender(stack.workspace, SEED)
     reader.start()
     sender.start()
     words = ("--processes", str(processes))
@@ -133,7 +155,10 @@ def test_after_any_kills_all_rows_are_there_once_and_both_stores_agree(stack: St
     sender.join(LIMIT_S)
     running.send_signal(signal.SIGTERM)
     assert running.wait(LIMIT_S) == 0, stack.said()
-    assert stack.start("--until-end").wait(LIMIT_S) == 0, stack.said()
+    stack.done()
+    durable = {int(key.rpartition("/")[2]): offset for key, offset in stack.ledger().offsets.items()}
+    until(lambda: all(committed == durable for committed in reader.committed.values()))
+    until(lambda: all(monitor.status() == ("OK", {}, 0) for monitor in monitors if isinstance(monitor, Burrow)))
     reader.ends.set()
     reader.join(LIMIT_S)
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from stack import FRESHET, REPO, SEED, STREAM, Server, Stack, check, prepared, until
+from stack import FRESHET, REPO, SEED, STREAM, Server, Stack, check, free_ports, prepared, until
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
@@ -215,10 +214,7 @@ def test_a_kafka_that_stays_away_ends_the_flow_with_the_cause_and_nothing_is_los
 def own_kafka(real_kafka: str) -> Iterator[dict[str, str]]:
     """A real Kafka that may be stopped; its jars are those of the one that runs."""
     del real_kafka
-    with socket.socket() as free, socket.socket() as other:
-        free.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1] // 2 * 2
+    port = free_ports(2)[0] // 2 * 2
     environment = {**os.environ, "FRESHET_KAFKA_PORT": str(port), "KAFKA": f"127.0.0.1:{port}"}
     kafka_does(environment, "start")
     yield environment
@@ -423,10 +419,7 @@ def test_bytewax_s_own_command_runs_the_flow_and_ends_it_well(stack: Stack) -> N
 
 
 def test_a_signal_to_one_process_of_a_cluster_ends_all_of_it(stack: Stack) -> None:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        addresses = f"127.0.0.1:{one.getsockname()[1]};127.0.0.1:{two.getsockname()[1]}"
+    addresses = ";".join(f"127.0.0.1:{port}" for port in free_ports(2))
     stack.produce(300)
     processes = [stack.spawn([*BYTEWAX, "-i", str(place), "-a", addresses, "-s", "1"]) for place in range(2)]
     until(stack.is_done)
