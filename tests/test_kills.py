@@ -157,12 +157,12 @@ def test_after_any_kills_all_rows_are_there_once_and_both_stores_agree(
     assert running.wait(LIMIT_S) == 0, stack.said()
     stack.done()
     durable = {int(key.rpartition("/")[2]): offset for key, offset in stack.ledger().offsets.items()}
-    until(lambda: all(committed == durable for committed in reader.committed.values()))
-    until(lambda: all(monitor.status() == ("OK", {}, 0) for monitor in monitors if isinstance(monitor, Burrow)))
+    until(lambda: reader.wrong or all(committed == durable for committed in reader.committed.values()))
     reader.ends.set()
     reader.join(LIMIT_S)
 
     assert reader.wrong == []
+    until(lambda: all(monitor.status() == ("OK", {}, 0) for monitor in monitors if isinstance(monitor, Burrow)))
     assert reader.looks_count > KILLS
     check(stack.workspace, sender.sent_count)
 
