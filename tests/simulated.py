@@ -6,14 +6,16 @@ after it; then another process goes on with what is left. What must hold at ever
 
 import json
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import AwareDatetime
 
-from freshet.flows.edges.bytewax import Stop
+from freshet.flows.edges.bytewax import Place, Stop
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.edges.parquet import MemoryOfflineStore
@@ -30,7 +32,7 @@ T = TypeVar("T")
 START = datetime(2026, 3, 1, tzinfo=UTC)
 START_US = int(START.timestamp()) * 10**6
 STREAM = "clicks"
-SIGHTS = 12
+SIGHTS = 6
 """How often each partition is found idle before a run is asked to end."""
 
 
@@ -70,56 +72,68 @@ class Crash(BaseException):
 
 @dataclass
 class Fates:
-    """What befalls at which touch: "fails", "dies before" or "dies after". Whoever is dead touches nothing."""
+    """What befalls at which touch: "fails", "dies before" or "dies after". A process that ended touches nothing.
+
+    Threads touch one after the other; those of a process may outlive what ended it.
+    """
 
     at: dict[int, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     watch: Callable[[], None] = lambda: None
-    is_dead: bool = False
+    alive: int | None = None
+    _turn: threading.RLock = field(default_factory=threading.RLock)
 
-    def touch(self, name: str, call: Callable[[], T]) -> T:
-        if self.is_dead:
+    def touch(self, process: int, name: str, call: Callable[[], T]) -> T:
+        with self._turn:
+            return self._touch(process, name, call)
+
+    def _touch(self, process: int, name: str, call: Callable[[], T]) -> T:
+        if process != self.alive:
             raise Crash(name)
         self.names.append(name)
         fate = self.at.get(len(self.names))
         if fate == "fails":
             raise Unavailable(f"{name} does not answer, at touch {len(self.names)}")
         if fate == "dies before":
-            self.is_dead = True
+            self.alive = None
             raise Crash(name)
         answer = call()
         self.watch()
         if fate == "dies after":
-            self.is_dead = True
+            self.alive = None
             raise Crash(name)
         return answer
+
+
+Touch = Callable[[str, Callable[[], Any]], Any]
 
 
 class Touched:
     """A part of the outside, each call to which is a touch."""
 
-    def __init__(self, name: str, part: Any, fates: Fates) -> None:
-        self._name, self._part, self._fates = name, part, fates
+    def __init__(self, name: str, part: Any, touch: Touch) -> None:
+        self._name, self._part, self._touch = name, part, touch
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._part, name)
         if not callable(found) or name in {"close", "unlock"}:
             return found
-        return lambda *words, **named: self._fates.touch(f"{self._name}.{name}", lambda: found(*words, **named))
+        return lambda *words, **named: self._touch(f"{self._name}.{name}", lambda: found(*words, **named))
 
 
 class Partition(Touched):
     """A partition that gives as many messages as chance will have it, now and then none, and counts when it is idle."""
 
-    def __init__(self, world: "World", part: Any) -> None:
-        super().__init__("partition", part, world.fates)
+    def __init__(self, world: "World", part: Any, touch: Touch) -> None:
+        super().__init__("partition", part, touch)
         self._world = world
 
     def poll(self, _count: int, _wait_s: float = 0.0) -> Any:
         count = self._world.chance.choice([0, 1, 2, 5, 30])
-        found = self._fates.touch("partition.poll", lambda: self._part.poll(count) if count else None)
-        self._world.idle_count = self._world.idle_count + 1 if found is None and self._part.at_end else 0
-        if self._world.idle_count > SIGHTS:
+        found = self._touch("partition.poll", lambda: self._part.poll(count) if count else None)
+        idle = self._world.idle_counts
+        idle[self._part.partition] = idle[self._part.partition] + 1 if found is None and self._part.at_end else 0
+        if min(idle) > SIGHTS:
             self._world.stop.request()
         return found
 
@@ -133,6 +147,7 @@ class World:
     partitions_count: int = 2
     shards_count: int = 2
     is_live: bool = True
+    workers_counts: tuple[int, ...] = (1,)
     fates: Fates = field(default_factory=Fates)
 
     def __post_init__(self) -> None:
@@ -143,7 +158,7 @@ class World:
         self.online = MemoryOnlineStore("simulated", GIVEN.pipeline.views)
         self.letters: list[tuple[int, int, str]] = []
         self.sent: list[tuple[int, int, str]] = []
-        self.stop, self.idle_count, self.runs_count = Stop(), 0, 0
+        self.stop, self.runs_count = Stop(), 0
         self.now_us = START_US + 120 * 10**6
         self.epoch = self.chance.choice([timedelta(0), timedelta(0), timedelta(days=1)])
         self.good = self._fill()
@@ -187,13 +202,15 @@ class World:
         self.sent = []
 
     def outside(self) -> Outside:
+        touch = partial(self.fates.touch, self.runs_count)
+
         def touched(name: str, part: Any) -> Any:
-            return Touched(name, part, self.fates)
+            return Touched(name, part, touch)
 
         return Outside(
-            partitions_count=lambda topic: self.fates.touch("partitions", lambda: self.log.partitions_count(topic)),
-            open_partition=lambda topic, part, _, start: self.fates.touch(
-                "open", lambda: Partition(self, self.log.reader(topic, part, start))
+            partitions_count=lambda topic: touch("partitions", lambda: self.log.partitions_count(topic)),
+            open_partition=lambda topic, part, _, start: touch(
+                "open", lambda: Partition(self, self.log.reader(topic, part, start), touch)
             ),
             offsets=touched("offsets", self.log.offsets("g")),
             dead_letters=touched("letters", self),
@@ -205,10 +222,12 @@ class World:
         )
 
     def assemble(self, **changes: Any) -> Live:
-        self.fates.is_dead, self.stop, self.idle_count, self.sent = False, Stop(), 0, []
-        self.online.writes_count = 0  # what a new process knows
         self.runs_count += 1
-        settings = Run(self.shards_count, self.epoch, until_end=not self.is_live, **changes)
+        self.fates.alive, self.stop, self.sent = self.runs_count, Stop(), []
+        self.idle_counts = [0] * self.partitions_count
+        self.online.writes_count = 0  # what a new process knows
+        place = Place(workers_count=self.workers_counts[self.runs_count % len(self.workers_counts)])
+        settings = Run(self.shards_count, self.epoch, place=place, until_end=not self.is_live, **changes)
         metrics = Metrics([STREAM], [view.name for view in GIVEN.pipeline.views])
         return assemble(
             GIVEN.pipeline,

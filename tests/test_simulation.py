@@ -63,15 +63,29 @@ def test_a_crash_at_any_single_touch_of_the_outside_harms_nothing(seed: int, fat
 @pytest.mark.parametrize("seed", range(100, 100 + 60 * SOAK))
 def test_many_crashes_at_any_moments_harm_nothing(seed: int) -> None:
     world = World(seed, events_count=60, partitions_count=seed % 3 + 1, is_live=seed % 2 == 0)
-    chance = world.chance
-    at = 0
-    for _ in range(chance.randint(2, 12)):
-        at += chance.randint(1, 90)
-        world.fates.at[at] = chance.choice(FATES)
+    befall(world)
 
     world.run_until_done()
 
     world.check_done()
+
+
+@pytest.mark.parametrize("seed", range(200, 200 + 30 * SOAK))
+def test_crashes_under_several_workers_and_a_restart_with_another_number_harm_nothing(seed: int) -> None:
+    """Which of the threads comes first at a touch, the machine decides; all else the seed."""
+    world = World(seed, 60, seed % 3 + 1, shards_count=3, is_live=seed % 2 == 0, workers_counts=(2, 3, 1))
+    befall(world)
+
+    world.run_until_done()
+
+    world.check_done()
+
+
+def befall(world: World) -> None:
+    at = 0
+    for _ in range(world.chance.randint(2, 12)):
+        at += world.chance.randint(1, 90)
+        world.fates.at[at] = world.chance.choice(FATES)
 
 
 def test_an_online_store_that_came_back_empty_is_filled_before_new_events_are_served() -> None:
@@ -239,10 +253,10 @@ def test_dead_letters_that_do_not_arrive_hold_the_offsets_back() -> None:
     world = World(2, events_count=60, is_live=False)
     touch = world.fates.touch
 
-    def refuse(name: str, call: object) -> object:
+    def refuse(process: int, name: str, call: object) -> object:
         if name == "letters.flush":
             raise Unavailable("dead letters do not arrive")
-        return touch(name, call)  # type: ignore[arg-type]  # as it came
+        return touch(process, name, call)  # type: ignore[arg-type]  # as it came
 
     world.fates.touch = refuse  # type: ignore[assignment,method-assign]  # the same shape
     with pytest.raises(Unavailable, match="dead letters do not arrive"):
