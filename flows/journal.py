@@ -20,14 +20,14 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.flows.materializer import archive_name, source_key
+from freshet.flows.materializer import archive_name
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.intake import Intake
 from freshet.flows.steps.shards import split
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import EVENT_TIME, NEVER_US, PARTITION, Contract
-from freshet.schemas.ledger import Ledger, PartitionMark, ShardMark, SnapshotMark, Update, merged
+from freshet.schemas.ledger import Ledger, PartitionMark, ShardMark, SnapshotMark, Update, merged, source_key
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.units import count_us, instant_us
 
@@ -281,11 +281,9 @@ class Journal:
         ledger = self.ledger
         judges: dict[int, PartitionJudge] = {}
         since: dict[int, int] = {}
-        for key, mark in ledger.partitions.items():
-            of, _, number = key.rpartition("/")
-            if of != stream:
-                continue
-            partition = int(number)
+        marks = ledger.partitions_of(stream)
+        for partition, mark in marks.items():
+            key = source_key(stream, partition)
             state, since[partition] = self._snapshot(key)
             judge = judges[partition] = PartitionJudge(self.contracts[stream].stream)
             if state is not None:
@@ -298,9 +296,9 @@ class Journal:
                     judge.absorb(events.filter(pc.equal(events.column(PARTITION), partition)))
         for partition, judge in judges.items():
             if stream not in ledger.expired or since[partition]:
-                told = ledger.partitions[source_key(stream, partition)].accepted_count
+                told = marks[partition].accepted_count
                 self._check(f"{archive_name(stream)}, partition {partition}", judge.accepted_count, told)
-            judge.accepted_count = ledger.partitions[source_key(stream, partition)].accepted_count
+            judge.accepted_count = marks[partition].accepted_count
         return judges
 
     def _folds(self, plan: ViewPlan) -> dict[int, ShardFold]:
@@ -331,10 +329,9 @@ class Journal:
                     ]  # fmt: skip
                     fold.absorb([*clocks[:-1], replace(clocks[-1], inputs=parts.get(shard))])
         partitions = {
-            (stream, int(key.rpartition("/")[2])): (mark.accepted_us, mark.partitions_count)
+            (stream, number): (mark.accepted_us, mark.partitions_count)
             for stream in view.sources
-            for key, mark in ledger.partitions.items()
-            if key.rpartition("/")[0] == stream
+            for number, mark in ledger.partitions_of(stream).items()
         }
         seen_us = max((newest_us for newest_us, _ in partitions.values()), default=NEVER_US)
         for shard, fold in folds.items():
@@ -353,8 +350,7 @@ class Journal:
             self._check(f"{plan.view.name}, shard {shard}", fold.events_count, mark.events_count)
 
     def _partitions_count(self, stream: str) -> int:
-        marks = (mark for key, mark in self.ledger.partitions.items() if key.rpartition("/")[0] == stream)
-        return max((mark.partitions_count for mark in marks), default=1)
+        return max((mark.partitions_count for mark in self.ledger.partitions_of(stream).values()), default=1)
 
     def _snapshot(self, key: str) -> tuple[Any, int]:
         """Return a key's snapshot and its epoch; None and 0 if there is none."""
@@ -405,10 +401,9 @@ class Journal:
 
     def _check_reach(self, plan: ViewPlan, ledger: Ledger) -> None:
         """Refuse to rebuild a view from an archive that has dropped events which the view still needs."""
-        marks = ledger.partitions.items()
         for stream in set(plan.view.sources) & ledger.expired.keys():
             lateness_us = count_us(self.contracts[stream].stream.lateness)
-            newest = [mark.accepted_us for key, mark in marks if key.rpartition("/")[0] == stream]
+            newest = [mark.accepted_us for mark in ledger.partitions_of(stream).values()]
             interval_us = max((frame.decay_us or 0 for frame in plan.ranges), default=0)
             expired_us = ledger.expired[stream]
             reach_us = plan.reach_us

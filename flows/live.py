@@ -34,7 +34,7 @@ from freshet.flows.edges.project import Project, expand
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States, inline
-from freshet.flows.materializer import Edges, Offline, Online, archive_name, build, source_key
+from freshet.flows.materializer import Edges, Offline, Online, archive_name, build
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.lag import LagClock
@@ -42,7 +42,7 @@ from freshet.flows.steps.sql import compile_views
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, StoreLost, Unavailable
 from freshet.schemas.event import Contract
-from freshet.schemas.ledger import Update
+from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reject, dead_letter_topic

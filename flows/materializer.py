@@ -30,7 +30,7 @@ from freshet.flows.steps.sql import Finisher
 from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.schemas.errors import RejectLimit
 from freshet.schemas.event import Contract
-from freshet.schemas.ledger import Update
+from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
@@ -117,11 +117,6 @@ ARCHIVE = "_events/"
 def archive_name(stream: str) -> str:
     """Return where, below the offline store, a stream's accepted events are kept."""
     return f"{ARCHIVE}{stream}"
-
-
-def source_key(stream: str, partition: int) -> str:
-    """Name a source partition, such that names sort like numbers."""
-    return f"{stream}/{partition:06d}"
 
 
 def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, shards_count: int) -> Dataflow:

@@ -13,11 +13,11 @@ import pyarrow as pa
 from freshet.flows.edges import bytewax, event_file
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.edges.parquet import OfflineStore
-from freshet.flows.materializer import ARCHIVE, Edges, build, source_key
+from freshet.flows.materializer import ARCHIVE, Edges, build
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold
 from freshet.schemas.event import Contract
-from freshet.schemas.ledger import Update
+from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reject

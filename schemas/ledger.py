@@ -18,6 +18,11 @@ FORMAT = 1
 """Of the ledger and of all that it names; another one is refused."""
 
 
+def source_key(stream: str, partition: int) -> str:
+    """Name a source partition, such that names sort like numbers."""
+    return f"{stream}/{partition:06d}"
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,6 +89,17 @@ class Ledger(_Record):
     expired: Mapping[str, int] = {}
     rejected_in_a_row: Mapping[str, int] = {}
     online_writes_count: int = 0
+
+    def partitions_of(self, stream: str) -> dict[int, PartitionMark]:
+        """Return the marks of a stream's partitions, by their numbers.
+
+        >>> marks = {source_key("clicks", 12): PartitionMark(accepted_count=5), source_key("views", 3): PartitionMark()}
+        >>> found = Ledger(id="", shards_count=1, partitions=marks).partitions_of("clicks")
+        >>> {number: mark.accepted_count for number, mark in found.items()}
+        {12: 5}
+        """
+        names = {key: key.rpartition("/") for key in self.partitions}
+        return {int(number): self.partitions[key] for key, (of, _, number) in names.items() if of == stream}
 
     def after(self, epoch: int, offsets: Mapping[str, int], updates: Iterable[Update]) -> "Ledger":
         """Return the ledger at the end of an epoch of which all parts of the flow have told.

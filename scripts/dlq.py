@@ -163,8 +163,7 @@ def _newest_us(workspace: Workspace, stream: str) -> dict[tuple[str, int], int]:
     if ledger is None:
         print("freshet: nothing is materialized yet, so lateness is not judged", file=sys.stderr)
         return {}
-    places = {key: mark for key, mark in ledger.partitions.items() if key.rpartition("/")[0] == stream}
-    return {(stream, int(key.rpartition("/")[2])): mark.newest_us for key, mark in places.items()}
+    return {(stream, number): mark.newest_us for number, mark in ledger.partitions_of(stream).items()}
 
 
 def _told(fit: Sequence[Reject], again: Sequence[Again], *, dry_run: bool) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.live import Workspace
-from freshet.flows.materializer import source_key
 from freshet.schemas.event import VERSION_HEADER
-from freshet.schemas.ledger import Ledger, PartitionMark
+from freshet.schemas.ledger import Ledger, PartitionMark, source_key
 from freshet.schemas.record import Record, partition_of
 from freshet.schemas.rejects import Reason, Reject
 from freshet.schemas.units import instant_us

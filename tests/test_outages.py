@@ -20,7 +20,8 @@ from stack import FRESHET, REPO, SEED, STREAM, Server, Stack, check, free_ports,
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
-from freshet.flows.materializer import archive_name, source_key
+from freshet.flows.materializer import archive_name
+from freshet.schemas.ledger import source_key
 
 OUTAGE_S = 30.0 if "FRESHET_SOAK" in os.environ else 2.0
 CLUSTER = ("--processes", "2")
