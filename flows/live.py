@@ -27,12 +27,12 @@ from freshet.flows import materializer
 from freshet.flows import settings as settings_
 from freshet.flows.edges import bytewax, kafka
 from freshet.flows.edges.dead_letters import DeadLetters
-from freshet.flows.edges.feast import FeastOnlineStore, open_store, store_config
 from freshet.flows.edges.metrics import Metrics, Server
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.project import Project, expand
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.edges.store_config import store_config
 from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States, inline
 from freshet.flows.materializer import Edges, Offline, Online, archive_name, build
 from freshet.flows.settings import Settings
@@ -114,6 +114,8 @@ class Workspace:
         An outage is waited out as long as `patience_s` says: a command that somebody waits for has little.
         """
         if self.online_url.startswith("sqlite:"):
+            from freshet.flows.edges.feast import FeastOnlineStore, open_store  # noqa: PLC0415  # slow, and only here
+
             config = store_config(self.pipeline.project, self.online_url, self.project.registry)
             return FeastOnlineStore(open_store(config), self.pipeline.views)
         store = OnlineStore(self.online_url, self.pipeline.project, self.pipeline.views, patience_s)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from freshet.flows.edges import feast, kafka
+from freshet.flows.edges import feast, kafka, store_config
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
@@ -50,7 +50,7 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     prepare(OfflineStore(workspace.offline_root), workspace.pipeline, workspace.contracts)
     topics = kafka.create_topics(workspace.kafka, kafka.topics_of(workspace.contracts.values()))
     project, pipeline = workspace.project, workspace.pipeline
-    config = feast.store_config(pipeline.project, workspace.online_url, project.registry)
+    config = store_config.store_config(pipeline.project, workspace.online_url, project.registry)
     feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))
     write_store_config(workspace)
     files = write_rules(workspace)
@@ -61,9 +61,9 @@ def apply(workspace: Workspace) -> dict[str, Any]:
 def write_store_config(workspace: Workspace) -> None:
     """Write feature_store.yaml, by which Feast's own tools find the registry and the stores."""
     project = workspace.project
-    config = feast.store_config(workspace.pipeline.project, workspace.declared_online_url, project.registry)
+    config = store_config.store_config(workspace.pipeline.project, workspace.declared_online_url, project.registry)
     config["registry"]["path"] = os.path.relpath(project.registry, project.feature_repo)
-    feast.write_store_config(project.feature_repo / "feature_store.yaml", config)
+    store_config.write_store_config(project.feature_repo / "feature_store.yaml", config)
 
 
 def _refuse_breaking(planned: dict[str, Any], before: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ outside system is unavailable. A user's mistake never shows a traceback.
 
 import argparse
 import dataclasses
+import importlib
 import logging
 import os
 import signal
@@ -31,39 +32,28 @@ VERBS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command's parser; each verb brings its own arguments, and `run`, which takes them."""
-    from freshet.scripts import (  # noqa: PLC0415  # slow imports
-        apply,
-        check,
-        demo,
-        dlq,
-        init,
-        plan,
-        produce,
-        repair,
-        replay,
-        run,
-    )
-
-    modules = {"init": init, "plan": plan, "apply": apply, "run": run, "check": check}
-    modules |= {"produce": produce, "repair": repair, "dlq": dlq, "replay": replay, "demo": demo}
+def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the command's parser; the verb that is asked for brings its arguments, and `run`, which takes them."""
     top = argparse.ArgumentParser(prog="freshet", description="Declare features in SQL; keep them fresh.")
     top.add_argument("-C", dest="project", metavar="DIR", help="the project's folder (default: FRESHET_PROJECT, or .)")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
-        words = verbs.add_parser(verb, help=summary, description=modules[verb].__doc__)
-        modules[verb].arguments(words)
-        words.set_defaults(act=modules[verb].act)
+        words = verbs.add_parser(verb, help=summary)
+        if verb in argv:  # what they import is slow
+            module = importlib.import_module(f"freshet.scripts.{verb}")
+            words.description = module.__doc__
+            module.arguments(words)
+            words.set_defaults(act=module.act)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    if "run" in (sys.argv[1:] if argv is None else argv):
+    argv = sys.argv[1:] if argv is None else argv
+    if "run" in argv:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave)  # until the flow listens itself: nothing is begun yet
-    words = parser().parse_args(argv)
+    words = parser(argv).parse_args(argv)
     act: Callable[[argparse.Namespace, Settings], int] = words.act
     try:
         settings = settings_.read(os.environ)

@@ -32,6 +32,7 @@ from freshet.flows.edges import event_file, feast, kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.edges.store_config import store_config
 from freshet.flows.edges.valkey import Valkey
 from freshet.flows.live import Workspace
 from freshet.flows.materializer import archive_name
@@ -309,7 +310,7 @@ def _summary(workspace: Workspace, clocks_us: Mapping[str, int]) -> int:
     `clocks_us` has, for each view, a time up to which all its ticks were made.
     """
     offline = OfflineStore(workspace.offline_root)
-    config = feast.store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
+    config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
     store = feast.open_store(config)
     differing = 0
     print("\nwhat Feast reads online, against the newest offline rows")

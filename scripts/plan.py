@@ -12,8 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.flows.edges.feast import store_config
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
 from freshet.flows.materializer import archive_name
 from freshet.flows.settings import Settings

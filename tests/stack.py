@@ -28,6 +28,7 @@ from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.rejects import dead_letter_topic
+from freshet.scripts.apply import apply
 from freshet.scripts.made_edits import edits
 
 REPO = Path(__file__).parent.parent
@@ -183,7 +184,7 @@ def prepared(brokers: str, online_url: str, tmp_path: Path, **more: str) -> Stac
     workspace = Workspace.open(settings.read(mine))
     topics = kafka.topics_of(workspace.contracts.values())
     kafka.create_topics(replace(workspace.kafka, patience_s=60.0), topics)
-    subprocess.run([*FRESHET, "apply"], env=environment, check=True, timeout=LIMIT_S, capture_output=True)
+    apply(workspace)
     return Stack(workspace, environment, tmp_path / "log")
 
 

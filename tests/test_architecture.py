@@ -30,7 +30,7 @@ BEHIND_ONE_EDGE = {
     "feast": {"flows/edges/feast.py"},
     "great_expectations": {"flows/edges/quality.py"},
     "confluent_kafka": {"flows/edges/kafka.py", "flows/edges/broker.py"},
-    "redis": {"flows/edges/redis.py", "flows/edges/feast.py", "flows/edges/valkey.py"},
+    "redis": {"flows/edges/redis.py", "flows/edges/store_config.py", "flows/edges/valkey.py"},
     "bytewax": {"flows/edges/bytewax.py", "flows/materializer.py", "flows/live.py"},
     "prometheus_client": {"flows/edges/metrics.py", "flows/edges/feast.py", "flows/live.py", "scripts/demo.py"},
 }
@@ -158,6 +158,15 @@ def test_importing_any_module_does_nothing() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "repair", "dlq", "plan", "replay", "check"])
+def test_a_verb_that_can_do_without_feast_and_great_expectations_does_not_wait_for_them(verb: str) -> None:
+    command = f"import sys, freshet.scripts.{verb}; print({{'feast', 'great_expectations'}} & sys.modules.keys())"
+
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=120, check=True)
+
+    assert done.stdout == "set()\n"
 
 
 def files() -> Iterator[Path]:

@@ -26,6 +26,7 @@ from freshet.flows.edges import feast
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.redis import MemoryOnlineStore
+from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
 from freshet.flows.validator import check_round
 from freshet.schemas.finding import Check, Outcome, Verdict
@@ -423,7 +424,7 @@ def test_every_planned_check_is_one_that_the_judge_is_given(applied: Applied) ->
 
 def test_every_planned_view_is_in_feasts_registry(applied: Applied) -> None:
     workspace = applied.workspace
-    config = feast.store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
+    config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
     registered = {view.name: view for view in feast.open_store(config).list_feature_views()}
 
     for planned in applied.planned["featureViews"]:

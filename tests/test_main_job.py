@@ -21,6 +21,7 @@ import pytest
 from freshet.flows import settings
 from freshet.flows.edges import feast
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
 from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
@@ -158,7 +159,7 @@ def test_every_row_equals_the_declared_sql_over_the_archived_events(done: Done, 
 def test_the_newest_row_of_every_entity_is_served_by_feast(done: Done, by: str, features: tuple[str, ...]) -> None:
     newest = dict(sorted(answers(done.offline.final(done.view(by)), by, features)))
     workspace = done.workspace
-    store = feast.open_store(store_config(workspace))
+    store = feast.open_store(config_of(workspace))
 
     served = feast.read_online(store, done.view(by), [(entity,) for entity in newest])
 
@@ -166,9 +167,9 @@ def test_the_newest_row_of_every_entity_is_served_by_feast(done: Done, by: str, 
     assert {entity: done.truth.at(by, entity, at) for entity, at in newest.items()} == got
 
 
-def store_config(workspace: Workspace, offline: str = "duckdb") -> dict[str, Any]:
+def config_of(workspace: Workspace, offline: str = "duckdb") -> dict[str, Any]:
     project = workspace.pipeline.project
-    config = feast.store_config(project, workspace.online_url, workspace.project.registry)
+    config = store_config(project, workspace.online_url, workspace.project.registry)
     return {**config, "offline_store": {"type": offline}}
 
 
@@ -202,7 +203,7 @@ def test_history_at_random_times_is_the_newest_row_before(
     frame = pd.DataFrame(
         {by: [entity for entity, _ in asked], "event_timestamp": [EPOCH + timedelta(milliseconds=t) for _, t in asked]}
     )
-    store = feast.open_store(store_config(done.workspace, offline))
+    store = feast.open_store(config_of(done.workspace, offline))
 
     history = feast.read_history(store, done.view(by), frame)
 

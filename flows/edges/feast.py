@@ -1,13 +1,11 @@
-"""Feast: its objects made from the views, its registry and configuration, its reads, and its own write path.
+"""Feast: its objects made from the views, its registry, its reads, and its own write path.
 
-Nothing else imports Feast. Its registry is a file that Feast writes in place; here it is written aside and renamed, so
-that no reader sees half of one.
+Nothing else imports Feast, and what can do without does not import this: it takes seconds. Feast's registry is a file
+that it writes in place; here it is written aside and renamed, so that no reader sees half of one.
 """
 
 import contextlib
-import json
 import os
-import re
 import shutil
 import sqlite3
 import uuid
@@ -19,7 +17,6 @@ from typing import Any
 import pandas as pd
 import prometheus_client  # noqa: F401  # before Feast reads: feast.metrics switches a later import to multiprocess mode
 import pyarrow as pa
-import yaml
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, Project, PushSource, RepoConfig
 from feast import types as feast_types
 from feast.data_format import ParquetFormat
@@ -28,7 +25,6 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import feast_value_type_to_python_type
 from feast.value_type import ValueType
 from google.protobuf.message import DecodeError
-from redis.connection import SSLConnection, parse_url
 
 from freshet.schemas import feast_bytes
 from freshet.schemas.dtypes import Dtype
@@ -47,7 +43,6 @@ _ENTITY_TYPES = {
     pa.int32(): (ValueType.INT32, feast_types.Int32),
     pa.int64(): (ValueType.INT64, feast_types.Int64),
 }
-_UNEXPANDED = re.compile(r"\$(?!\{\w+\})")
 
 
 def repo_objects(project: str, views: Sequence[View], offline_root: Path) -> list[Any]:
@@ -113,64 +108,6 @@ def _type(dtype: Dtype) -> Any:
     if dtype.element is not None:
         return feast_types.Array(_type(dtype.element))
     return getattr(feast_types, dtype.feast)
-
-
-def store_config(project: str, online_url: str, registry_path: Path) -> dict[str, Any]:
-    """Return the content of feature_store.yaml; where the history is, the views themselves say.
-
-    `online_url` is redis://, rediss://, unix:// or sqlite:///path/to/file; a credential in it may be `${NAME}`, which
-    Feast fills in from the environment when it reads the file; `apply` and `open_store` need it filled in. Raises
-    `Refused` for any other URL.
-    """
-    return {
-        "project": project,
-        "provider": "local",
-        "registry": {"registry_type": "file", "path": str(registry_path.absolute()), "cache_ttl_seconds": 60},
-        "online_store": _online_config(online_url),
-        "offline_store": {"type": "duckdb"},
-        "entity_key_serialization_version": 3,
-    }
-
-
-def _online_config(url: str) -> dict[str, Any]:
-    if url.startswith("sqlite://"):
-        return {"type": "sqlite", "path": str(Path(url.removeprefix("sqlite://")).absolute())}
-    try:
-        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-        host = options.pop("host", "localhost")
-        node = f"{host}:{options.pop('port', 6379)}"
-        readable = ":" not in host  # Feast splits at colons
-    except ValueError:  # its text may hold pieces of the password
-        readable = False
-    if not readable:
-        hint = "write redis://host:6379/0, rediss://…, unix:///path or sqlite:///path; percent-encode user and password"
-        raise Refused([Problem("key", "onlineStore", "is not an online store that Freshet knows", hint=hint)])
-    if options.pop("connection_class", None) is SSLConnection:
-        options["ssl"] = True
-    if "path" in options:
-        options["unix_socket_path"] = options.pop("path")
-    # Deleting a view would scan the whole store, and take with it projects whose names end like this one.
-    return {
-        "type": "redis",
-        "connection_string": ",".join([node, *(f"{name}={_quoted(value)}" for name, value in options.items())]),
-        "full_scan_for_deletion": False,
-    }
-
-
-def _quoted(value: object) -> str:
-    r"""Write an option such that Feast, which splits at commas, fills in $ and reads JSON, has the same value again.
-
-    >>> _quoted("0,$1"), _quoted("${REDIS_PASSWORD}"), _quoted(3)
-    ('"0\\u002c\\u00241"', '"${REDIS_PASSWORD}"', '3')
-    """
-    return _UNEXPANDED.sub(r"\\u0024", json.dumps(value).replace(",", r"\u002c"))
-
-
-def write_store_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write feature_store.yaml, all at once, readable by its owner only: it may hold the store's password."""
-    with _aside(path) as unfinished:
-        unfinished.touch(mode=0o600)
-        unfinished.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def apply(config: Mapping[str, Any], objects: Sequence[Any]) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from freshet.flows.edges import feast
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.edges.store_config import store_config, write_store_config
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.view import Feature, StoredRow, View
@@ -98,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(folder: Path, online_url: str) -> dict[str, Any]:
-    made = feast.store_config(PROJECT, online_url.replace("/0", "/1"), folder / "state" / "registry.db")
+    made = store_config(PROJECT, online_url.replace("/0", "/1"), folder / "state" / "registry.db")
     feast.apply(made, feast.repo_objects(PROJECT, VIEWS, folder / "offline"))
     return made
 
@@ -268,7 +269,7 @@ def test_applying_twice_changes_nothing_and_leaves_one_registry_file(config: dic
 
 
 def test_views_no_longer_declared_leave_and_the_users_own_stay(tmp_path: Path) -> None:
-    config = feast.store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
+    config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
     (_, _, theirs, _) = feast.repo_objects(PROJECT, [View("theirs", ("orders",), BY_LONG.entity, FEATURES)], tmp_path)
     theirs.tags = {}
     feast.apply(config, [*feast.repo_objects(PROJECT, [BY_TEXT, BY_LONG], tmp_path), theirs])
@@ -283,7 +284,7 @@ def test_views_no_longer_declared_leave_and_the_users_own_stay(tmp_path: Path) -
 
 
 def test_a_torn_or_missing_registry_is_named(tmp_path: Path) -> None:
-    config = feast.store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
+    config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
     with pytest.raises(Unavailable, match=r"registry.db is not there"):
         feast.open_store(config)
     feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
@@ -298,7 +299,7 @@ def test_a_torn_or_missing_registry_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_registry_of_another_user_is_refused(tmp_path: Path) -> None:
-    config = feast.store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
+    config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
     feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
     os.chown(tmp_path / "registry.db", 12345, -1)
 
@@ -323,10 +324,10 @@ def test_any_password_reaches_redis_as_it_was(tmp_path: Path, online_url: str, p
             "guest", enabled=True, reset=True, passwords=[f"+{password}"], categories=["+@all"], keys=["*"]
         )
         quoted = "".join(f"%{octet:02x}" for octet in password.encode())
-        config = feast.store_config(
+        config = store_config(
             PROJECT, f"redis://guest:{quoted}@127.0.0.1:{port}/2?socket_timeout=5", tmp_path / "registry.db"
         )
-        feast.write_store_config(tmp_path / "feature_store.yaml", config)
+        write_store_config(tmp_path / "feature_store.yaml", config)
 
         read = load_repo_config(tmp_path, tmp_path / "feature_store.yaml")
 
@@ -341,8 +342,8 @@ def test_a_credential_may_stay_in_the_environment(
     tmp_path: Path, online_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FRESHET_TEST_PASSWORD", "00 secret")
-    config = feast.store_config(PROJECT, "redis://:${FRESHET_TEST_PASSWORD}@localhost:1/0", tmp_path / "registry.db")
-    feast.write_store_config(tmp_path / "feature_store.yaml", config)
+    config = store_config(PROJECT, "redis://:${FRESHET_TEST_PASSWORD}@localhost:1/0", tmp_path / "registry.db")
+    write_store_config(tmp_path / "feature_store.yaml", config)
 
     read = load_repo_config(tmp_path, tmp_path / "feature_store.yaml")
 
@@ -360,13 +361,13 @@ def test_a_credential_may_stay_in_the_environment(
     ],
 )
 def test_redis_urls_become_feasts_connection_strings(tmp_path: Path, url: str, string: str) -> None:
-    assert feast.store_config(PROJECT, url, tmp_path / "r")["online_store"]["connection_string"] == string
+    assert store_config(PROJECT, url, tmp_path / "r")["online_store"]["connection_string"] == string
 
 
 @pytest.mark.parametrize("url", ["dynamodb://x", "redis://[::1]:6379/0", "redis://u:pa/secret@h:1/0"])
 def test_a_url_of_no_known_store_is_refused_without_repeating_it(tmp_path: Path, url: str) -> None:
     with pytest.raises(Refused, match="is not an online store that Freshet knows") as raised:
-        feast.store_config(PROJECT, url, tmp_path / "r")
+        store_config(PROJECT, url, tmp_path / "r")
 
     assert "secret" not in str(raised.value)
 
@@ -374,8 +375,8 @@ def test_a_url_of_no_known_store_is_refused_without_repeating_it(tmp_path: Path,
 def test_feast_apply_collects_the_objects_from_definitions_py(
     tmp_path: Path, online_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = feast.store_config(PROJECT, online_url, tmp_path / "registry.db")
-    feast.write_store_config(tmp_path / "feature_store.yaml", config)
+    config = store_config(PROJECT, online_url, tmp_path / "registry.db")
+    write_store_config(tmp_path / "feature_store.yaml", config)
     (tmp_path / "definitions.py").write_text(
         "from pathlib import Path\n"
         "import pyarrow as pa\n"
@@ -397,7 +398,7 @@ def test_feast_apply_collects_the_objects_from_definitions_py(
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> FeatureStore:
-    config = feast.store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
+    config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
     feast.apply(config, feast.repo_objects(PROJECT, VIEWS, tmp_path / "offline"))
     return feast.open_store(config)
 
@@ -443,7 +444,7 @@ def test_a_broken_sqlite_is_named(sqlite: FeatureStore, tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_what_feast_takes(config: dict[str, Any], folder: Path) -> None:
-    feast.write_store_config(folder / "feature_store.yaml", config)
+    write_store_config(folder / "feature_store.yaml", config)
 
     assert yaml.safe_load((folder / "feature_store.yaml").read_text()) == config
     assert RepoConfig(**config).entity_key_serialization_version == 3
