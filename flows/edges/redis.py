@@ -247,20 +247,20 @@ class OnlineStore:
         return Unavailable(f"online store Redis at {self._address} cannot be used: {type(root).__name__}: {said}")
 
 
-def pauses(patience_s: float) -> Iterator[float | None]:
+def pauses(patience_s: float, clock: Callable[[], float] = time.monotonic) -> Iterator[float | None]:
     """Give the pauses between attempts, each about twice the last and none of equal length, then None.
 
-    Their sum is at most the patience; those who wait for one server do not all come back at once.
+    They end with the patience, which the attempts use up, too; those who wait for one server do not all come back at
+    once.
 
-    >>> *waited, last = pauses(60)
-    >>> last is None, 40 <= sum(waited) <= 60, max(waited) <= 5
-    (True, True, True)
+    >>> seconds = iter(range(100))  # an attempt takes one
+    >>> *waited, last = pauses(60, lambda: next(seconds))
+    >>> last is None, len(waited), max(waited) <= 5
+    (True, 59, True)
     """
-    left_s, pause_s = patience_s, _FIRST_PAUSE_S
-    while left_s > 0:
-        jittered_s = min(left_s, random.uniform(pause_s / 2, pause_s))  # noqa: S311  # no secret
-        left_s -= jittered_s
-        yield jittered_s
+    deadline, pause_s = clock() + patience_s, _FIRST_PAUSE_S
+    while (left_s := deadline - clock()) > 0:
+        yield min(left_s, random.uniform(pause_s / 2, pause_s))  # noqa: S311  # no secret
         pause_s = min(2 * pause_s, _PAUSE_S_MAX)
     yield None
 
