@@ -60,13 +60,13 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        self._folder, self._binary = folder, valkey._binary()  # noqa: SLF001  # how our own part finds it
+        self.folder, self._binary = folder, valkey._binary()  # noqa: SLF001  # how our own part finds it
         (self.port,) = free_ports(1)
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.start()
 
     def start(self) -> None:
-        command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(self._answers)
@@ -84,8 +84,8 @@ class Server:
         self._process.kill()
         self._process.wait()
         if wipe:
-            shutil.rmtree(self._folder)
-            self._folder.mkdir()
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
 
 
 def until(holds: Callable[[], object], limit_s: float = LIMIT_S) -> None:

@@ -84,6 +84,50 @@ def test_an_idle_materializer_notices_that_the_online_store_was_emptied(stack: S
     check(stack.workspace, stack.sent_count)
 
 
+@pytest.mark.parametrize("runs", [True, False], ids=["while it runs", "between two runs"])
+def test_an_online_store_that_came_back_with_older_data_is_filled_again(
+    stack: Stack, server: Server, tmp_path: Path, *, runs: bool
+) -> None:
+    stack.produce(300)
+    stack.done()
+    server.stop()
+    shutil.copytree(server.folder, tmp_path / "older")
+    server.start()
+    stack.produce(300)
+    running = stack.start() if runs else None
+    until(stack.is_done) if runs else stack.done()
+
+    server.stop(wipe=True)
+    shutil.copytree(tmp_path / "older", server.folder, dirs_exist_ok=True)
+    server.start()
+
+    if running is not None:
+        until(lambda: "filled again from the newest offline rows" in stack.log.read_text())
+        stack.stop(running)
+    stack.done()
+    check(stack.workspace, stack.sent_count)
+    assert "it counts" in stack.log.read_text()
+
+
+def test_a_replica_that_takes_over_misses_nothing(stack: Stack, server: Server, tmp_path: Path) -> None:
+    replica = Server(tmp_path / "replica")
+    replica.client().replicaof("127.0.0.1", server.port)
+    until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    stack.produce(300)
+    running = stack.start()
+    until(stack.is_done)
+    stack.produce(2000)
+
+    server.stop()
+    replica.client().replicaof("NO", "ONE")
+    replica.client().config_set("port", server.port)  # as an address that is moved
+
+    until(stack.is_done)
+    stack.stop(running)
+    check(stack.workspace, stack.sent_count)
+    replica.stop()
+
+
 def test_rows_that_somebody_deleted_are_repaired_by_hand(stack: Stack, server: Server) -> None:
     stack.produce(300)
     stack.done()
