@@ -277,7 +277,7 @@ def test_a_real_kafka_that_is_stopped_and_started(
 ) -> None:
     stack = prepared(own_kafka["KAFKA"], server.url, tmp_path)
     stack.produce(300)
-    running = stack.start()
+    running = stack.start(FRESHET_PATIENCE=f"{OUTAGE_S + 20}s" if wipe else "60s")
     until(stack.is_done)
 
     kafka_does(own_kafka, "stop", *(["--wipe"] if wipe else []))
