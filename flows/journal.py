@@ -516,8 +516,10 @@ class Journal:
         )
         if found:
             with self._lock:
-                expired = {**self.ledger.expired, stream: instant_us(older_than)}
-                self._ledger = self.ledger.model_copy(update={"expired": expired})
+                name, ledger = archive_name(stream), self.ledger
+                expired = {**ledger.expired, stream: instant_us(older_than)}
+                left = {**ledger.rows_counts, name: ledger.rows_counts[name] - sum(found.values())}
+                self._ledger = ledger.model_copy(update={"expired": expired, "rows_counts": left})
                 self.places.ledger.write(self._ledger)
             self.places.parts.delete(archive_name(stream), found)
         return len(found)

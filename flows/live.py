@@ -389,6 +389,9 @@ class OnlineFilled(Online, Protocol):
     def expect(self, writes_count: int) -> None:
         """Raise `StoreLost` if the store has counted fewer writes."""
 
+    def catch_up(self, writes_count: int) -> None:
+        """Have the store count at least so many writes."""
+
 
 class OfflineParts(Offline, Parts, Protocol):
     """An offline store with all that a run needs of it."""
@@ -610,6 +613,7 @@ def _fill_if_lost(outside: Outside, pipeline: Pipeline, journal: Journal) -> Non
         LOG.warning("%s", error)
         counts = refill(outside.online, outside.offline, pipeline.views)
         LOG.warning("filled again from the newest offline rows: %s", counts)
+        outside.online.catch_up(journal.ledger.online_writes_count)
         journal.tell(Update(online_writes_count=outside.online.writes_count))
 
 

@@ -333,7 +333,7 @@ class _ArchiveWriter:
 def _stage(edges: Edges, name: str, table: pa.Table, epoch: int = 0) -> None:
     part = edges.offline.stage(name, table, epoch)
     if part is not None:
-        edges.journal.tell(Update(parts={name: [part]}))
+        edges.journal.tell(Update(parts={name: {part: table.num_rows}}))
 
 
 _OUT_OF_TIME = (Reason.LATE, Reason.FUTURE)

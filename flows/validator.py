@@ -1,48 +1,30 @@
-"""The validator: samples both stores, and has the judge say whether they agree and keep up.
+"""The validator: looks at both stores, round after round, and has the judge say whether they agree and keep up.
 
 ::
 
-    sample ─ look ─ join ─ judge ─┬─ ok: done
-                                  └─ otherwise wait the grace, look again, judge again: that is the verdict
+    rounds ── look ── judge ── heed ── report
 
-It has no part in the materializer's memory: it sees the stores, and the lag of the flow's consumer group.
+`look` reads a sample of both stores (`observer`); `judge` is Great Expectations; `heed` tells what is news
+(`steps/alarms.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+import bytewax.operators as op
 import pandas as pd
-import pyarrow as pa
+from bytewax.dataflow import Dataflow
 
-from freshet.flows.steps.checks import Entity, Look, checks_of, joined, lagging, sample, schemas
-from freshet.schemas.finding import Check, Frame, Outcome, Verdict, worst
-from freshet.schemas.plan import Pipeline
+from freshet.flows.edges.bytewax import Failure, KeyedSink, PollSource, Stop
+from freshet.flows.observer import Observer, Seen
+from freshet.flows.steps.alarms import Alarms
+from freshet.flows.steps.checks import checks_of
+from freshet.schemas.finding import Alarm, Check, Frame, Outcome, Verdict, worst
 from freshet.schemas.units import Objective
-from freshet.schemas.view import StoredRow, View
-
-Lags = Mapping[tuple[str, int], float | None]
-"""Of (stream, partition), how long its oldest uncommitted event has waited, in seconds; None where it is not known."""
 
 EXIT_CODES = {Outcome.OK: 0, Outcome.VIOLATED: 1, Outcome.INCONCLUSIVE: 3, Outcome.VALIDATOR_ERROR: 4}
-
-
-class Online(Protocol):
-    """What rows are served from."""
-
-    def sample(self, view: View, size: int, seed: int) -> list[Entity]:
-        """Return up to `size` entities that have a row of the view."""
-
-    def read(self, view: View, entities: Sequence[Entity]) -> list[StoredRow | None]:
-        """Return what is stored for each entity, in order."""
-
-
-class Offline(Protocol):
-    """What keeps rows for ever."""
-
-    def read(self, name: str) -> pa.Table:
-        """Return every visible row of a view."""
 
 
 class Judge(Protocol):
@@ -52,40 +34,54 @@ class Judge(Protocol):
         """Judge a frame by checks that are all about it."""
 
 
-def check_round(
-    pipeline: Pipeline,
-    online: Online,
-    offline: Offline,
-    lag_seconds: Callable[[], Lags],
-    judge: Judge,
-    *,
-    freshness_target: Objective,
-    sample_count: int,
-    seed: int,
-    grace: timedelta,
-    wait: Callable[[timedelta], Any],
-) -> tuple[Verdict, ...]:
-    """Compare up to `sample_count` entities of each store with the other store; return one verdict a view.
+def judged(judge: Judge, seen: Seen, freshness_target: Objective) -> Verdict:
+    """Have every frame judged, and make one verdict of it."""
+    view = seen.view
+    if seen.error:
+        return Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",))
+    checks = checks_of(view, freshness_target)
+    rows = seen.frames.get(Frame.ROWS)
+    verdicts = [
+        judge.judge(view.name, frame, [check for check in checks if check.frame is kind], minimum_rows=1)
+        for kind, frame in seen.frames.items()
+    ]
+    if rows is None:
+        verdicts.append(Verdict(view.name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view.name}: nothing is committed",)))
+    return Verdict(
+        view.name,
+        worst(verdict.outcome for verdict in verdicts),
+        0 if rows is None else int((rows["offline_row"] == "found").sum()),
+        tuple(finding for verdict in verdicts for finding in verdict.findings),
+        tuple(reason for verdict in verdicts for reason in verdict.reasons),
+    )
 
-    What is not ok at once is read again after `grace`, which is longer than a row may take to become visible offline.
-    Only then is an online row that stands nowhere offline called lost, and only if the lag by then is shorter than the
-    grace: so everything that was online before it has been committed. For this the lag is asked for after the first
-    look and before the second. Raises what the stores raise.
-    """
-    samples = [_Sample(view, online, offline, sample_count, seed) for view in pipeline.views]
-    for own in samples:
-        own.look()
-    lags = lag_seconds()
-    verdicts = {own.view.name: own.judge(judge, freshness_target, lags, committed=False) for own in samples}
-    unsettled = [own for own in samples if verdicts[own.view.name].outcome is not Outcome.OK]
-    if unsettled:
-        wait(grace)
-        lags = lag_seconds()
-        for own in unsettled:
-            own.look()
-            committed = all(_all_shorter(lags, stream, grace) for stream in own.view.sources)
-            verdicts[own.view.name] = own.judge(judge, freshness_target, lags, committed=committed)
-    return tuple(verdicts.values())
+
+def check_once(
+    observer: Observer,
+    judge: Judge,
+    freshness_target: Objective,
+    wait: Callable[[timedelta], Any],
+    *,
+    grace: timedelta,
+) -> tuple[Verdict, ...]:
+    """Choose entities once, look until all of them can be judged, and return one verdict a view."""
+    seen = observer.look(0)
+    rows = {one.view.name: [one.frames[Frame.ROWS]] for one in seen if Frame.ROWS in one.frames}
+    wait(grace)
+    while True:
+        seen = observer.look(0, choose=False)
+        for one in seen:
+            if Frame.ROWS in one.frames:
+                rows.setdefault(one.view.name, []).append(one.frames[Frame.ROWS])
+        if not any(one.waiting_count for one in seen):
+            break
+        wait(timedelta(seconds=1))
+    verdicts = []
+    for one in seen:
+        found = [frame for frame in rows.get(one.view.name, ()) if len(frame)]
+        frames = {**one.frames, Frame.ROWS: pd.concat(found, ignore_index=True)} if found else one.frames
+        verdicts.append(judged(judge, Seen(one.view, one.at, frames, one.error), freshness_target))
+    return tuple(verdicts)
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:
@@ -97,52 +93,92 @@ def exit_code(verdicts: Sequence[Verdict]) -> int:
     return EXIT_CODES[worst(verdict.outcome for verdict in verdicts)]
 
 
+# --- as a flow --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one round has to say of one view: its verdict, with confirmed findings only, and what became news."""
+
+    verdict: Verdict
+    news: tuple[Alarm, ...]
+    at: datetime
+
+
 @dataclass
-class _Sample:
-    """The entities of a view that one round is about, and what was seen of them."""
+class Rounds:
+    """Says when a round is due: one after the other, `every` so often, and none twice at once."""
 
-    view: View
-    online: Online
-    offline: Offline
-    size: int
-    seed: int
-    entities: list[Entity] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
-    schemas: pd.DataFrame = field(default_factory=pd.DataFrame)
+    every: timedelta
+    now: Callable[[], datetime]
+    number: int = 0
+    _due: datetime | None = None
 
-    def look(self) -> None:
-        """Read both stores, offline first: what is offline by then was online before."""
-        rows = self.offline.read(self.view.name)
-        self.schemas = schemas(self.view, rows)
-        if not self.schemas["declared"].equals(self.schemas["found"]):
-            self.looks = []  # rows of another schema can't be compared
-            return
-        if not self.looks:
-            ours = self.online.sample(self.view, self.size, self.seed)
-            theirs = sample(self.view, rows, self.size, self.seed)
-            self.entities = [*dict.fromkeys((*ours, *theirs))]
-        self.looks.append(Look(rows, self.online.read(self.view, self.entities)))
+    def poll(self) -> int | None:
+        """Return the number of the round that is due."""
+        now = self.now()
+        if self._due is not None and now < self._due:
+            return None
+        self._due = now + self.every
+        self.number += 1
+        return self.number
 
-    def judge(self, judge: Judge, freshness_target: Objective, lags: Lags, *, committed: bool) -> Verdict:
-        """Have every frame judged, and make one verdict of it."""
-        frames = {Frame.SCHEMA: self.schemas, Frame.LAG: lagging(self.view, lags)}
-        if self.looks:
-            frames[Frame.ROWS] = joined(self.view, self.entities, self.looks, committed=committed)
-        checks = checks_of(self.view, freshness_target)
-        verdicts = [
-            judge.judge(self.view.name, frame, [check for check in checks if check.frame is kind], minimum_rows=1)
-            for kind, frame in frames.items()
-        ]
-        return Verdict(
-            self.view.name,
-            worst(verdict.outcome for verdict in verdicts),
-            int((frames[Frame.ROWS]["offline_row"] == "found").sum()) if self.looks else 0,
-            tuple(finding for verdict in verdicts for finding in verdict.findings),
-            tuple(reason for verdict in verdicts for reason in verdict.reasons),
-        )
+    def finished(self) -> bool:
+        """It goes on until it is stopped."""
+        return False
+
+    def close_epoch(self) -> None:
+        """Nothing is kept: a validator that starts anew looks anew."""
+
+    def epoch_durable(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
-def _all_shorter(lags: Lags, stream: str, grace: timedelta) -> bool:
-    """Say whether all partitions of a stream are known to lag less than the grace."""
-    own = [lag for (name, _), lag in lags.items() if name == stream]
-    return bool(own) and all(lag is not None and lag < grace.total_seconds() for lag in own)
+class Reporter(Protocol):
+    """Where reports go."""
+
+    def write(self, items: list[Report]) -> None:
+        """Pass them on."""
+
+    def flush(self) -> None:
+        """Make sure that they arrived."""
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What the flow is made of."""
+
+    observer: Observer
+    judge: Judge
+    alarms: Alarms
+    rounds: Rounds
+    reporter: Reporter
+    freshness_target: Objective
+    stop: Stop = field(default_factory=Stop)
+    failure: Failure = field(default_factory=Failure)
+
+
+def build(project: str, edges: Edges) -> Dataflow:
+    """Return the validator's dataflow. It runs in one worker: Great Expectations knows no threads."""
+
+    def look(items: list[tuple[str, int]]) -> list[Seen]:
+        return edges.observer.look(max(number for _, number in items))
+
+    def judge(items: list[Seen]) -> list[Report]:
+        reports = []
+        for seen in items:
+            verdict, news = edges.alarms.heed(judged(edges.judge, seen, edges.freshness_target), seen.at)
+            reports.append(Report(verdict, news, seen.at))
+        return reports
+
+    flow = Dataflow(f"{project}_validator")
+    source = PollSource(["rounds"], lambda _: edges.rounds, edges.stop, edges.failure, timedelta(milliseconds=50))
+    rounds = op.input("rounds", flow, source)
+    seen = op.flat_map_batch("look", rounds, edges.failure.noting(look))
+    reports = op.flat_map_batch("judge", seen, edges.failure.noting(judge))
+    keyed = op.flat_map_batch("key", reports, lambda items: [("reports", item) for item in items])
+    op.output("report", keyed, KeyedSink(1, lambda _: 0, lambda _: edges.reporter, edges.failure))
+    return flow

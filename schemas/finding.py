@@ -6,6 +6,7 @@ evidence; a `Verdict` is the answer for one feature view. A verdict that could n
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -39,14 +40,22 @@ class Cause(StrEnum):
     """The online store holds null where the offline store, for the same version, holds a value."""
     DTYPE = "dtype"
     """A stored value is not of the declared type."""
-    LOST_OFFLINE_WRITE = "lost_offline_write"
-    """An online row is not in the offline store, though the flow has committed everything up to it."""
-    DUPLICATE_OFFLINE = "duplicate_offline"
-    """One version of a row stands more than once in the offline store."""
+    LOST_ONLINE_WRITE = "lost_online_write"
+    """The online row is older than an offline row, which it must have followed, and was never seen as new as that."""
+    OUT_OF_ORDER_OVERWRITE = "out_of_order_overwrite"
+    """The online row is older than it was."""
     MISSING_ENTITY = "missing_entity"
-    """An entity with offline rows has no online row."""
+    """An entity that has offline rows, or had an online row, has none online."""
     STALE_ONLINE = "stale_online"
-    """The online row is older than the newest offline row."""
+    """The online store as a whole is as it was some time ago, or empty: it counts fewer writes than were committed."""
+    LOST_OFFLINE_WRITE = "lost_offline_write"
+    """An online row is not in the offline store, though all it was made of is committed; or a part of it is gone."""
+    PARTIAL_BATCH = "partial_batch"
+    """There are fewer offline rows than were committed."""
+    DUPLICATE_OFFLINE = "duplicate_offline"
+    """One version of a row stands more than once in the offline store, or there are more rows than were committed."""
+    CLOCK_SKEW = "clock_skew"
+    """A row is of a time that has not come: the clock of whoever made its event runs ahead."""
     SCHEMA_DRIFT = "schema_drift"
     """The offline store's columns are not those of the declaration."""
     BREACHED = "breached"
@@ -54,21 +63,32 @@ class Cause(StrEnum):
 
 
 class Frame(StrEnum):
-    """What a check looks at: the offline columns of a view, its rows, or the lag of its source's partitions."""
+    """What a check looks at.
+
+    The columns of a view's offline parts, their rows' numbers, single rows in both stores, the online store as a whole,
+    or the lag of the source's partitions.
+    """
 
     SCHEMA = "schema"
+    PARTS = "parts"
     ROWS = "rows"
+    STORE = "store"
     LAG = "lag"
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The columns that say which line a piece of evidence is about."""
+        """The columns that say which line a piece of evidence is about, and what is to be known of it."""
         return _IDENTITIES[self]
 
 
 _IDENTITIES = {
-    Frame.SCHEMA: ("column",),
-    Frame.ROWS: ("entity", "event_timestamp", "version"),
+    Frame.SCHEMA: ("part", "column"),
+    Frame.PARTS: ("part", "committed", "visible"),
+    Frame.ROWS: (
+        *("entity", "event_timestamp", "version", "online_at", "seen_at", "offline_at"),
+        *("offline_part", "source_partition", "source_offset"),
+    ),
+    Frame.STORE: ("committed", "counted"),
     Frame.LAG: ("stream", "partition"),
 }
 
@@ -78,7 +98,8 @@ class Check:
     """One expectation of Great Expectations, by class name and arguments.
 
     `given` names a column: lines where it is null are not looked at. `cause` is what a failure means; None where it
-    means that nothing can be said. `severity` is critical, warning or info.
+    means that nothing can be said. `severity` is critical, warning or info. `rounds` is in how many rounds, one after
+    the other, it must fail to be a finding: 1 where what is judged was looked at twice already.
     """
 
     name: str
@@ -90,11 +111,12 @@ class Check:
     severity: str = "critical"
     features: tuple[str, ...] = ()
     given: str | None = None
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A check that does not hold. `evidence` has some of the lines that say so, each as column → value."""
+    """A check that does not hold in `count` lines. `evidence` has some of them, each as column → value."""
 
     view: str
     check: str
@@ -102,6 +124,42 @@ class Finding:
     features: tuple[str, ...]
     evidence: tuple[Mapping[str, Any], ...]
     message: str
+    count: int = 1
+    rounds: int = 1
+
+
+class Status(StrEnum):
+    """What became of a finding."""
+
+    OPENED = "opened"
+    RESOLVED = "resolved"
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """News of a finding: it opened, or it is over. `since` is when it opened, `at` when this was said."""
+
+    status: Status
+    finding: Finding
+    since: datetime
+    at: datetime
+
+    def as_json(self, project: str) -> dict[str, Any]:
+        """Return what is published: plain values, the same for the topic and the webhook."""
+        finding = self.finding
+        return {
+            "project": project,
+            "status": self.status.value,
+            "cause": finding.cause.value,
+            "feature_view": finding.view,
+            "features": list(finding.features),
+            "check": finding.check,
+            "message": finding.message,
+            "lines": finding.count,
+            "since": self.since.isoformat(),
+            "at": self.at.isoformat(),
+            "evidence": [dict(line) for line in finding.evidence],
+        }
 
 
 @dataclass(frozen=True)

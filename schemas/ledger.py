@@ -8,13 +8,13 @@ a snapshot is in the event archive.
 Its size depends on the numbers of partitions and shards, never on the state.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
 from freshet.schemas.event import NEVER_US
 
-FORMAT = 1
+FORMAT = 2
 """Of the ledger and of all that it names; another one is refused."""
 
 
@@ -61,7 +61,7 @@ class Update(_Record):
     partitions: Mapping[str, PartitionMark] = {}
     shards: Mapping[str, ShardMark] = {}
     snapshots: Mapping[str, SnapshotMark] = {}
-    parts: Mapping[str, Sequence[str]] = {}
+    parts: Mapping[str, Mapping[str, int]] = {}
     rejected_in_a_row: Mapping[str, int] = {}
     online_writes_count: int = 0
 
@@ -71,8 +71,9 @@ class Ledger(_Record):
 
     `id` ties the recovery folder to it. `offsets` and `partitions` are by source partition (`source_key`): the offset
     of the first message that is not durable, and its judge's mark. `shards` is by `<view>/<shard>`; `snapshots` by
-    either. `parts` has, by folder of the offline store, the parts that the last commit makes visible: a crash may have
-    left some of them staged. `views` says, by name, what each view computed, as a digest; `expired`, by stream, up to
+    either. `parts` has, by folder of the offline store, the parts that the last commit makes visible, each with its
+    number of rows: a crash may have left some of them staged. `rows_counts` is how many rows all visible parts of a
+    folder have. `views` says, by name, what each view computed, as a digest; `expired`, by stream, up to
     which event time (µs since the epoch) archived events may have been dropped.
     """
 
@@ -85,7 +86,8 @@ class Ledger(_Record):
     partitions: Mapping[str, PartitionMark] = {}
     shards: Mapping[str, ShardMark] = {}
     snapshots: Mapping[str, SnapshotMark] = {}
-    parts: Mapping[str, Sequence[str]] = {}
+    parts: Mapping[str, Mapping[str, int]] = {}
+    rows_counts: Mapping[str, int] = {}
     expired: Mapping[str, int] = {}
     rejected_in_a_row: Mapping[str, int] = {}
     online_writes_count: int = 0
@@ -104,13 +106,16 @@ class Ledger(_Record):
     def after(self, epoch: int, offsets: Mapping[str, int], updates: Iterable[Update]) -> "Ledger":
         """Return the ledger at the end of an epoch of which all parts of the flow have told.
 
-        >>> before = Ledger(id="a", shards_count=1, offsets={"clicks/0": 5}, parts={"by_user": ["old"]})
-        >>> told = [Update(parts={"by_user": ["b"]}, online_writes_count=7), Update(parts={"by_user": ["c"]})]
+        >>> before = Ledger(id="a", shards_count=1, offsets={"clicks/0": 5}, rows_counts={"by_user": 3})
+        >>> told = [Update(parts={"by_user": {"b": 2}}, online_writes_count=7), Update(parts={"by_user": {"c": 1}})]
         >>> after = before.after(4, {"clicks/1": 2}, told)
-        >>> after.epoch, dict(after.offsets), dict(after.parts), after.online_writes_count
-        (4, {'clicks/0': 5, 'clicks/1': 2}, {'by_user': ['b', 'c']}, 7)
+        >>> after.epoch, dict(after.offsets), after.online_writes_count
+        (4, {'clicks/0': 5, 'clicks/1': 2}, 7)
+        >>> dict(after.parts), dict(after.rows_counts)
+        ({'by_user': {'b': 2, 'c': 1}}, {'by_user': 6})
         """
         told = merged(updates)
+        more = {name: self.rows_counts.get(name, 0) + sum(parts.values()) for name, parts in told.parts.items()}
         return self.model_copy(
             update={
                 "epoch": epoch,
@@ -119,6 +124,7 @@ class Ledger(_Record):
                 "shards": {**self.shards, **told.shards},
                 "snapshots": {**self.snapshots, **told.snapshots},
                 "parts": told.parts,
+                "rows_counts": {**self.rows_counts, **more},
                 "rejected_in_a_row": {**self.rejected_in_a_row, **told.rejected_in_a_row},
                 "online_writes_count": max(self.online_writes_count, told.online_writes_count),
             }
@@ -130,7 +136,7 @@ def merged(updates: Iterable[Update]) -> Update:
     whole = Update()
     for update in updates:
         names = [*whole.parts, *(name for name in update.parts if name not in whole.parts)]
-        parts = {name: [*whole.parts.get(name, ()), *update.parts.get(name, ())] for name in names}
+        parts = {name: {**whole.parts.get(name, {}), **update.parts.get(name, {})} for name in names}
         labels = whole.offsets.keys() | update.offsets.keys()
         whole = Update.model_construct(
             offsets={label: {**whole.offsets.get(label, {}), **update.offsets.get(label, {})} for label in labels},

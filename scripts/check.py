@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from freshet.flows.edges import kafka
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.quality import Judge
-from freshet.flows.edges.redis import OnlineStore
-from freshet.flows.live import LagCollector, Workspace
+from freshet.flows.live import Workspace
+from freshet.flows.live_validator import open_observer
+from freshet.flows.observer import Sampling
 from freshet.flows.settings import Settings
-from freshet.flows.validator import Lags, check_round, exit_code
+from freshet.flows.validator import check_once, exit_code
 from freshet.schemas.finding import Verdict
 from freshet.scripts.cli import wrong_use
+
+_LIMIT = timedelta(seconds=20)
 
 
 def arguments(words: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
-    words.add_argument("--sample", type=int, default=200, metavar="N", help="entities of each view and store (200)")
+    words.add_argument("--sample", type=int, default=200, metavar="N", help="entities of each view (200)")
     words.add_argument("--seed", type=int, default=0, help="which entities; the same for the same seed and stores")
     words.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
@@ -45,38 +46,20 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
 
 def check(workspace: Workspace, *, sample_count: int = 200, seed: int = 0) -> tuple[Verdict, ...]:
     """Do one round on a project's stores."""
-    online = workspace.online()
-    if not isinstance(online, OnlineStore):
-        hint = "check works on redis://; other online stores keep no version to compare by"
-        raise wrong_use("onlineStore", "cannot be sampled", hint)
-    contracts = workspace.contracts
-    streams = {made.stream.topic: name for name, made in contracts.items()}
-    counts = {topic: kafka.partitions_count(workspace.kafka, topic) for topic in streams}
-    lag = LagCollector(workspace.kafka, workspace.group, counts)
-
-    target = workspace.source.declaration.servingRequirements.freshnessTarget
-
-    def lags() -> Lags:
-        """A lower bound says something only where it is over the target already."""
-        return {
-            (streams[topic], partition): one.age_s
-            if one.is_exact or (one.age_s or 0.0) > target.bound.total_seconds()
-            else None
-            for (topic, partition), one in lag.lags(time.time()).items()
-        }
-
-    return check_round(
-        workspace.pipeline,
-        online,
-        OfflineStore(workspace.offline_root),
-        lags,
-        Judge(),
-        freshness_target=target,
-        sample_count=sample_count,
-        seed=seed,
+    sampling = Sampling(
+        rows_count=-(-sample_count * 2 // 3),
+        keys_count=-(-sample_count // 3),
         grace=workspace.settings.epoch * 2 + timedelta(seconds=1),
-        wait=lambda grace: time.sleep(grace.total_seconds()),
+        limit=_LIMIT,
+        seed=seed,
     )
+    observer = open_observer(workspace, sampling)
+    target = workspace.source.declaration.servingRequirements.freshnessTarget
+    return check_once(observer, Judge(), target, _wait, grace=sampling.grace)
+
+
+def _wait(length: timedelta) -> None:
+    time.sleep(length.total_seconds())
 
 
 def report(verdicts: Sequence[Verdict]) -> None:

@@ -8,6 +8,7 @@ import argparse
 import json
 
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.live import Workspace, refill
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import listed
@@ -28,7 +29,10 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         if name not in views:
             raise wrong_use(name, "is no feature view", f"there is {listed([*views])}")
     chosen = [views[name] for name in words.views or views]
-    counts = refill(workspace.online(), OfflineStore(workspace.offline_root), chosen)
+    ledger, online = LedgerFile(workspace.offline_root).read(), workspace.online()
+    counts = refill(online, OfflineStore(workspace.offline_root), chosen)
+    if ledger is not None and not words.views:  # all that was committed when this began is online again
+        online.catch_up(ledger.online_writes_count)
     if words.json:
         print(json.dumps({"rows": counts}))
     else:

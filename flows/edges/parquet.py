@@ -12,7 +12,6 @@ offline_stores/dask.py, `_drop_duplicates`) and may give a superseded version, i
 
 import contextlib
 import itertools
-import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -26,11 +25,11 @@ import pyarrow.parquet as pq
 from freshet.flows.edges import disk
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.view import CREATED, VERSION, View
 
 _T = TypeVar("_T")
 _FIRST_PART = "part-0.parquet"
-_NAMED = re.compile(r"part-(\d{10})-.+\.parquet")
 _READ_ATTEMPTS = 5
 
 
@@ -109,7 +108,7 @@ class OfflineStore:
 
     def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]:
         """Return the visible parts that were made after an epoch, each with its epoch, in that order."""
-        found = [(int(known[1]), part.name) for part in self._parts(name) if (known := _NAMED.fullmatch(part.name))]
+        found = [(made, part.name) for part in self._parts(name) if (made := epoch_of(part.name)) is not None]
         return sorted(pair for pair in found if pair[0] > epoch)
 
     def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table:
@@ -121,6 +120,21 @@ class OfflineStore:
             except FileNotFoundError as error:
                 raise Unavailable(f"offline store part {self.root / name / part} is not there") from error
         return pa.concat_tables(tables)
+
+    def visible_parts(self, name: str) -> list[str]:
+        """Return the names of all visible parts, whoever made them; of a folder that is not there, none."""
+        return [part.name for part in self._parts(name)]
+
+    def summary(self, name: str, part: str) -> PartSummary | None:
+        """Return what a visible part's footer says, None if the part is gone; raises `Unavailable` for a torn one."""
+        try:
+            return _opened(self.root / name / part, lambda file: _summary(file.metadata, file.schema_arrow))
+        except FileNotFoundError:
+            return None
+
+    def is_staged(self, name: str, part: str) -> bool:
+        """Say whether a part still waits to be published."""
+        return (self.root / name / _staged(part)).exists()
 
     def read(self, name: str) -> pa.Table:
         """Return all rows, in every version.
@@ -222,7 +236,7 @@ class MemoryOfflineStore:
 
     def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]:
         """Return the visible parts that were made after an epoch, each with its epoch, in that order."""
-        found = [(int(known[1]), part) for part in self._visible[name] if (known := _NAMED.fullmatch(part))]
+        found = [(made, part) for part in self._visible[name] if (made := epoch_of(part)) is not None]
         return sorted(pair for pair in found if pair[0] > epoch)
 
     def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table:
@@ -231,6 +245,19 @@ class MemoryOfflineStore:
             return pa.concat_tables([self._visible[name][part] for part in parts])
         except KeyError as error:
             raise Unavailable(f"offline store part {name}/{error.args[0]} is not there") from error
+
+    def visible_parts(self, name: str) -> list[str]:
+        """Return the names of all visible parts; of a folder that is not there, none."""
+        return list(self._visible.get(name, ()))
+
+    def summary(self, name: str, part: str) -> PartSummary | None:
+        """Return what a visible part's footer would say, None if the part is gone."""
+        table = self._visible[name].get(part)
+        return None if table is None else _summary_of(table)
+
+    def is_staged(self, name: str, part: str) -> bool:
+        """Say whether a part still waits to be published."""
+        return part in self._staged[name]
 
     def read(self, name: str) -> pa.Table:
         """Return all rows, in every version."""
@@ -259,6 +286,24 @@ class MemoryOfflineStore:
         """Delete parts; one that is gone already is no matter."""
         for part in parts:
             self._visible[name].pop(part, None)
+
+
+def _summary(metadata: pq.FileMetaData, schema: pa.Schema) -> PartSummary:
+    """Read a footer; times are known only if every row group says them."""
+    if EVENT_TIME not in schema.names or metadata.num_rows == 0:
+        return PartSummary(metadata.num_rows, schema)
+    place = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(EVENT_TIME)
+    said = [metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups)]
+    if not all(one is not None and one.has_min_max and isinstance(one.min, datetime) for one in said):
+        return PartSummary(metadata.num_rows, schema)
+    return PartSummary(metadata.num_rows, schema, min(one.min for one in said), max(one.max for one in said))
+
+
+def _summary_of(table: pa.Table) -> PartSummary:
+    if EVENT_TIME not in table.schema.names or table.num_rows == 0:
+        return PartSummary(table.num_rows, table.schema)
+    bounds = pc.min_max(table[EVENT_TIME]).as_py()
+    return PartSummary(table.num_rows, table.schema, bounds["min"], bounds["max"])
 
 
 def _staged(part: str) -> str:

@@ -6,7 +6,7 @@ It takes 2.5 seconds and 140 MB to import, so nothing here does until a `Judge` 
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,9 +70,11 @@ class Judge:
             elif check.cause is None:
                 reasons.append(_message(check, result.result))
             else:
-                evidence = tuple(map(_plain, result.result.get("partial_unexpected_index_list", ())))
-                message = _message(check, result.result)
-                findings.append(Finding(view_name, name, check.cause, check.features, evidence, message))
+                lines = result.result.get("partial_unexpected_index_list", ())
+                evidence = tuple(_plain(line, check.arguments.values()) for line in lines)
+                message, count = _message(check, result.result), int(result.result["unexpected_count"])
+                made = Finding(view_name, name, check.cause, check.features, evidence, message, count, check.rounds)
+                findings.append(made)
         said = {Outcome.VALIDATOR_ERROR: errors, Outcome.VIOLATED: findings, Outcome.INCONCLUSIVE: reasons}
         outcome = worst([Outcome.OK, *(outcome for outcome, found in said.items() if found)])
         return Verdict(view_name, outcome, len(frame), tuple(findings), (*errors, *reasons))
@@ -167,5 +169,12 @@ def _message(check: Check, result: Mapping[str, Any]) -> str:
     )
 
 
-def _plain(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in line.items()}
+def _plain(line: Mapping[str, Any], asked_for: Collection[Any]) -> Mapping[str, Any]:
+    """Return a line in Python's own values; of what only tells about which row it is, without what is not known."""
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in line.items()}
+    missing = {name for name, value in values.items() if value is None or value != value}  # noqa: PLR0124  # NaN
+    return {
+        name: None if name in missing else value
+        for name, value in values.items()
+        if name not in missing or name in asked_for
+    }

@@ -131,9 +131,20 @@ class OnlineStore:
 
     def expect(self, writes_count: int) -> None:
         """Make sure that the store has counted so many writes; raises `StoreLost` if it has not, and `Unavailable`."""
-        counted = int(self._attempt(self._client.get, self._counter) or 0)
+        counted = self.counted_writes()
         if counted < writes_count:
             raise self._lost(counted, writes_count)
+        self.writes_count = max(self.writes_count, counted)
+
+    def counted_writes(self) -> int:
+        """Return how many round trips of writes the store itself has counted; raises `Unavailable`."""
+        return int(self._attempt(self._client.get, self._counter) or 0)
+
+    def catch_up(self, writes_count: int) -> None:
+        """Have the store count at least so many writes, all of whose rows it holds again; raises `Unavailable`."""
+        counted = self.counted_writes()
+        if counted < writes_count:  # an attempt that is made twice counts too many, which harms nothing
+            counted = int(self._attempt(self._client.incrby, self._counter, writes_count - counted))
         self.writes_count = max(self.writes_count, counted)
 
     @property
@@ -290,6 +301,14 @@ class MemoryOnlineStore:
                 f"online store in memory has lost what was written: {self._counted} of {writes_count} writes"
             )
         self.writes_count = max(self.writes_count, self._counted)
+
+    def counted_writes(self) -> int:
+        """Return how many writes the store has counted."""
+        return self._counted
+
+    def catch_up(self, writes_count: int) -> None:
+        """Have the store count at least so many writes, all of whose rows it holds again."""
+        self._counted = self.writes_count = max(self._counted, writes_count)
 
     def forget(self) -> None:
         """Lose everything, as a server that restarts without its data."""

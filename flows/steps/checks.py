@@ -1,33 +1,31 @@
 """What the validator looks at, and what must hold of it: pure.
 
-`checks_of` turns a view's declaration into checks; `joined` and `lagging` make the frames that the checks are about. Of
+`checks_of` turns a view's declaration into checks; the functions below it make the frames that the checks are about. Of
 an entity the frame compares one version in both stores: the key is (entity, event_timestamp, `_version`), since a
-version never changes and only its becoming visible is a race (notes on validation, §2.6).
+version never changes and only its becoming visible is a race (`watch`).
 """
 
 import json
 import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from freshet.flows.steps.watch import PART, Judgeable, Place, place
 from freshet.schemas.dtypes import Dtype
-from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.event import OFFSET, PARTITION
 from freshet.schemas.finding import Cause, Check, Frame
 from freshet.schemas.units import Objective
-from freshet.schemas.view import VERSION, Feature, StoredRow, View
+from freshet.schemas.view import Feature, View
 
 RELATIVE_TOLERANCE = 1e-9
 """Both stores are given the same float; this leaves room for another reader's last digit, not for another value."""
 
-Entity = tuple[Any, ...]
+CLOCK_TOLERANCE = timedelta(seconds=5)
+"""How far two machines' clocks may be apart before a row counts as one of the future."""
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
@@ -36,46 +34,83 @@ Entity = tuple[Any, ...]
 def checks_of(view: View, freshness_target: Objective) -> tuple[Check, ...]:
     """Return every check that a view's declaration implies; names are stable, `<view>[.<feature>].<property>`."""
     features = (check for feature in view.features for check in _feature_checks(view, feature))
-    return (_schema_check(view), *_row_checks(view), *features, *_lag_checks(view, freshness_target))
+    return (*_folder_checks(view), *_row_checks(view), *features, *_lag_checks(view, freshness_target))
 
 
-def _schema_check(view: View) -> Check:
-    return Check(
+def _folder_checks(view: View) -> Iterator[Check]:
+    yield Check(
         f"{view.name}.offline_schema_is_declared",
-        "the offline store has the declared columns and types",
+        "every part of the offline store has the declared columns and types",
         Frame.SCHEMA,
         "ExpectColumnPairValuesToBeEqual",
         {"column_A": "declared", "column_B": "found", "ignore_row_if": "neither"},
         Cause.SCHEMA_DRIFT,
     )
+    yield Check(
+        f"{view.name}.offline_parts_are_there",
+        "a part that was committed is there",
+        Frame.PARTS,
+        "ExpectColumnValuesToNotBeNull",
+        {"column": "visible"},
+        Cause.LOST_OFFLINE_WRITE,
+    )
+    yield _pair_check(
+        f"{view.name}.offline_parts_are_whole",
+        "all rows that were committed are there",
+        Frame.PARTS,
+        ("visible", "committed"),
+        Cause.PARTIAL_BATCH,
+    )
+    yield _pair_check(
+        f"{view.name}.offline_parts_are_the_flow_s",
+        "there are no more rows than were committed",
+        Frame.PARTS,
+        ("committed", "visible"),
+        Cause.DUPLICATE_OFFLINE,
+    )
+    yield _pair_check(
+        f"{view.name}.online_store_is_the_same",
+        "the online store counts as many writes as were committed",
+        Frame.STORE,
+        ("counted", "committed"),
+        Cause.STALE_ONLINE,
+    )
+
+
+def _pair_check(name: str, description: str, frame: Frame, columns: tuple[str, str], cause: Cause) -> Check:
+    """The first column's value is not below the second's, where both are there."""
+    words = {"column_A": columns[0], "column_B": columns[1], "or_equal": True}
+    arguments = {**words, "ignore_row_if": "either_value_is_missing"}
+    return Check(name, description, frame, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, cause)
 
 
 def _row_checks(view: View) -> Iterator[Check]:
     yield Check(
-        f"{view.name}.offline_entity_is_online",
-        "an entity with offline rows has an online row",
+        f"{view.name}.entity_is_online",
+        "an entity that has offline rows, or was seen online, has an online row",
         Frame.ROWS,
         "ExpectColumnValuesToNotBeNull",
         {"column": "online_at"},
         Cause.MISSING_ENTITY,
-        given="offline_at",
+        given="known_at",
     )
-    yield Check(
-        f"{view.name}.online_is_not_older",
-        "the online row is at least as new as the newest offline row",
+    yield _pair_check(
+        f"{view.name}.online_follows_offline",
+        "an offline row was online first, or a newer one is",
         Frame.ROWS,
-        "ExpectColumnPairValuesAToBeGreaterThanB",
-        {
-            "column_A": "online_at",
-            "column_B": "offline_at",
-            "or_equal": True,
-            "ignore_row_if": "either_value_is_missing",
-        },
-        Cause.STALE_ONLINE,
+        ("online_at", "unseen_at"),
+        Cause.LOST_ONLINE_WRITE,
+    )
+    yield _pair_check(
+        f"{view.name}.online_does_not_go_back",
+        "an online row is never replaced by an older one",
+        Frame.ROWS,
+        ("online_at", "seen_at"),
+        Cause.OUT_OF_ORDER_OVERWRITE,
     )
     yield Check(
         f"{view.name}.online_row_is_offline",
-        "an online row that the flow has committed is in the offline store",
+        "an online row is offline once all is committed that it was made of",
         Frame.ROWS,
         "ExpectColumnValuesToNotBeInSet",
         {"column": "offline_row", "value_set": ["absent"]},
@@ -97,6 +132,14 @@ def _row_checks(view: View) -> Iterator[Check]:
         "ExpectColumnValuesToBeBetween",
         {"column": "offline_copies", "max_value": 1},
         Cause.DUPLICATE_OFFLINE,
+    )
+    yield Check(
+        f"{view.name}.online_row_is_of_the_past",
+        "the time of an online row has come",
+        Frame.ROWS,
+        "ExpectColumnValuesToBeBetween",
+        {"column": "ahead_s", "max_value": CLOCK_TOLERANCE.total_seconds()},
+        Cause.CLOCK_SKEW,
     )
 
 
@@ -151,90 +194,93 @@ def _lag_checks(view: View, freshness_target: Objective) -> Iterator[Check]:
         {"column": "lag_seconds", "max_value": freshness_target.bound.total_seconds()},
         Cause.BREACHED,
         features=tuple(feature.name for feature in view.features),
+        rounds=2,
     )
 
 
 # --- what is looked at ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Look:
-    """Both stores at one time: a view's offline rows, read first, then the online row of each sampled entity."""
-
-    offline: pa.Table
-    online: Sequence[StoredRow | None]
-
-
-def sample(view: View, offline: pa.Table, size: int, seed: int) -> list[Entity]:
-    """Return up to `size` entities that have offline rows, the same ones for the same seed and table."""
-    names = list(view.entity_names)
-    found = offline.select(names).group_by(names, use_threads=False).aggregate([])
-    chosen = random.Random(seed).sample(range(found.num_rows), min(size, found.num_rows))  # noqa: S311  # not a secret
-    return [tuple(row[name] for name in names) for row in found.take(pa.array(chosen, pa.int64())).to_pylist()]
-
-
-def joined(view: View, entities: Sequence[Entity], looks: Sequence[Look], *, committed: bool) -> pd.DataFrame:
-    """Return one line for each entity: one version of its row, in both stores.
-
-    `looks` are one look or two, the second after a grace; `committed` says that between them the flow has made durable
-    everything that was online at the first. Columns:
+def joined(view: View, looked: Iterable[Judgeable]) -> pd.DataFrame:
+    """Return one line for each entity that can be judged: one version of its row, in both stores.
 
     | column | meaning |
     | --- | --- |
-    | `entity`, `event_timestamp`, `version` | the online row compared, null where there is none |
-    | `online_at`, `offline_at` | the newest online row at the last look, the newest offline row at the first |
-    | `offline_row` | `found`; `absent`: it should be there; `pending`: it may come yet; null without an online row |
-    | `offline_copies` | how often one version of this entity stands offline, at most |
+    | `entity`, `event_timestamp`, `version` | the online row of the first look, null where there was none |
+    | `online_at` | where the online row stands at the second look |
+    | `seen_at` | the newest place where it was ever seen until the first look |
+    | `unseen_at` | the offline row that the entity was chosen by, if it was never seen online |
+    | `known_at` | the newest place of all that is known of it, unless it has outlived its ttl |
+    | `offline_at` | the offline row that the entity was chosen by |
+    | `offline_row` | what became of the online row: `Found` |
+    | `offline_copies`, `offline_part` | how often the found row stands offline, and in which part |
+    | `source_partition`, `source_offset` | the newest event in the found row's reach |
+    | `ahead_s` | how far the online row's time lies ahead of the clock, in seconds; below 0 if it has come |
     | `on_<feature>`, `off_<feature>` | the values of a row that was found, as `comparable` makes them |
     | `type_<feature>` | the online value's own type |
 
-    The online row of the last look is compared if it is offline already, else that of the first: on a busy entity
-    the newest row never is, and a version stays what it was when newer ones have come.
-
     All columns hold Python objects: pandas would turn integers beside nulls into floats.
     """
-    first, last = looks[0], looks[-1]
-    begun, ended = (_History(view, look.offline, entities) for look in (first, last))
-    rows, reached = ended.versions([row for look in looks for row in look.online if row])
-    lines: list[dict[str, Any]] = []
-    for entity, before, now in zip(entities, first.online, last.online, strict=True):
-        newest = begun.newest.get(entity)
-        if before is None and now is None and newest is None:
-            continue  # it went away between sampling and reading, and was never offline
-        row = next((row for row in (now, before) if row and _key(row) in rows), before or now)
-        found = rows.get(_key(row)) if row else None
-        line: dict[str, Any] = {
-            "entity": " / ".join(map(str, entity)),
-            "event_timestamp": row and _instant(row.event_timestamp),
-            "version": row and row.version,
-            "online_at": now and _place(now.event_timestamp, now.version),
-            "offline_at": newest and _place(*newest),
-            "offline_row": None,
-            "offline_copies": ended.copies.get(entity, 0),
-        }
-        if row:
-            superseded = reached.get((entity, row.event_timestamp), -1) > row.version
-            lost = committed and row is before and not superseded
-            line["offline_row"] = "found" if found else "absent" if lost else "pending"
-        stored: Mapping[str, Any] = row.features if row else {}
-        for feature in view.features:
-            name, value = feature.name, stored.get(feature.name)
-            line[f"on_{name}"] = comparable(value) if found else None
-            line[f"off_{name}"] = comparable(found[name]) if found else None
-            line[f"type_{name}"] = type_of(value)
-        lines.append(line)
+    lines = [_line(view, one) for one in looked]
     return pd.DataFrame(lines, columns=_columns(view), dtype=object)
 
 
-def schemas(view: View, offline: pa.Table) -> pd.DataFrame:
-    """Return one line for each column that a view's offline rows have or should have: `column`, `declared`, `found`."""
-    declared, found = ({field.name: field.type for field in s} for s in (view.row_schema, offline.schema))
+def _line(view: View, one: Judgeable) -> dict[str, Any]:
+    ticket, row = one.ticket, one.ticket.first
+    found = one.offline.row if one.offline else None
+    seen = max(filter(None, (ticket.seen, place(row))), default=None)
+    unseen = ticket.floor if ticket.floor and (seen is None or seen < ticket.floor) else None
+    known = max(filter(None, (seen, ticket.floor)), default=None)
+    expired = bool(view.ttl and known and ticket.first_at - known[0] > view.ttl)
+    line: dict[str, Any] = {
+        "entity": " / ".join(map(str, ticket.entity)),
+        "event_timestamp": row and _instant(row.event_timestamp),
+        "version": row and row.version,
+        "online_at": _spelled(place(ticket.second)),
+        "seen_at": _spelled(seen),
+        "unseen_at": _spelled(unseen),
+        "known_at": None if expired else _spelled(known),
+        "offline_at": _spelled(ticket.floor),
+        "offline_row": one.found and one.found.value,
+        "offline_copies": one.offline and one.offline.copies_count,
+        "offline_part": found and found[PART],
+        "source_partition": found and found[PARTITION],
+        "source_offset": found and found[OFFSET],
+        "ahead_s": row and (row.event_timestamp - ticket.first_at).total_seconds(),
+    }
+    stored: Mapping[str, Any] = row.features if row else {}
+    for feature in view.features:
+        name, value = feature.name, stored.get(feature.name)
+        line[f"on_{name}"] = comparable(value) if found else None
+        line[f"off_{name}"] = comparable(found[name]) if found else None
+        line[f"type_{name}"] = type_of(value)
+    return line
+
+
+def schemas(view: View, found: Mapping[str, pa.Schema]) -> pd.DataFrame:
+    """Return one line for each column that a part has or should have: `part`, `column`, `declared`, `found`."""
+    declared = {field.name: field.type for field in view.row_schema}
     lines = []
-    for name in {**declared, **found}:
-        ours, theirs = declared.get(name), found.get(name)
-        # Arrow does not compare the names of list elements, but it writes them, and parquet has its own.
-        lines.append((name, str(ours), str(ours if ours == theirs else theirs)))
-    return pd.DataFrame(lines, columns=["column", "declared", "found"], dtype=object)
+    for part, schema in found.items():
+        own = {field.name: field.type for field in schema}
+        for name in {**declared, **own}:
+            ours, theirs = declared.get(name), own.get(name)
+            # Arrow does not compare the names of list elements, but it writes them, and parquet has its own.
+            lines.append((part, name, str(ours), str(ours if ours == theirs else theirs)))
+    return pd.DataFrame(lines, columns=["part", "column", "declared", "found"], dtype=object)
+
+
+def parts(lines: Iterable[tuple[str, int, int | None]]) -> pd.DataFrame:
+    """Return one line for each part whose rows' number is known, `all` for the folder: `part`, `committed`, `visible`.
+
+    `visible` is None where the part is gone.
+    """
+    return pd.DataFrame(lines, columns=["part", "committed", "visible"], dtype=object)
+
+
+def store(committed_count: int, counted_count: int) -> pd.DataFrame:
+    """Return one line: how many writes the ledger says the online store had, and how many it counts."""
+    return pd.DataFrame([(committed_count, counted_count)], columns=["committed", "counted"], dtype=object)
 
 
 def lagging(view: View, lag_seconds: Mapping[tuple[str, int], float | None]) -> pd.DataFrame:
@@ -255,7 +301,8 @@ def lagging(view: View, lag_seconds: Mapping[tuple[str, int], float | None]) -> 
 
 
 def _columns(view: View) -> list[str]:
-    own = ["entity", "event_timestamp", "version", "online_at", "offline_at", "offline_row", "offline_copies"]
+    own = ["entity", "event_timestamp", "version", "online_at", "seen_at", "unseen_at", "known_at", "offline_at"]
+    own += ["offline_row", "offline_copies", "offline_part", "source_partition", "source_offset", "ahead_s"]
     return own + [f"{prefix}_{feature.name}" for feature in view.features for prefix in ("on", "off", "type")]
 
 
@@ -263,59 +310,9 @@ def _instant(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def _place(at: datetime, version: int) -> str:
+def _spelled(where: Place | None) -> str | None:
     """Write (event_timestamp, version) as text that sorts like it."""
-    return f"{_instant(at)} version {version:019d}"
-
-
-_Key = tuple[Entity, datetime, int]
-
-
-def _key(row: StoredRow) -> _Key:
-    return row.entity, row.event_timestamp, row.version
-
-
-class _History:
-    """The offline rows of some entities. A busy entity has very many, so they are grouped before Python sees them.
-
-    `newest` is an entity's greatest (event_timestamp, version), `copies` how often one of its versions stands, at most.
-    """
-
-    def __init__(self, view: View, offline: pa.Table, entities: Sequence[Entity]) -> None:
-        self._view, self._offline, names = view, offline, list(view.entity_names)
-        keys = offline.select([*names, EVENT_TIME, VERSION])
-        keys = keys.append_column("_row", pa.array(np.arange(offline.num_rows)))
-        for place, column in enumerate(view.entity):
-            values = pa.array([entity[place] for entity in entities], column.type)
-            keys = keys.filter(pc.is_in(keys[column.name], values))
-        keys = keys.group_by([*names, EVENT_TIME, VERSION]).aggregate([("_row", "min"), ("_row", "count")])
-        self._keys = keys.sort_by([(EVENT_TIME, "ascending"), (VERSION, "ascending")])
-        newest = self._keys.group_by(names, use_threads=False).aggregate(
-            [(EVENT_TIME, "last"), (VERSION, "last"), ("_row_count", "max")]
-        )
-        self.newest: dict[Entity, tuple[datetime, int]] = {}
-        self.copies: dict[Entity, int] = {}
-        for row in newest.to_pylist():
-            entity = tuple(row[name] for name in names)
-            self.newest[entity] = (row[f"{EVENT_TIME}_last"], row[f"{VERSION}_last"])
-            self.copies[entity] = row["_row_count_max"]
-
-    def versions(
-        self, seen: Sequence[StoredRow]
-    ) -> tuple[dict[_Key, dict[str, Any]], dict[tuple[Entity, datetime], int]]:
-        """Return the rows at the times of rows seen online, by key, and the greatest version at each time."""
-        names = list(self._view.entity_names)
-        lines = [{**dict(zip(names, row.entity, strict=True)), EVENT_TIME: row.event_timestamp} for row in seen]
-        times = [*self._view.entity, self._view.row_schema.field(EVENT_TIME)]
-        wanted = pa.Table.from_pylist(lines, pa.schema(times))
-        near = self._keys.join(wanted, [*names, EVENT_TIME], join_type="left semi")
-        rows: dict[_Key, dict[str, Any]] = {}
-        reached: dict[tuple[Entity, datetime], int] = {}
-        for row in self._offline.take(near["_row_min"]).to_pylist():
-            entity, at, version = tuple(row[name] for name in names), row[EVENT_TIME], row[VERSION]
-            rows[entity, at, version] = row
-            reached[entity, at] = max(version, reached.get((entity, at), version))
-        return rows, reached
+    return None if where is None else f"{_instant(where[0])} version {where[1]:019d}"
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

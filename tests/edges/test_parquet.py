@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from freshet.flows.edges.parquet import MemoryOfflineStore, OfflineStore
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused, Unavailable
+from freshet.schemas.part import PartSummary
 from freshet.schemas.view import Feature, View
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -39,6 +40,12 @@ class Store(Protocol):
     def discard_staged(self, name: str) -> int: ...
 
     def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]: ...
+
+    def visible_parts(self, name: str) -> list[str]: ...
+
+    def summary(self, name: str, part: str) -> PartSummary | None: ...
+
+    def is_staged(self, name: str, part: str) -> bool: ...
 
     def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table: ...
 
@@ -104,6 +111,28 @@ def test_appended_rows_are_all_there(store: Store) -> None:
     assert first != second
     assert nothing is None
     assert store.read("by_user") == rows(("ada", 0, 1, 1), ("ada", 1, 1, 2), ("bob", 0, 1, 3))
+
+
+def test_a_visible_part_says_what_is_in_it(store: Store) -> None:
+    part = store.append("by_user", rows(("ada", 5, 1, 1), ("ada", 1, 1, 2), ("bob", 9, 1, 3)))
+    assert part is not None
+
+    assert part in store.visible_parts("by_user")
+    assert store.visible_parts("by_page") == []
+    times = NOON + timedelta(minutes=1), NOON + timedelta(minutes=9)
+    assert store.summary("by_user", part) == PartSummary(3, VIEW.row_schema, *times)
+    store.delete("by_user", [part])
+    assert part not in store.visible_parts("by_user")
+    assert store.summary("by_user", part) is None
+
+
+def test_a_staged_part_is_not_visible_and_says_that_it_waits(store: Store) -> None:
+    part = store.stage("by_user", rows(("ada", 0, 1, 1)), 4)
+    assert part is not None
+
+    assert (store.is_staged("by_user", part), part in store.visible_parts("by_user")) == (True, False)
+    store.publish({"by_user": [part]})
+    assert (store.is_staged("by_user", part), part in store.visible_parts("by_user")) == (False, True)
 
 
 def test_the_greatest_version_is_final_wherever_it_stands(store: Store) -> None:

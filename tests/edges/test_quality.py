@@ -48,7 +48,8 @@ def judge() -> Judge:
 
 def frame(*pairs: tuple[Any, Any]) -> pd.DataFrame:
     lines = [(f"user {n}", "2026-03-01T12:00:00", n, *pair) for n, pair in enumerate(pairs)]
-    return pd.DataFrame(lines, columns=["entity", "event_timestamp", "version", "on", "off"], dtype=object)
+    known = pd.DataFrame(lines, columns=["entity", "event_timestamp", "version", "on", "off"], dtype=object)
+    return known.reindex(columns=dict.fromkeys([*known, *Frame.ROWS.identity]))
 
 
 def test_importing_the_judge_does_not_import_great_expectations() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from freshet.flows.edges.recovery import LedgerFile, MemoryLedger, MemoryRecovery, RecoveryFolder
 from freshet.schemas.errors import Refused, Unavailable
-from freshet.schemas.ledger import Ledger, PartitionMark, SnapshotMark, Update
+from freshet.schemas.ledger import FORMAT, Ledger, PartitionMark, SnapshotMark, Update
 
 LEDGER = Ledger(
     id="a", shards_count=2, epoch=7, offsets={"clicks/000000": 5}, partitions={"clicks/000000": PartitionMark()}
@@ -65,7 +65,7 @@ def test_a_torn_ledger_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_ledger_of_another_format_is_refused(tmp_path: Path) -> None:
-    LedgerFile(tmp_path).write(LEDGER.model_copy(update={"format": 2}))
+    LedgerFile(tmp_path).write(LEDGER.model_copy(update={"format": FORMAT + 1}))
 
     with pytest.raises(Refused, match="has another format than this version's 1; got 2"):
         LedgerFile(tmp_path).read()
@@ -138,7 +138,7 @@ def test_a_process_tells_another_in_order_and_each_update_once(tmp_path: Path) -
     told, heard = folder.told(1), folder.told(1)
     updates = [
         Update(offsets={3: {"clicks/000001": 9}}),
-        Update(snapshots={"by_user/0": SnapshotMark(file="f", epoch=3)}, parts={"by_user": ["p"]}),
+        Update(snapshots={"by_user/0": SnapshotMark(file="f", epoch=3)}, parts={"by_user": {"p": 5}}),
     ]
     assert list(heard.read()) == []
 

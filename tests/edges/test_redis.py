@@ -51,6 +51,12 @@ def rows(of: View, *found: tuple[tuple[Any, ...], datetime, int, dict[str, Any]]
 
 
 class Store(Protocol):
+    writes_count: int
+
+    def counted_writes(self) -> int: ...
+
+    def catch_up(self, writes_count: int) -> None: ...
+
     def write(self, view: View, rows: pa.Table) -> int: ...
 
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]: ...
@@ -266,6 +272,17 @@ def test_a_store_that_lost_writes_is_noticed_before_anything_is_written_to_it(
     assert put(later, NOON, 5, 5) == 1
     store.close()
     later.close()
+
+
+def test_a_store_that_was_filled_again_counts_as_if_it_had_lost_nothing(store: Store) -> None:
+    put(store, NOON, 1, 1)
+
+    store.catch_up(7)
+    store.catch_up(3)
+
+    assert store.counted_writes() == store.writes_count == 7
+    put(store, NOON, 2, 2)
+    assert store.counted_writes() == 8
 
 
 def test_the_twin_notices_what_it_lost() -> None:

@@ -1,0 +1,318 @@
+"""The validator's eyes: a sample of both stores, looked at round after round, as frames to be judged.
+
+An `Observer` holds what it saw until that can be judged (`steps/watch.py`). It has no part in the materializer's
+memory: it sees the stores, the ledger that stands in one of them, and where Kafka's partitions end.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import pandas as pd
+import pyarrow as pa
+
+from freshet.flows.steps import checks
+from freshet.flows.steps.watch import (
+    Entity,
+    Judgeable,
+    Memory,
+    Place,
+    Ticket,
+    covering,
+    is_settled,
+    judgeable,
+    versions_of,
+)
+from freshet.schemas.errors import FreshetError
+from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.finding import Frame
+from freshet.schemas.ledger import Ledger
+from freshet.schemas.part import PartSummary, epoch_of
+from freshet.schemas.plan import Pipeline
+from freshet.schemas.view import VERSION, StoredRow, View
+
+Lags = Mapping[tuple[str, int], float | None]
+"""Of (stream, partition), how long its oldest uncommitted event has waited, in seconds; None where it is not known."""
+
+_NEW_PARTS, _OLD_PARTS = 3, 1
+_FOLDER = "all"
+
+
+class Online(Protocol):
+    """What rows are served from."""
+
+    def sample(self, view: View, size: int, seed: int) -> list[Entity]:
+        """Return up to `size` entities that have a row of the view."""
+
+    def read(self, view: View, entities: Sequence[Entity]) -> list[StoredRow | None]:
+        """Return what is stored for each entity, in order."""
+
+    def counted_writes(self) -> int:
+        """Return how many writes the store has counted."""
+
+
+class Offline(Protocol):
+    """What keeps rows for ever."""
+
+    def visible_parts(self, name: str) -> list[str]:
+        """Return the names of all visible parts."""
+
+    def summary(self, name: str, part: str) -> PartSummary | None:
+        """Return what a part's footer says, None if the part is gone."""
+
+    def is_staged(self, name: str, part: str) -> bool:
+        """Say whether a part still waits to be published."""
+
+    def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table:
+        """Return the rows of some parts."""
+
+
+class LedgerReader(Protocol):
+    """What says how far both stores are durable."""
+
+    def read(self) -> Ledger | None:
+        """Return the ledger, None before the first commit."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """All that a validator sees. `ends` gives, by source partition, the offset after the last message."""
+
+    online: Online
+    offline: Offline
+    ledger: LedgerReader
+    ends: Callable[[], Mapping[str, int]]
+    lags: Callable[[], Lags]
+    now: Callable[[], datetime]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much of a view one round looks at, and how long it waits.
+
+    `rows_count` entities come from the offline store, most from its newest parts, and `keys_count` from the online
+    store. Between the two looks at an entity lies `grace`; what cannot be judged after `limit` is inconclusive.
+    """
+
+    rows_count: int = 100
+    keys_count: int = 50
+    grace: timedelta = timedelta(seconds=3)
+    limit: timedelta = timedelta(seconds=60)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a round saw of a view: frames to judge, or why there are none. `waiting_count` entities cannot be judged."""
+
+    view: View
+    at: datetime
+    frames: Mapping[Frame, pd.DataFrame] = field(default_factory=dict)
+    error: str = ""
+    waiting_count: int = 0
+
+
+class Watch:
+    """What is known of one view from round to round."""
+
+    def __init__(self, view: View, outside: Outside, sampling: Sampling) -> None:
+        self.view, self._outside, self._sampling = view, outside, sampling
+        self._memory, self._tickets = Memory(), list[Ticket]()
+        self._parts: dict[str, PartSummary] = {}
+        self._gone: dict[str, PartSummary] = {}
+        self._durable: Ledger | None = None
+        """The newest ledger all of whose parts were visible."""
+
+    @property
+    def waiting_count(self) -> int:
+        """How many entities cannot be judged yet."""
+        return len(self._tickets)
+
+    def list_parts(self, ledger: Ledger) -> list[str]:
+        """Learn which parts are visible, the ledger having been read before; return those that are new."""
+        name, offline = self.view.name, self._outside.offline
+        visible = dict.fromkeys(offline.visible_parts(name))
+        told = ledger.parts.get(name, {})
+        staged = [part for part in told if part not in visible and offline.is_staged(name, part)]
+        for part in self._parts.keys() - visible.keys():
+            self._gone[part] = self._parts.pop(part)
+        new = []
+        for part in {**visible, **told}:  # one that was told and not listed may have been published since
+            if part not in self._parts and (summary := offline.summary(name, part)) is not None:
+                self._parts[part] = summary
+                self._gone.pop(part, None)
+                new.append(part)
+        if not staged:  # between the ledger and the renaming lies a moment, or a crash
+            self._durable = ledger
+        return new
+
+    def begin(self, new_parts: Sequence[str], number: int) -> None:
+        """Take a first look at entities that are chosen anew."""
+        outside, sampling = self._outside, self._sampling
+        chance = random.Random(f"{sampling.seed} {number} {self.view.name}")  # noqa: S311  # no secret
+        floors = self._floors(new_parts, chance)
+        looked_at = {ticket.entity for ticket in self._tickets}
+        keys = outside.online.sample(self.view, sampling.keys_count, chance.getrandbits(32))
+        entities = [entity for entity in dict.fromkeys((*floors, *keys)) if entity not in looked_at]
+        for entity, row in zip(entities, outside.online.read(self.view, entities), strict=True):
+            seen = self._memory.of(entity)
+            self._memory.see(row)
+            self._tickets.append(Ticket(entity, floors.get(entity), seen, row, outside.now()))
+
+    def look_again(self) -> dict[Entity, StoredRow | None]:
+        """Take the second look at those that have waited for the grace."""
+        due_before = self._outside.now() - self._sampling.grace
+        due = [one.entity for one in self._tickets if one.ends is None and one.first_at <= due_before]
+        rows = dict(zip(due, self._outside.online.read(self.view, due), strict=True))
+        for row in rows.values():
+            self._memory.see(row)
+        return rows
+
+    def looked_again(self, rows: Mapping[Entity, StoredRow | None], ends: Mapping[str, int]) -> None:
+        """Note the second look, and where Kafka ended after it."""
+        self._tickets = [
+            ticket.again(rows[ticket.entity], ends) if ticket.entity in rows and ticket.ends is None else ticket
+            for ticket in self._tickets
+        ]
+
+    def judgeable(self) -> list[Judgeable]:
+        """Let go of all tickets that can be judged by what was durable before the parts were listed."""
+        ledger = self._durable
+        overdue_before = self._outside.now() - self._sampling.limit
+        settled = {ticket.entity for ticket in self._tickets if ledger and is_settled(self.view, ticket, ledger)}
+        overdue = {ticket.entity for ticket in self._tickets if ticket.first_at <= overdue_before} - settled
+        wanted = [one.first for one in self._tickets if one.first and one.entity in settled | overdue]
+        parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
+        tables = ((part, self._outside.offline.read_parts(self.view.name, [part])) for part in parts)
+        versions = versions_of(self.view, tables, wanted) if wanted else {}
+        done, left = list[Judgeable](), list[Ticket]()
+        for ticket in self._tickets:
+            one = judgeable(ticket, versions, settled=ticket.entity in settled, overdue=ticket.entity in overdue)
+            left.append(ticket) if one is None else done.append(one)
+        self._tickets = left
+        return done
+
+    def forget(self) -> None:
+        """Begin anew: the online store is another one than was looked at."""
+        self._tickets = []
+        self._memory.clear()
+
+    def schemas(self) -> dict[str, pa.Schema]:
+        """Return the first part of each schema."""
+        found: dict[str, pa.Schema] = {}
+        for part, summary in self._parts.items():
+            if not any(summary.schema.equals(known) for known in found.values()):
+                found[part] = summary.schema
+        return found
+
+    def part_lines(self) -> list[tuple[str, int, int | None]]:
+        """Return the rows' numbers of parts, and of the whole folder, as `checks.parts` wants them."""
+        ledger, name = self._durable, self.view.name
+        if ledger is None:
+            return []
+        told, own = ledger.parts.get(name, {}), {part: one.rows_count for part, one in self._parts.items()}
+        lines = [(part, count, own.get(part)) for part, count in told.items()]
+        visible = sum(count for part, count in own.items() if (epoch_of(part) or 0) <= ledger.epoch)
+        committed = ledger.rows_counts.get(name, 0)
+        if visible >= committed:  # what went away was not the flow's
+            self._gone.clear()
+        lines += [(part, gone.rows_count, None) for part, gone in self._gone.items() if part not in told]
+        explained = sum(max(0, count - (there or 0)) for _, count, there in lines)  # not missed twice
+        return [*lines, (_FOLDER, committed, visible + explained)]
+
+    def _comparable(self) -> dict[str, PartSummary]:
+        """Return the parts whose rows are as declared."""
+        schema = self.view.row_schema
+        return {part: one for part, one in self._parts.items() if one.schema.equals(schema) and one.rows_count}
+
+    def _floors(self, new_parts: Sequence[str], chance: random.Random) -> dict[Entity, Place]:
+        """Choose offline rows; return the newest of each entity."""
+        there = self._comparable()
+        new = [part for part in new_parts if part in there]
+        chosen = chance.sample(new, min(_NEW_PARTS, len(new)))
+        rest = [part for part in there if part not in chosen]
+        chosen += chance.sample(rest, min(_OLD_PARTS + _NEW_PARTS - len(chosen), len(rest)))
+        floors: dict[Entity, Place] = {}
+        names = [*self.view.entity_names, EVENT_TIME, VERSION]
+        for index, part in enumerate(chosen):
+            wanted = -(-self._sampling.rows_count * (index + 1) // len(chosen)) - len(floors)
+            rows = self._outside.offline.read_parts(self.view.name, [part]).select(names)
+            for row in rows.take(chance.sample(range(rows.num_rows), min(max(0, wanted), rows.num_rows))).to_pylist():
+                entity, where = tuple(row[name] for name in names[:-2]), (row[EVENT_TIME], row[VERSION])
+                floors[entity] = max(where, floors.get(entity, where))
+        return floors
+
+
+class Observer:
+    """Looks at every view, round after round."""
+
+    def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling) -> None:
+        self._outside = outside
+        self.watches = [Watch(view, outside, sampling) for view in pipeline.views]
+
+    def look(self, number: int, *, choose: bool = True) -> list[Seen]:
+        """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
+        at = self._outside.now()
+        try:
+            ledger = self._outside.ledger.read()
+            if ledger is None:
+                return [Seen(watch.view, at, self._lag(watch.view)) for watch in self.watches]
+            counted = self._outside.online.counted_writes()
+            online = checks.store(ledger.online_writes_count, counted)
+            lost = counted < ledger.online_writes_count
+            errors, again = dict[str, str](), dict[str, Mapping[Entity, StoredRow | None]]()
+            for watch in self.watches:
+                try:
+                    again[watch.view.name] = self._see(watch, ledger, number, lost=lost, choose=choose)
+                except FreshetError as error:
+                    errors[watch.view.name] = str(error)
+            ends = self._outside.ends()
+            return [
+                Seen(watch.view, at, error=errors[watch.view.name])
+                if watch.view.name in errors
+                else self._seen(watch, at, online, again[watch.view.name], ends)
+                for watch in self.watches
+            ]
+        except FreshetError as error:
+            return [Seen(watch.view, at, error=str(error)) for watch in self.watches]
+
+    def _see(
+        self, watch: Watch, ledger: Ledger, number: int, *, lost: bool, choose: bool
+    ) -> Mapping[Entity, StoredRow | None]:
+        new = watch.list_parts(ledger)
+        if lost:
+            watch.forget()
+            return {}
+        again = watch.look_again()
+        if choose:
+            watch.begin(new, number)
+        return again
+
+    def _seen(
+        self,
+        watch: Watch,
+        at: datetime,
+        online: pd.DataFrame,
+        again: Mapping[Entity, StoredRow | None],
+        ends: Mapping[str, int],
+    ) -> Seen:
+        view = watch.view
+        own = {key: end for key, end in ends.items() if key.rpartition("/")[0] in view.sources}
+        try:
+            rows = checks.joined(view, watch.judgeable())
+            watch.looked_again(again, own)
+            frames = {
+                Frame.SCHEMA: checks.schemas(view, watch.schemas()),
+                Frame.PARTS: checks.parts(watch.part_lines()),
+                Frame.STORE: online,
+                Frame.ROWS: rows,
+                **self._lag(view),
+            }
+        except FreshetError as error:
+            return Seen(view, at, error=str(error))
+        return Seen(view, at, frames, waiting_count=watch.waiting_count)
+
+    def _lag(self, view: View) -> dict[Frame, pd.DataFrame]:
+        return {Frame.LAG: checks.lagging(view, self._outside.lags())}
