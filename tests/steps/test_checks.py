@@ -1,3 +1,5 @@
+"""What must hold of a view, and the frames that show whether it does."""
+
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -5,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from freshet.flows.steps.checks import Look, checks_of, comparable, joined, lagging, sample, schemas, type_of
+from freshet.flows.steps.checks import checks_of, comparable, joined, lagging, parts, schemas, store, type_of
+from freshet.flows.steps.watch import PART, Entity, Found, Judgeable, OfflineRow, Place, Ticket
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.finding import Frame
 from freshet.schemas.units import Objective
@@ -25,159 +28,203 @@ def at(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def offline(*rows: tuple[str, float, int, Any, Any]) -> pa.Table:
-    """Rows as (user, seconds, version, edits, share)."""
-    names = ["user", "event_timestamp", "_version", "edits_1h", "share_1h"]
-    lines = [dict(zip(names, (user, at(seconds), *rest), strict=True)) for user, seconds, *rest in rows]
-    return pa.Table.from_pylist(lines, VIEW.row_schema)
-
-
 def online(user: str, seconds: float, version: int, edits: Any = 1, share: Any = 0.5) -> StoredRow:
     return StoredRow((user,), at(seconds), version, {"edits_1h": edits, "share_1h": share})
 
 
-def line(looks: list[Look], *, committed: bool = False, user: str = "ann") -> dict[str, Any]:
-    return joined(VIEW, [(user,)], looks, committed=committed).to_dict("records")[0]
+def offline(seconds: float, version: int, edits: Any = 1, share: Any = 0.5, copies_count: int = 1) -> OfflineRow:
+    row = {"user": "ann", "event_timestamp": at(seconds), "_version": version, "_partition": 3, "_offset": 41}
+    return OfflineRow({**row, "edits_1h": edits, "share_1h": share, PART: "part-a"}, copies_count)
 
 
-def test_every_check_has_a_stable_name_of_its_own() -> None:
-    assert [check.name for check in checks_of(VIEW, TARGET)] == [
-        "edits_by_user.offline_schema_is_declared",
-        "edits_by_user.offline_entity_is_online",
-        "edits_by_user.online_is_not_older",
-        "edits_by_user.online_row_is_offline",
-        "edits_by_user.online_row_is_settled",
-        "edits_by_user.offline_rows_are_single",
-        "edits_by_user.edits_1h.online_equals_offline",
-        "edits_by_user.edits_1h.online_is_not_null",
-        "edits_by_user.edits_1h.online_has_dtype",
-        "edits_by_user.share_1h.online_equals_offline",
-        "edits_by_user.share_1h.online_is_not_null",
-        "edits_by_user.share_1h.online_has_dtype",
-        "edits_by_user.lag_is_known",
-        "edits_by_user.lag_is_within_target",
-    ]
+def looked(
+    first: StoredRow | None,
+    second: StoredRow | None,
+    *,
+    floor: Place | None = None,
+    seen: Place | None = None,
+    found: OfflineRow | Found | None = None,
+    entity: Entity = ("ann",),
+    seconds: float = 60,
+) -> Judgeable:
+    """An entity that was looked at twice, the first time at `seconds`; `found` is what became of the first row."""
+    ticket = Ticket(entity, floor, seen, first, at(seconds), second, {})
+    if isinstance(found, OfflineRow):
+        return Judgeable(ticket, Found.FOUND, found)
+    return Judgeable(ticket, found)
+
+
+def line(one: Judgeable, view: View = VIEW) -> dict[str, Any]:
+    (found,) = joined(view, [one]).to_dict("records")
+    return {str(name): value for name, value in found.items()}
+
+
+def test_every_check_has_a_name_of_its_own_that_says_whose_it_is() -> None:
+    names = [check.name for check in checks_of(VIEW, TARGET)]
+
+    assert len({*names}) == len(names)
+    for check in checks_of(VIEW, TARGET):
+        *whose, what = check.name.split(".")
+
+        assert whose[0] == VIEW.name, check.name
+        assert what, check.name
+        if len(whose) > 1:
+            assert (whose[1],) == check.features, check.name
+
+
+def test_another_feature_changes_no_other_check() -> None:
+    more = replace(VIEW, features=(Feature("new", DTYPES["bool"], "…"), *VIEW.features))
+    before = {check.name: check.arguments for check in checks_of(VIEW, TARGET)}
+
+    after = {check.name: check.arguments for check in checks_of(more, TARGET)}
+
+    assert before == {name: after[name] for name in before}
+    assert all(name.startswith("edits_by_user.new.") for name in after.keys() - before)
 
 
 def test_checks_name_only_columns_that_their_frame_has() -> None:
-    table = offline(("ann", 0, 1, 1, 0.5))
     frames = {
-        Frame.SCHEMA: schemas(VIEW, table),
-        Frame.ROWS: joined(VIEW, [("ann",)], [Look(table, [online("ann", 0, 1)])], committed=False),
+        Frame.SCHEMA: schemas(VIEW, {"part-a": VIEW.row_schema}),
+        Frame.PARTS: parts([("part-a", 1, 1)]),
+        Frame.STORE: store(1, 1),
+        Frame.ROWS: joined(VIEW, []),
         Frame.LAG: lagging(VIEW, {("edits", 0): 0.0}),
     }
     for check in checks_of(VIEW, TARGET):
+        if check.frame not in frames:
+            continue  # another test's
         keys = ("column", "column_A", "column_B")
         named = {check.arguments[key] for key in keys if key in check.arguments} | {*check.frame.identity}
 
-        assert named | ({check.given} if check.given else set()) <= {*frames[check.frame].columns}
-
-
-def test_a_row_is_compared_with_the_same_version_of_the_same_time() -> None:
-    table = offline(("ann", 0, 1, 7, 0.1), ("ann", 0, 2, 8, 0.2), ("ann", 5, 1, 9, 0.3), ("bob", 0, 2, 10, 0.4))
-
-    found = line([Look(table, [online("ann", 0, 2, 8, 0.2)])])
-
-    assert tuple(found[name] for name in LINE) == ("found", 8, 8, 0.2, 0.2)
+        assert named | ({check.given} if check.given else set()) <= {*frames[check.frame].columns}, check.name
 
 
 LINE = ("offline_row", "on_edits_1h", "off_edits_1h", "on_share_1h", "off_share_1h")
 
 
-def test_integers_beside_nulls_keep_every_digit() -> None:
-    table = offline(("ann", 0, 1, 2**53 + 1, None), ("bob", 0, 1, None, None))
-    looks = [Look(table, [online("ann", 0, 1, 2**53 + 1, None), online("bob", 0, 1, None, None)])]
+def test_a_row_is_compared_with_the_offline_row_that_was_found() -> None:
+    row = online("ann", 0, 2, 8, 0.2)
 
-    frame = joined(VIEW, [("ann",), ("bob",)], looks, committed=False)
+    found = line(looked(row, row, found=offline(0, 2, 9, 0.3)))
+
+    assert tuple(found[name] for name in LINE) == ("found", 8, 9, 0.2, 0.3)
+    assert (found["version"], found["event_timestamp"]) == (2, "2026-03-01T12:00:00.000000+00:00")
+    assert (found["offline_part"], found["source_partition"], found["source_offset"]) == ("part-a", 3, 41)
+
+
+def test_integers_beside_nulls_keep_every_digit() -> None:
+    ann, bob = online("ann", 0, 1, 2**53 + 1, None), online("bob", 0, 1, None, None)
+    pairs = [
+        looked(ann, ann, found=offline(0, 1, 2**53 + 1, None)),
+        looked(bob, bob, found=offline(0, 1, None, None), entity=("bob",)),
+    ]
+
+    frame = joined(VIEW, pairs)
 
     assert [2**53 + 1, None] == frame["on_edits_1h"].to_list() == frame["off_edits_1h"].to_list()
 
 
-def test_a_row_that_is_not_offline_yet_is_pending_and_its_values_are_not_compared() -> None:
-    found = line([Look(offline(("ann", 0, 1, 7, 0.1)), [online("ann", 9, 2)])])
+@pytest.mark.parametrize("found", [Found.ABSENT, Found.PENDING, Found.SUPERSEDED])
+def test_of_a_row_that_was_not_found_offline_no_value_is_compared(found: Found) -> None:
+    row = online("ann", 9, 2)
 
-    assert tuple(found[name] for name in LINE) == ("pending", None, None, None, None)
+    made = line(looked(row, row, found=found))
 
-
-def test_a_row_that_stays_away_is_absent_only_if_the_flow_has_committed_it() -> None:
-    look = Look(offline(("ann", 0, 1, 7, 0.1)), [online("ann", 9, 2)])
-
-    assert line([look, look], committed=True)["offline_row"] == "absent"
-    assert line([look, look], committed=False)["offline_row"] == "pending"
+    assert tuple(made[name] for name in LINE) == (found.value, None, None, None, None)
+    assert made["type_edits_1h"] == "int"
 
 
-def test_a_row_that_came_only_with_the_second_look_is_never_absent() -> None:
-    table = offline(("ann", 0, 1, 7, 0.1))
-
-    assert line([Look(table, [None]), Look(table, [online("ann", 9, 2)])], committed=True)["offline_row"] == "pending"
-
-
-def test_a_version_that_a_greater_one_has_replaced_offline_is_not_absent() -> None:
-    look = Look(offline(("ann", 9, 3, 7, 0.1)), [online("ann", 9, 2)])
-
-    assert line([look, look], committed=True)["offline_row"] == "pending"
-
-
-def test_of_a_busy_entity_the_row_of_the_first_look_is_compared() -> None:
-    first = Look(offline(("ann", 0, 1, 1, 0.5)), [online("ann", 1, 2, 2)])
-    second = Look(offline(("ann", 0, 1, 1, 0.5), ("ann", 1, 2, 3, 0.5)), [online("ann", 2, 3, 4)])
-
-    found = line([first, second], committed=True)
+def test_of_a_busy_entity_the_row_of_the_first_look_is_compared_and_that_of_the_second_placed() -> None:
+    found = line(looked(online("ann", 1, 2, 2), online("ann", 2, 3, 4), found=offline(1, 2, 3)))
 
     assert tuple(found[name] for name in LINE[:3]) == ("found", 2, 3)
     assert found["online_at"].startswith("2026-03-01T12:00:02")
 
 
-def test_online_is_held_to_what_was_offline_at_the_first_look() -> None:
-    first = Look(offline(("ann", 0, 1, 1, 0.5)), [online("ann", 0, 1)])
-    second = Look(offline(("ann", 0, 1, 1, 0.5), ("ann", 8, 2, 1, 0.5)), [online("ann", 0, 1)])
+def test_online_is_held_to_the_offline_row_that_the_entity_was_chosen_by() -> None:
+    found = line(looked(online("ann", 0, 1), online("ann", 0, 1), floor=(at(8), 2)))
 
-    found = line([first, second])
+    assert found["online_at"] < found["offline_at"] == found["unseen_at"]
 
-    assert found["online_at"] == found["offline_at"]
+
+def test_an_offline_row_that_was_seen_online_is_not_unseen() -> None:
+    row = online("ann", 0, 1)
+
+    for seen in ((at(8), 2), (at(9), 1)):
+        found = line(looked(row, row, floor=(at(8), 2), seen=seen))
+
+        assert found["unseen_at"] is None
+        assert found["online_at"] < found["seen_at"]
+
+
+def test_an_online_row_of_the_first_look_was_seen() -> None:
+    found = line(looked(online("ann", 5, 1), online("ann", 4, 1), seen=(at(3), 1)))
+
+    assert found["online_at"] < found["seen_at"]
+    assert found["seen_at"].startswith("2026-03-01T12:00:05")
 
 
 def test_places_sort_by_time_then_by_version() -> None:
-    table = offline(("ann", 0, 10, 1, 0.5), ("ann", 0, 9, 1, 0.5), ("ann", -3600, 99, 1, 0.5))
+    def spelled(seconds: float, version: int) -> str:
+        return str(line(looked(None, online("ann", seconds, version)))["online_at"])
 
-    found = line([Look(table, [online("ann", 0, 9)])])
+    places = [(-3600.0, 99), (0.0, 9), (0.0, 10), (0.000001, 1), (1.0, 2**62)]
 
-    assert found["online_at"] < found["offline_at"]
-    assert found["offline_at"].endswith("10")
-
-
-def test_copies_are_counted_by_version() -> None:
-    table = offline(("ann", 0, 1, 1, 0.5), ("ann", 0, 2, 1, 0.5), ("ann", 0, 1, 1, 0.5), ("bob", 0, 1, 1, 0.5))
-    looks = [Look(table, [None, None])]
-
-    assert joined(VIEW, [("ann",), ("bob",)], looks, committed=False)["offline_copies"].to_list() == [2, 1]
+    assert [spelled(*one) for one in places] == sorted(spelled(*one) for one in places)
 
 
-def test_an_entity_that_went_away_and_was_never_offline_has_no_line() -> None:
-    assert len(joined(VIEW, [("ann",)], [Look(offline(), [None])], committed=False)) == 0
+def test_copies_are_told() -> None:
+    row = online("ann", 0, 1)
+
+    assert line(looked(row, row, found=offline(0, 1, copies_count=2)))["offline_copies"] == 2
+
+
+def test_an_entity_that_was_never_known_is_not_expected_online() -> None:
+    found = line(looked(None, None))
+
+    assert (found["known_at"], found["online_at"], found["offline_row"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("known", ["offline", "before", "at the first look"])
+def test_an_entity_that_is_known_from_anywhere_is_expected_online(known: str) -> None:
+    first = online("ann", 8, 2) if known == "at the first look" else None
+    floor = (at(8), 2) if known == "offline" else None
+    seen = (at(8), 2) if known == "before" else None
+
+    found = line(looked(first, None, floor=floor, seen=seen))
+
+    assert found["online_at"] is None
+    assert found["known_at"].startswith("2026-03-01T12:00:08")
+
+
+@pytest.mark.parametrize(("age_s", "expected"), [(60, True), (61, False)])
+def test_an_entity_that_has_outlived_its_ttl_is_not_expected_online(age_s: float, *, expected: bool) -> None:
+    view = replace(VIEW, ttl=timedelta(minutes=1))
+
+    found = line(looked(None, None, floor=(at(0), 1), seconds=age_s), view)
+
+    assert (found["known_at"] is not None) is expected
+
+
+def test_a_row_of_the_future_lies_ahead_of_the_clock_of_its_first_look() -> None:
+    assert line(looked(online("ann", 90, 1), None))["ahead_s"] == 30
+    assert line(looked(online("ann", 0, 1), None))["ahead_s"] == -60
 
 
 def test_entities_of_several_columns_are_told_apart() -> None:
     view = replace(VIEW, entity=(pa.field("user", pa.string()), pa.field("page", pa.int32())))
-    rows = [{"user": u, "page": p, "event_timestamp": at(0), "_version": 1, "edits_1h": n}
-            for u, p, n in (("a", 1, 1), ("a", 2, 2), ("b", 1, 3), ("b", 2, 4))]  # fmt: skip
-    table = pa.Table.from_pylist(rows, view.row_schema)
-    stored = [StoredRow(e, at(0), 1, {"edits_1h": 0, "share_1h": None}) for e in (("a", 2), ("b", 1))]
+    entities = [("a", 2), ("b", 1)]
 
-    frame = joined(view, [("a", 2), ("b", 1)], [Look(table, stored)], committed=False)
+    frame = joined(view, [looked(None, None, floor=(at(0), 1), entity=entity) for entity in entities])
 
-    assert [*zip(frame["entity"], frame["off_edits_1h"], strict=True)] == [("a / 2", 2), ("b / 1", 3)]
+    assert [*frame["entity"]] == ["a / 2", "b / 1"]
 
 
-def test_a_sample_is_of_different_entities_and_the_same_for_the_same_seed() -> None:
-    table = offline(*((f"user {n % 50}", n, 1, n, 0.5) for n in range(500)))
+def test_without_anything_to_judge_the_frame_still_has_its_columns() -> None:
+    row = online("ann", 0, 1)
 
-    drawn = sample(VIEW, table, 20, seed=3)
-
-    assert len({*drawn}) == 20
-    assert drawn == sample(VIEW, table, 20, seed=3)
-    assert drawn != sample(VIEW, table, 20, seed=4)
-    assert len(sample(VIEW, table, 1000, seed=3)) == 50
+    assert [*joined(VIEW, []).columns] == [*joined(VIEW, [looked(row, row, found=offline(0, 1))]).columns]
+    assert len(joined(VIEW, [])) == 0
 
 
 def test_times_are_compared_as_whole_seconds() -> None:
@@ -221,15 +268,22 @@ def test_of_a_source_without_known_partitions_the_lag_is_unknown() -> None:
 
 
 def test_a_column_that_is_missing_or_of_another_type_offline_is_told() -> None:
-    table = offline().drop_columns(["share_1h"])
-    table = table.set_column(table.schema.get_field_index("edits_1h"), "edits_1h", pa.array([], pa.int32()))
+    schema = VIEW.row_schema.remove(VIEW.row_schema.get_field_index("share_1h"))
+    schema = schema.set(schema.get_field_index("edits_1h"), pa.field("edits_1h", pa.int32()))
 
-    frame = schemas(VIEW, table)
+    frame = schemas(VIEW, {"part-a": VIEW.row_schema, "part-b": schema})
 
     different = frame[frame["declared"] != frame["found"]]
-    assert {("edits_1h", "int64", "int32"), ("share_1h", "double", "None")} == {
+    assert {("part-b", "edits_1h", "int64", "int32"), ("part-b", "share_1h", "double", "None")} == {
         *different.itertuples(index=False, name=None)
     }
+
+
+def test_a_column_that_nobody_declared_is_told() -> None:
+    frame = schemas(VIEW, {"part-a": VIEW.row_schema.append(pa.field("more", pa.bool_()))})
+
+    different = frame[frame["declared"] != frame["found"]]
+    assert [("part-a", "more", "None", "bool")] == [*different.itertuples(index=False, name=None)]
 
 
 def test_lists_written_by_another_program_are_still_lists() -> None:
@@ -237,6 +291,16 @@ def test_lists_written_by_another_program_are_still_lists() -> None:
     place = view.row_schema.get_field_index("f")
     other = view.row_schema.set(place, pa.field("f", pa.list_(pa.field("element", pa.int64()))))
 
-    frame = schemas(view, other.empty_table())
+    frame = schemas(view, {"part-a": other})
 
     assert frame["declared"].to_list() == frame["found"].to_list()
+
+
+def test_a_part_that_is_gone_has_no_visible_rows_to_count() -> None:
+    frame = parts([("part-a", 3, 3), ("part-b", 5, None)])
+
+    assert [*frame.itertuples(index=False, name=None)] == [("part-a", 3, 3), ("part-b", 5, None)]
+
+
+def test_what_the_online_store_counts_stands_beside_what_was_committed() -> None:
+    assert [*store(7, 5).itertuples(index=False)] == [(7, 5)]
