@@ -8,18 +8,21 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.recompute import Budget, Recompute
 from freshet.flows.steps import checks
 from freshet.flows.steps.watch import (
+    PART,
     Entity,
     Judgeable,
     Memory,
     Place,
     Ticket,
+    Versions,
     covering,
     is_settled,
     judgeable,
@@ -30,7 +33,7 @@ from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.finding import Frame
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.part import PartSummary, epoch_of
-from freshet.schemas.plan import Pipeline
+from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.view import VERSION, StoredRow, View
 
 Lags = Mapping[tuple[str, int], float | None]
@@ -65,8 +68,8 @@ class Offline(Protocol):
     def is_staged(self, name: str, part: str) -> bool:
         """Say whether a part still waits to be published."""
 
-    def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table:
-        """Return the rows of some parts."""
+    def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of some parts, all their columns or some."""
 
 
 class LedgerReader(Protocol):
@@ -101,6 +104,7 @@ class Sampling:
     grace: timedelta = timedelta(seconds=3)
     limit: timedelta = timedelta(seconds=60)
     seed: int = 0
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,9 @@ class Seen:
 class Watch:
     """What is known of one view from round to round."""
 
-    def __init__(self, view: View, outside: Outside, sampling: Sampling) -> None:
-        self.view, self._outside, self._sampling = view, outside, sampling
+    def __init__(self, plan: ViewPlan, outside: Outside, sampling: Sampling) -> None:
+        self.view, self._outside, self._sampling = plan.view, outside, sampling
+        self._recompute = Recompute(plan, outside.offline, sampling.budget)
         self._memory, self._tickets = Memory(), list[Ticket]()
         self._parts: dict[str, PartSummary] = {}
         self._gone: dict[str, PartSummary] = {}
@@ -177,8 +182,27 @@ class Watch:
             for ticket in self._tickets
         ]
 
-    def judgeable(self) -> list[Judgeable]:
-        """Let go of all tickets that can be judged by what was durable before the parts were listed."""
+    def frames(self) -> dict[Frame, pd.DataFrame]:
+        """Let go of all tickets that can be judged by what was durable before the parts were listed, as frames."""
+        done, versions = self._judgeable()
+        frames = {Frame.ROWS: checks.joined(self.view, done)}
+        if self._durable is not None:
+            found = self._recompute.frame(self._durable, self._final(self._durable, done, versions))
+            if found is not None:
+                frames[Frame.RECOMPUTED] = found
+        return frames
+
+    def _final(self, ledger: Ledger, done: Sequence[Judgeable], versions: Versions) -> list[Mapping[str, Any]]:
+        """Return the offline rows that were found, each in the version that is final as of a ledger."""
+        rows = list[Mapping[str, Any]]()
+        for one in done:
+            if one.offline is not None and one.ticket.first is not None:
+                there = versions[one.ticket.entity, one.ticket.first.event_timestamp]
+                known = [found.row for found in there.values() if (epoch_of(found.row[PART]) or 0) <= ledger.epoch]
+                rows += [max(known, key=lambda row: row[VERSION])] if known else []
+        return rows
+
+    def _judgeable(self) -> tuple[list[Judgeable], Versions]:
         ledger = self._durable
         overdue_before = self._outside.now() - self._sampling.limit
         settled = {ticket.entity for ticket in self._tickets if ledger and is_settled(self.view, ticket, ledger)}
@@ -192,7 +216,7 @@ class Watch:
             one = judgeable(ticket, versions, settled=ticket.entity in settled, overdue=ticket.entity in overdue)
             left.append(ticket) if one is None else done.append(one)
         self._tickets = left
-        return done
+        return done, versions
 
     def forget(self) -> None:
         """Begin anew: the online store is another one than was looked at."""
@@ -238,7 +262,7 @@ class Watch:
         names = [*self.view.entity_names, EVENT_TIME, VERSION]
         for index, part in enumerate(chosen):
             wanted = -(-self._sampling.rows_count * (index + 1) // len(chosen)) - len(floors)
-            rows = self._outside.offline.read_parts(self.view.name, [part]).select(names)
+            rows = self._outside.offline.read_parts(self.view.name, [part], names)
             for row in rows.take(chance.sample(range(rows.num_rows), min(max(0, wanted), rows.num_rows))).to_pylist():
                 entity, where = tuple(row[name] for name in names[:-2]), (row[EVENT_TIME], row[VERSION])
                 floors[entity] = max(where, floors.get(entity, where))
@@ -250,7 +274,7 @@ class Observer:
 
     def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling) -> None:
         self._outside = outside
-        self.watches = [Watch(view, outside, sampling) for view in pipeline.views]
+        self.watches = [Watch(plan, outside, sampling) for plan in pipeline.plans]
 
     def look(self, number: int, *, choose: bool = True) -> list[Seen]:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
@@ -269,6 +293,12 @@ class Observer:
                 except FreshetError as error:
                     errors[watch.view.name] = str(error)
             ends = self._outside.ends()
+            recounted = self._outside.online.counted_writes()
+            if recounted < ledger.online_writes_count:  # it lost rows while they were looked at
+                online = checks.store(ledger.online_writes_count, recounted)
+                again = {name: {} for name in again}
+                for watch in self.watches:
+                    watch.forget()
             return [
                 Seen(watch.view, at, error=errors[watch.view.name])
                 if watch.view.name in errors
@@ -301,13 +331,13 @@ class Observer:
         view = watch.view
         own = {key: end for key, end in ends.items() if key.rpartition("/")[0] in view.sources}
         try:
-            rows = checks.joined(view, watch.judgeable())
+            rows = watch.frames()
             watch.looked_again(again, own)
             frames = {
                 Frame.SCHEMA: checks.schemas(view, watch.schemas()),
                 Frame.PARTS: checks.parts(watch.part_lines()),
                 Frame.STORE: online,
-                Frame.ROWS: rows,
+                **rows,
                 **self._lag(view),
             }
         except FreshetError as error:

@@ -24,6 +24,9 @@ from freshet.flows.steps.checks import checks_of
 from freshet.schemas.finding import Alarm, Check, Frame, Outcome, Verdict, worst
 from freshet.schemas.units import Objective
 
+_GATHERED = {Frame.ROWS, Frame.RECOMPUTED}
+"""Frames of which each look has other lines."""
+
 EXIT_CODES = {Outcome.OK: 0, Outcome.VIOLATED: 1, Outcome.INCONCLUSIVE: 3, Outcome.VALIDATOR_ERROR: 4}
 
 
@@ -66,20 +69,25 @@ def check_once(
 ) -> tuple[Verdict, ...]:
     """Choose entities once, look until all of them can be judged, and return one verdict a view."""
     seen = observer.look(0)
-    rows = {one.view.name: [one.frames[Frame.ROWS]] for one in seen if Frame.ROWS in one.frames}
+    gathered: dict[tuple[str, Frame], list[pd.DataFrame]] = {}
     wait(grace)
     while True:
         seen = observer.look(0, choose=False)
         for one in seen:
-            if Frame.ROWS in one.frames:
-                rows.setdefault(one.view.name, []).append(one.frames[Frame.ROWS])
+            for kind in _GATHERED & one.frames.keys():
+                gathered.setdefault((one.view.name, kind), []).append(one.frames[kind])
         if not any(one.waiting_count for one in seen):
             break
         wait(timedelta(seconds=1))
     verdicts = []
     for one in seen:
-        found = [frame for frame in rows.get(one.view.name, ()) if len(frame)]
-        frames = {**one.frames, Frame.ROWS: pd.concat(found, ignore_index=True)} if found else one.frames
+        found = {
+            kind: [frame for frame in frames if len(frame)]
+            for (view_name, kind), frames in gathered.items()
+            if view_name == one.view.name
+        }
+        whole = {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items() if frames}
+        frames = {**one.frames, **whole}
         verdicts.append(judged(judge, Seen(one.view, one.at, frames, one.error), freshness_target))
     return tuple(verdicts)
 

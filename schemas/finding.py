@@ -65,13 +65,14 @@ class Cause(StrEnum):
 class Frame(StrEnum):
     """What a check looks at.
 
-    The columns of a view's offline parts, their rows' numbers, single rows in both stores, the online store as a whole,
-    or the lag of the source's partitions.
+    The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
+    declared SQL makes of the archived events, the online store as a whole, or the lag of the source's partitions.
     """
 
     SCHEMA = "schema"
     PARTS = "parts"
     ROWS = "rows"
+    RECOMPUTED = "recomputed"
     STORE = "store"
     LAG = "lag"
 
@@ -86,6 +87,10 @@ _IDENTITIES = {
     Frame.PARTS: ("part", "committed", "visible"),
     Frame.ROWS: (
         *("entity", "event_timestamp", "version", "online_at", "seen_at", "offline_at"),
+        *("offline_part", "source_partition", "source_offset"),
+    ),
+    Frame.RECOMPUTED: (
+        *("entity", "event_timestamp", "version", "sql_version"),
         *("offline_part", "source_partition", "source_offset"),
     ),
     Frame.STORE: ("committed", "counted"),

@@ -111,12 +111,12 @@ class OfflineStore:
         found = [(made, part.name) for part in self._parts(name) if (made := epoch_of(part.name)) is not None]
         return sorted(pair for pair in found if pair[0] > epoch)
 
-    def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table:
-        """Return the rows of some parts; raises `Unavailable` naming one that is torn or gone."""
-        tables = []
+    def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of some parts, all their columns or some; raises `Unavailable` naming one torn or gone."""
+        tables, wanted = [], None if columns is None else list(columns)
         for part in parts:
             try:
-                tables.append(_opened(self.root / name / part, lambda file: file.read()))
+                tables.append(_opened(self.root / name / part, lambda file: file.read(wanted)))
             except FileNotFoundError as error:
                 raise Unavailable(f"offline store part {self.root / name / part} is not there") from error
         return pa.concat_tables(tables)
@@ -239,12 +239,13 @@ class MemoryOfflineStore:
         found = [(made, part) for part in self._visible[name] if (made := epoch_of(part)) is not None]
         return sorted(pair for pair in found if pair[0] > epoch)
 
-    def read_parts(self, name: str, parts: Iterable[str]) -> pa.Table:
-        """Return the rows of some parts; raises `Unavailable` naming one that is gone."""
+    def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of some parts, all their columns or some; raises `Unavailable` naming one that is gone."""
         try:
-            return pa.concat_tables([self._visible[name][part] for part in parts])
+            found = pa.concat_tables([self._visible[name][part] for part in parts])
         except KeyError as error:
             raise Unavailable(f"offline store part {name}/{error.args[0]} is not there") from error
+        return found if columns is None else found.select(list(columns))
 
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts; of a folder that is not there, none."""

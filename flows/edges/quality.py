@@ -30,7 +30,7 @@ class Judge:
         import great_expectations as gx  # noqa: PLC0415  # see the top
 
         self._gx = gx
-        self._own = {"ExpectOnlineToEqualOffline": _online_equals_offline()}
+        self._own = {"ExpectOnlineToEqualOffline": _online_equals_offline(), "ExpectToAgreeWithin": _agrees_within()}
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}
         self._store = context.validation_results_store
@@ -71,7 +71,7 @@ class Judge:
                 reasons.append(_message(check, result.result))
             else:
                 lines = result.result.get("partial_unexpected_index_list", ())
-                evidence = tuple(_plain(line, check.arguments.values()) for line in lines)
+                evidence = tuple(_plain(line, _named(check)) for line in lines)
                 message, count = _message(check, result.result), int(result.result["unexpected_count"])
                 made = Finding(view_name, name, check.cause, check.features, evidence, message, count, check.rounds)
                 findings.append(made)
@@ -142,6 +142,48 @@ def _online_equals_offline() -> Any:
     return ExpectOnlineToEqualOffline
 
 
+@functools.cache
+def _agrees_within() -> Any:
+    """Make the expectation that two values agree within what a third says; once, as above."""
+    from great_expectations.execution_engine import PandasExecutionEngine  # noqa: PLC0415  # see the top
+    from great_expectations.expectations.expectation import MulticolumnMapExpectation  # noqa: PLC0415
+    from great_expectations.expectations.metrics.map_metric_provider import (  # noqa: PLC0415
+        MulticolumnMapMetricProvider,
+        multicolumn_condition_partial,
+    )
+
+    class AgreesWithin(MulticolumnMapMetricProvider):  # type: ignore[misc]  # untyped base
+        condition_metric_name = "multicolumn_values.agree_within"
+
+        @multicolumn_condition_partial(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
+        def _pandas(cls, column_list: pd.DataFrame, **_: Any) -> Any:  # noqa: N805
+            lines = column_list.itertuples(index=False, name=None)
+            return pd.Series([agree_within(*line) for line in lines], column_list.index, bool)
+
+    class ExpectToAgreeWithin(MulticolumnMapExpectation):  # type: ignore[misc]  # untyped base
+        """Expect two values to be both null, equal, or as near as the third column says."""
+
+        ignore_row_if: str = "never"
+        map_metric = "multicolumn_values.agree_within"
+        success_keys = ("column_list", "ignore_row_if", "mostly")
+
+    return ExpectToAgreeWithin
+
+
+def agree_within(one: Any, other: Any, distance: float) -> bool:
+    """Say whether two values are equal, or numbers not farther apart than so much.
+
+    >>> agree_within(3, 3, 0), agree_within(0.5, 0.75, 0.2), agree_within(None, 0.5, 1.0), agree_within(None, None, 0)
+    (True, False, False, True)
+    """
+    missing = [value is None or value != value for value in (one, other)]  # noqa: PLR0124  # NaN
+    if any(missing):
+        return all(missing)
+    if distance and isinstance(one, int | float) and isinstance(other, int | float):
+        return one == other or abs(one - other) <= distance
+    return bool(one == other)
+
+
 def agree(online: Any, offline: Any, relative_tolerance: float) -> bool:
     """Say whether an online value is the offline one; a null online is another check's matter.
 
@@ -167,6 +209,11 @@ def _message(check: Check, result: Mapping[str, Any]) -> str:
     return (
         f"{check.name}: {check.description}; not so in {result['unexpected_count']} of {result['element_count']} lines"
     )
+
+
+def _named(check: Check) -> list[Any]:
+    """Return the columns that a check is about."""
+    return [*check.arguments.values(), *check.arguments.get("column_list", ())]
 
 
 def _plain(line: Mapping[str, Any], asked_for: Collection[Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ version never changes and only its becoming visible is a race (`watch`).
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from freshet.flows.steps.watch import PART, Judgeable, Place, place
 from freshet.schemas.dtypes import Dtype
-from freshet.schemas.event import OFFSET, PARTITION
+from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
 from freshet.schemas.finding import Cause, Check, Frame
 from freshet.schemas.units import Objective
-from freshet.schemas.view import Feature, View
+from freshet.schemas.view import VERSION, Feature, View
 
 RELATIVE_TOLERANCE = 1e-9
 """Both stores are given the same float; this leaves room for another reader's last digit, not for another value."""
@@ -34,7 +34,8 @@ CLOCK_TOLERANCE = timedelta(seconds=5)
 def checks_of(view: View, freshness_target: Objective) -> tuple[Check, ...]:
     """Return every check that a view's declaration implies; names are stable, `<view>[.<feature>].<property>`."""
     features = (check for feature in view.features for check in _feature_checks(view, feature))
-    return (*_folder_checks(view), *_row_checks(view), *features, *_lag_checks(view, freshness_target))
+    recomputed = _recomputed_checks(view)
+    return (*_folder_checks(view), *_row_checks(view), *features, *recomputed, *_lag_checks(view, freshness_target))
 
 
 def _folder_checks(view: View) -> Iterator[Check]:
@@ -176,6 +177,42 @@ def _feature_checks(view: View, feature: Feature) -> Iterator[Check]:
     )
 
 
+def _recomputed_checks(view: View) -> Iterator[Check]:
+    yield Check(
+        f"{view.name}.sql_gives_the_row",
+        "the declared SQL over the archived events gives a row where the offline store has one",
+        Frame.RECOMPUTED,
+        "ExpectColumnValuesToNotBeNull",
+        {"column": "sql_version"},
+        Cause.VALUE_MISMATCH,
+    )
+    yield _pair_check(
+        f"{view.name}.no_correction_is_lost",
+        "an offline row counts all archived events in its reach",
+        Frame.RECOMPUTED,
+        ("version", "sql_version"),
+        Cause.LOST_OFFLINE_WRITE,
+    )
+    yield _pair_check(
+        f"{view.name}.no_event_is_lost",
+        "all events that an offline row counts are archived",
+        Frame.RECOMPUTED,
+        ("sql_version", "version"),
+        Cause.PARTIAL_BATCH,
+    )
+    for feature in view.features:
+        yield Check(
+            f"{view.name}.{feature.name}.offline_equals_sql",
+            "the offline value is what the declared SQL makes of the archived events",
+            Frame.RECOMPUTED,
+            "ExpectToAgreeWithin",
+            {"column_list": [f"off_{feature.name}", f"sql_{feature.name}", f"within_{feature.name}"]},
+            Cause.VALUE_MISMATCH,
+            features=(feature.name,),
+            given="same_version",
+        )
+
+
 def _lag_checks(view: View, freshness_target: Objective) -> Iterator[Check]:
     yield Check(
         f"{view.name}.lag_is_known",
@@ -207,7 +244,7 @@ def joined(view: View, looked: Iterable[Judgeable]) -> pd.DataFrame:
     | column | meaning |
     | --- | --- |
     | `entity`, `event_timestamp`, `version` | the online row of the first look, null where there was none |
-    | `online_at` | where the online row stands at the second look |
+    | `online_at` | where the online row stands at the look at which it is older, null if at one there is none |
     | `seen_at` | the newest place where it was ever seen until the first look |
     | `unseen_at` | the offline row that the entity was chosen by, if it was never seen online |
     | `known_at` | the newest place of all that is known of it, unless it has outlived its ttl |
@@ -231,12 +268,13 @@ def _line(view: View, one: Judgeable) -> dict[str, Any]:
     seen = max(filter(None, (ticket.seen, place(row))), default=None)
     unseen = ticket.floor if ticket.floor and (seen is None or seen < ticket.floor) else None
     known = max(filter(None, (seen, ticket.floor)), default=None)
+    places = (place(row), place(ticket.second))
     expired = bool(view.ttl and known and ticket.first_at - known[0] > view.ttl)
     line: dict[str, Any] = {
         "entity": " / ".join(map(str, ticket.entity)),
         "event_timestamp": row and _instant(row.event_timestamp),
         "version": row and row.version,
-        "online_at": _spelled(place(ticket.second)),
+        "online_at": None if None in places else _spelled(min(filter(None, places))),
         "seen_at": _spelled(seen),
         "unseen_at": _spelled(unseen),
         "known_at": None if expired else _spelled(known),
@@ -255,6 +293,47 @@ def _line(view: View, one: Judgeable) -> dict[str, Any]:
         line[f"off_{name}"] = comparable(found[name]) if found else None
         line[f"type_{name}"] = type_of(value)
     return line
+
+
+def recomputed(view: View, rows: Sequence[Mapping[str, Any]], answers: pa.Table) -> pd.DataFrame:
+    """Return one line for each offline row, beside DuckDB's answer to the declared SQL at its instant.
+
+    `rows` are offline rows, each with its part as `_part`; `answers` is what `oracle.answers` says of them.
+
+    | column | meaning |
+    | --- | --- |
+    | `entity`, `event_timestamp`, `version` | the offline row |
+    | `sql_version` | DuckDB's version; null where it has no such row |
+    | `same_version` | the version, where both have the same: only then may values be compared |
+    | `offline_part`, `source_partition`, `source_offset` | where the row stands, and the newest event in its reach |
+    | `off_<feature>`, `sql_<feature>` | both values, as `comparable` makes them |
+    | `within_<feature>` | how far apart they may be |
+    """
+    names = [*view.entity_names, EVENT_TIME]
+    told = {tuple(line[name] for name in names): line for line in answers.to_pylist()}
+    lines = []
+    for row in rows:
+        answer = told.get(tuple(row[name] for name in names), {})
+        version = answer.get(VERSION)
+        line: dict[str, Any] = {
+            "entity": " / ".join(str(row[name]) for name in view.entity_names),
+            "event_timestamp": _instant(row[EVENT_TIME]),
+            "version": row[VERSION],
+            "sql_version": version,
+            "same_version": version if version == row[VERSION] else None,
+            "offline_part": row[PART],
+            "source_partition": row[PARTITION],
+            "source_offset": row[OFFSET],
+        }
+        for feature in view.features:
+            line[f"off_{feature.name}"] = comparable(row[feature.name])
+            line[f"sql_{feature.name}"] = comparable(answer.get(feature.name))
+            line[f"within_{feature.name}"] = answer.get(f"_t_{feature.name}") or 0.0
+        lines.append(line)
+    own = ["entity", "event_timestamp", "version", "sql_version", "same_version"]
+    own += ["offline_part", "source_partition", "source_offset"]
+    own += [f"{prefix}_{feature.name}" for feature in view.features for prefix in ("off", "sql", "within")]
+    return pd.DataFrame(lines, columns=own, dtype=object)
 
 
 def schemas(view: View, found: Mapping[str, pa.Schema]) -> pd.DataFrame:

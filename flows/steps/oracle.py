@@ -61,25 +61,8 @@ def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: in
     by 1e-9 of the larger, approximate values by their error; everything else, and `_version`, must be equal. Raises
     `Refused` where DuckDB fails, as on a sum that overflows its type.
     """
-    names = [*plan.view.entity_names, EVENT_TIME, *(feature.name for feature in plan.view.features), VERSION]
-    connection = engine(memory_limit=_MEMORY)
-    connection.register("events", events)
-    connection.register("given", final_rows.select([*names, CREATED]))
-    until = f"{EVENT_TIME} <= make_timestamp({until_us})::TIMESTAMPTZ"
-    connection.execute(f"CREATE TEMP TABLE made AS SELECT *, true AS _found FROM given WHERE {until}")
-    try:
-        connection.execute(f"CREATE TEMP TABLE windowed AS {plan.oracle.windowed}", {"until_us": until_us})
-    except duckdb.Error as error:
-        hint = "an overflow, say: cast the input to a wider type, such as DOUBLE"
-        fact = "cannot be compared: DuckDB cannot compute it from these events"
-        raise Refused([Problem("feature view", plan.view.name, fact, explain(error)[0], hint)]) from error
-    _finish(connection, plan, until)
+    connection, judged_count = _answered(plan, events, final_rows, until_us)
     rows_count, differing_count = _count(connection, plan)
-    judged_count = 0
-    if differing_count and plan.oracle.exact:
-        judged_count = _judge(connection, plan)
-        _finish(connection, plan, until)
-        rows_count, differing_count = _count(connection, plan)
     keys = [quoted(name) for name in (*plan.view.entity_names, EVENT_TIME)]
     shown = [f"coalesce(e.{key}, r.{key}) AS {key}" for key in keys]
     names = [*(feature.name for feature in plan.view.features), VERSION]
@@ -89,6 +72,48 @@ def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: in
     )
     differing = tuple(found.to_arrow_table().to_pylist())
     return Compared(rows_count, rows_count * len(plan.view.features), differing_count, differing, judged_count)
+
+
+def answers(plan: ViewPlan, events: pa.Table, rows: pa.Table, until_us: int) -> pa.Table:
+    """Return what DuckDB makes of the same accepted events at the instants of some rows.
+
+    One line a row of `rows`: its entity, `event_timestamp`, and DuckDB's features and `_version`, null where it has no
+    such row; for each float feature how far off it may be, as `_t_<feature>`. `rows`, `events` and `until_us` are as
+    for `compare`, and so is what is raised; `events` need only be those in the reach of the rows.
+    """
+    connection, _ = _answered(plan, events, rows, until_us)
+    keys = [f"r.{quoted(name)}" for name in (*plan.view.entity_names, EVENT_TIME)]
+    shown = [f"e.{quoted(feature.name)}" for feature in plan.view.features]
+    for feature in plan.view.features:
+        name = quoted(feature.name)
+        if feature.name in plan.oracle.tolerances or feature.dtype.is_float:
+            near = f"1e-9 * greatest(abs(e.{name}), abs(r.{name}))" if feature.dtype.is_float else "0"
+            known = f"e.{quoted(f'_t_{feature.name}')}" if feature.name in plan.oracle.tolerances else "0"
+            shown.append(f"greatest({known}, {near}) AS {quoted(f'_t_{feature.name}')}")
+    joined = _joined(plan).replace("FULL JOIN", "RIGHT JOIN")
+    return connection.sql(f"SELECT {', '.join([*keys, *shown, f'e.{VERSION}'])} {joined}").to_arrow_table()
+
+
+def _answered(plan: ViewPlan, events: pa.Table, rows: pa.Table, until_us: int) -> tuple[duckdb.DuckDBPyConnection, int]:
+    """Make the tables `made`, of the rows, and `expected`, of the events; say how many rows exact arithmetic judged."""
+    names = [*plan.view.entity_names, EVENT_TIME, *(feature.name for feature in plan.view.features), VERSION]
+    connection = engine(memory_limit=_MEMORY)
+    connection.register("events", events)
+    connection.register("given", rows.select([*names, CREATED]))
+    until = f"{EVENT_TIME} <= make_timestamp({until_us})::TIMESTAMPTZ"
+    connection.execute(f"CREATE TEMP TABLE made AS SELECT *, true AS _found FROM given WHERE {until}")
+    try:
+        connection.execute(f"CREATE TEMP TABLE windowed AS {plan.oracle.windowed}", {"until_us": until_us})
+    except duckdb.Error as error:
+        hint = "an overflow, say: cast the input to a wider type, such as DOUBLE"
+        fact = "cannot be compared: DuckDB cannot compute it from these events"
+        raise Refused([Problem("feature view", plan.view.name, fact, explain(error)[0], hint)]) from error
+    _finish(connection, plan, until)
+    judged_count = 0
+    if plan.oracle.exact and _count(connection, plan)[1]:
+        judged_count = _judge(connection, plan)
+        _finish(connection, plan, until)
+    return connection, judged_count
 
 
 def _finish(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, until: str) -> None:
