@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from freshet.flows.steps import checks
+from freshet.flows.steps.freshness import Freshness, Progress, Source
 from freshet.flows.steps.watch import (
     Entity,
     Judgeable,
@@ -32,9 +33,6 @@ from freshet.schemas.ledger import Ledger
 from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.view import VERSION, StoredRow, View
-
-Lags = Mapping[tuple[str, int], float | None]
-"""Of (stream, partition), how long its oldest uncommitted event has waited, in seconds; None where it is not known."""
 
 _NEW_PARTS, _OLD_PARTS = 3, 1
 _FOLDER = "all"
@@ -78,13 +76,17 @@ class LedgerReader(Protocol):
 
 @dataclass(frozen=True)
 class Outside:
-    """All that a validator sees. `ends` gives, by source partition, the offset after the last message."""
+    """All that a validator sees.
+
+    `ends` gives, by source partition, the offset after the last message; `progress`, by stream and partition, what is
+    committed, asked first, and the end.
+    """
 
     online: Online
     offline: Offline
     ledger: LedgerReader
     ends: Callable[[], Mapping[str, int]]
-    lags: Callable[[], Lags]
+    progress: Callable[[], Mapping[Source, Progress]]
     now: Callable[[], datetime]
 
 
@@ -105,13 +107,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a round saw of a view: frames to judge, or why there are none. `waiting_count` entities cannot be judged."""
+    """What a round saw of a view: frames to judge, or why there are none.
+
+    `waiting_count` entities cannot be judged yet; of `undecided_count` partitions it will show how they keep up.
+    """
 
     view: View
     at: datetime
     frames: Mapping[Frame, pd.DataFrame] = field(default_factory=dict)
     error: str = ""
     waiting_count: int = 0
+    undecided_count: int = 0
 
 
 class Watch:
@@ -248,17 +254,19 @@ class Watch:
 class Observer:
     """Looks at every view, round after round."""
 
-    def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling) -> None:
-        self._outside = outside
+    def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling, freshness: Freshness) -> None:
+        self._outside, self._sampling, self.freshness = outside, sampling, freshness
+        self._begun_at: datetime | None = None
         self.watches = [Watch(view, outside, sampling) for view in pipeline.views]
 
     def look(self, number: int, *, choose: bool = True) -> list[Seen]:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
         at = self._outside.now()
         try:
+            self.freshness.look(self._outside.progress(), at, self._outside.now())
             ledger = self._outside.ledger.read()
             if ledger is None:
-                return [Seen(watch.view, at, self._lag(watch.view)) for watch in self.watches]
+                return [self._unwritten(watch.view, at) for watch in self.watches]
             counted = self._outside.online.counted_writes()
             online = checks.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
@@ -308,11 +316,22 @@ class Observer:
                 Frame.PARTS: checks.parts(watch.part_lines()),
                 Frame.STORE: online,
                 Frame.ROWS: rows,
-                **self._lag(view),
+                **self._freshness(view),
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
-        return Seen(view, at, frames, waiting_count=watch.waiting_count)
+        return Seen(
+            view, at, frames, waiting_count=watch.waiting_count, undecided_count=self._undecided_count(view, at)
+        )
 
-    def _lag(self, view: View) -> dict[Frame, pd.DataFrame]:
-        return {Frame.LAG: checks.lagging(view, self._outside.lags())}
+    def _unwritten(self, view: View, at: datetime) -> Seen:
+        """Before the first commit there is nothing to look at but Kafka."""
+        return Seen(view, at, self._freshness(view), undecided_count=self._undecided_count(view, at))
+
+    def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:
+        return {Frame.FRESHNESS: checks.freshness(self.freshness.lines(view.sources))}
+
+    def _undecided_count(self, view: View, at: datetime) -> int:
+        """Of a partition that is undecided after the limit, nothing more is to be expected."""
+        self._begun_at = self._begun_at or at
+        return self.freshness.undecided_count(view.sources) if at - self._begun_at < self._sampling.limit else 0

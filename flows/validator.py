@@ -20,7 +20,8 @@ from bytewax.dataflow import Dataflow
 from freshet.flows.edges.bytewax import Failure, KeyedSink, PollSource, Stop
 from freshet.flows.observer import Observer, Seen
 from freshet.flows.steps.alarms import Alarms
-from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.checks import checks_of, freshness
+from freshet.flows.steps.freshness import without_history
 from freshet.schemas.finding import Alarm, Check, Frame, Outcome, Verdict, worst
 from freshet.schemas.units import Objective
 
@@ -64,7 +65,10 @@ def check_once(
     *,
     grace: timedelta,
 ) -> tuple[Verdict, ...]:
-    """Choose entities once, look until all of them can be judged, and return one verdict a view."""
+    """Choose entities once, look until all of them can be judged, and return one verdict a view.
+
+    What lags at the last look breaks the objective: there is no history to hold against it.
+    """
     seen = observer.look(0)
     rows = {one.view.name: [one.frames[Frame.ROWS]] for one in seen if Frame.ROWS in one.frames}
     wait(grace)
@@ -73,13 +77,17 @@ def check_once(
         for one in seen:
             if Frame.ROWS in one.frames:
                 rows.setdefault(one.view.name, []).append(one.frames[Frame.ROWS])
-        if not any(one.waiting_count for one in seen):
+        if not any(one.waiting_count or one.undecided_count for one in seen):
             break
         wait(timedelta(seconds=1))
     verdicts = []
     for one in seen:
         found = [frame for frame in rows.get(one.view.name, ()) if len(frame)]
-        frames = {**one.frames, Frame.ROWS: pd.concat(found, ignore_index=True)} if found else one.frames
+        frames = dict(one.frames)
+        if found:
+            frames[Frame.ROWS] = pd.concat(found, ignore_index=True)
+        if Frame.FRESHNESS in frames:
+            frames[Frame.FRESHNESS] = freshness(without_history(observer.freshness.lines(one.view.sources)))
         verdicts.append(judged(judge, Seen(one.view, one.at, frames, one.error), freshness_target))
     return tuple(verdicts)
 
