@@ -1,6 +1,5 @@
 """The validator on real parts: Kafka, the online store, the offline store."""
 
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -8,8 +7,9 @@ from freshet.flows.edges import kafka
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
-from freshet.flows.live import LagCollector, Workspace
-from freshet.flows.observer import Lags, Observer, Outside, Sampling
+from freshet.flows.live import Workspace
+from freshet.flows.observer import Observer, Outside, Sampling
+from freshet.flows.steps.freshness import Freshness, Progress, Source
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.ledger import source_key
 
@@ -23,8 +23,6 @@ def open_observer(workspace: Workspace, sampling: Sampling) -> Observer:
     streams = {contract.stream.topic: name for name, contract in workspace.contracts.items()}
     counts = {topic: kafka.partitions_count(workspace.kafka, topic) for topic in streams}
     offsets = kafka.GroupOffsets(workspace.kafka, workspace.group)
-    lag = LagCollector(workspace.kafka, workspace.group, counts)
-    target_s = workspace.source.declaration.servingRequirements.freshnessTarget.bound.total_seconds()
 
     def ends() -> Mapping[str, int]:
         return {
@@ -33,15 +31,15 @@ def open_observer(workspace: Workspace, sampling: Sampling) -> Observer:
             for part, end in offsets.end_offsets(topic, count).items()
         }
 
-    def lags() -> Lags:
-        """A lower bound says something only where it is over the target already."""
-        return {
-            (streams[topic], partition): one.age_s if one.is_exact or (one.age_s or 0.0) > target_s else None
-            for (topic, partition), one in lag.lags(time.time()).items()
-        }
+    def progress() -> Mapping[Source, Progress]:
+        found: dict[Source, Progress] = {}
+        for topic, count in counts.items():
+            committed = offsets.committed(topic, count)  # first: what is read later may only be further on
+            for part, end in offsets.end_offsets(topic, count).items():
+                found[streams[topic], part] = Progress(committed[part], end)
+        return found
 
-    offline = OfflineStore(workspace.offline_root)
-    ledger = LedgerFile(workspace.offline_root)
-    return Observer(
-        workspace.pipeline, Outside(online, offline, ledger, ends, lags, lambda: datetime.now(UTC)), sampling
-    )
+    offline, ledger = OfflineStore(workspace.offline_root), LedgerFile(workspace.offline_root)
+    outside = Outside(online, offline, ledger, ends, progress, lambda: datetime.now(UTC))
+    freshness = Freshness(workspace.source.declaration.servingRequirements.freshnessTarget, workspace.settings.epoch)
+    return Observer(workspace.pipeline, outside, sampling, freshness)

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from freshet.flows.recompute import Budget, Recompute
 from freshet.flows.steps import checks
+from freshet.flows.steps.freshness import Freshness, Progress, Source
 from freshet.flows.steps.watch import (
-    PART,
     Entity,
     Judgeable,
     Memory,
@@ -32,12 +32,9 @@ from freshet.schemas.errors import FreshetError
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.finding import Frame
 from freshet.schemas.ledger import Ledger
-from freshet.schemas.part import PartSummary, epoch_of
+from freshet.schemas.part import PartSummary
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.view import VERSION, StoredRow, View
-
-Lags = Mapping[tuple[str, int], float | None]
-"""Of (stream, partition), how long its oldest uncommitted event has waited, in seconds; None where it is not known."""
 
 _NEW_PARTS, _OLD_PARTS = 3, 1
 _FOLDER = "all"
@@ -81,13 +78,17 @@ class LedgerReader(Protocol):
 
 @dataclass(frozen=True)
 class Outside:
-    """All that a validator sees. `ends` gives, by source partition, the offset after the last message."""
+    """All that a validator sees.
+
+    `ends` gives, by source partition, the offset after the last message; `progress`, by stream and partition, what is
+    committed, asked first, and the end.
+    """
 
     online: Online
     offline: Offline
     ledger: LedgerReader
     ends: Callable[[], Mapping[str, int]]
-    lags: Callable[[], Lags]
+    progress: Callable[[], Mapping[Source, Progress]]
     now: Callable[[], datetime]
 
 
@@ -109,13 +110,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a round saw of a view: frames to judge, or why there are none. `waiting_count` entities cannot be judged."""
+    """What a round saw of a view: frames to judge, or why there are none.
+
+    `waiting_count` entities cannot be judged yet; of `undecided_count` partitions it will show how they keep up.
+    """
 
     view: View
     at: datetime
     frames: Mapping[Frame, pd.DataFrame] = field(default_factory=dict)
     error: str = ""
     waiting_count: int = 0
+    undecided_count: int = 0
 
 
 class Watch:
@@ -129,6 +134,8 @@ class Watch:
         self._gone: dict[str, PartSummary] = {}
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
+        self._is_counted = False
+        """Whether the visible parts are those of that ledger, none of a later one."""
 
     @property
     def waiting_count(self) -> int:
@@ -151,6 +158,7 @@ class Watch:
                 new.append(part)
         if not staged:  # between the ledger and the renaming lies a moment, or a crash
             self._durable = ledger
+        self._is_counted = not staged and self._outside.ledger.read() == ledger
         return new
 
     def begin(self, new_parts: Sequence[str], number: int) -> None:
@@ -186,21 +194,11 @@ class Watch:
         """Let go of all tickets that can be judged by what was durable before the parts were listed, as frames."""
         done, versions = self._judgeable()
         frames = {Frame.ROWS: checks.joined(self.view, done)}
-        if self._durable is not None:
-            found = self._recompute.frame(self._durable, self._final(self._durable, done, versions))
+        if self._durable is not None and self._is_counted:
+            found = self._recompute.frame(self._durable, _final(done, versions))
             if found is not None:
                 frames[Frame.RECOMPUTED] = found
         return frames
-
-    def _final(self, ledger: Ledger, done: Sequence[Judgeable], versions: Versions) -> list[Mapping[str, Any]]:
-        """Return the offline rows that were found, each in the version that is final as of a ledger."""
-        rows = list[Mapping[str, Any]]()
-        for one in done:
-            if one.offline is not None and one.ticket.first is not None:
-                there = versions[one.ticket.entity, one.ticket.first.event_timestamp]
-                known = [found.row for found in there.values() if (epoch_of(found.row[PART]) or 0) <= ledger.epoch]
-                rows += [max(known, key=lambda row: row[VERSION])] if known else []
-        return rows
 
     def _judgeable(self) -> tuple[list[Judgeable], Versions]:
         ledger = self._durable
@@ -238,7 +236,9 @@ class Watch:
             return []
         told, own = ledger.parts.get(name, {}), {part: one.rows_count for part, one in self._parts.items()}
         lines = [(part, count, own.get(part)) for part, count in told.items()]
-        visible = sum(count for part, count in own.items() if (epoch_of(part) or 0) <= ledger.epoch)
+        if not self._is_counted:  # a commit came while the folder was listed: the next round counts
+            return lines
+        visible = sum(own.values())
         committed = ledger.rows_counts.get(name, 0)
         if visible >= committed:  # what went away was not the flow's
             self._gone.clear()
@@ -269,20 +269,29 @@ class Watch:
         return floors
 
 
+def _final(done: Sequence[Judgeable], versions: Versions) -> list[Mapping[str, Any]]:
+    """Return the offline rows that were found, each in its newest version."""
+    found = [one.ticket.first for one in done if one.offline is not None and one.ticket.first is not None]
+    there = (versions[row.entity, row.event_timestamp] for row in found)
+    return [known[max(known)].row for known in there]
+
+
 class Observer:
     """Looks at every view, round after round."""
 
-    def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling) -> None:
-        self._outside = outside
+    def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling, freshness: Freshness) -> None:
+        self._outside, self._sampling, self.freshness = outside, sampling, freshness
+        self._begun_at: datetime | None = None
         self.watches = [Watch(plan, outside, sampling) for plan in pipeline.plans]
 
     def look(self, number: int, *, choose: bool = True) -> list[Seen]:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
         at = self._outside.now()
         try:
+            self.freshness.look(self._outside.progress(), at, self._outside.now())
             ledger = self._outside.ledger.read()
             if ledger is None:
-                return [Seen(watch.view, at, self._lag(watch.view)) for watch in self.watches]
+                return [self._unwritten(watch.view, at) for watch in self.watches]
             counted = self._outside.online.counted_writes()
             online = checks.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
@@ -311,7 +320,7 @@ class Observer:
     def _see(
         self, watch: Watch, ledger: Ledger, number: int, *, lost: bool, choose: bool
     ) -> Mapping[Entity, StoredRow | None]:
-        new = watch.list_parts(ledger)
+        new = watch.list_parts(self._outside.ledger.read() or ledger)  # another view's round has taken its time
         if lost:
             watch.forget()
             return {}
@@ -338,11 +347,22 @@ class Observer:
                 Frame.PARTS: checks.parts(watch.part_lines()),
                 Frame.STORE: online,
                 **rows,
-                **self._lag(view),
+                **self._freshness(view),
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
-        return Seen(view, at, frames, waiting_count=watch.waiting_count)
+        return Seen(
+            view, at, frames, waiting_count=watch.waiting_count, undecided_count=self._undecided_count(view, at)
+        )
 
-    def _lag(self, view: View) -> dict[Frame, pd.DataFrame]:
-        return {Frame.LAG: checks.lagging(view, self._outside.lags())}
+    def _unwritten(self, view: View, at: datetime) -> Seen:
+        """Before the first commit there is nothing to look at but Kafka."""
+        return Seen(view, at, self._freshness(view), undecided_count=self._undecided_count(view, at))
+
+    def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:
+        return {Frame.FRESHNESS: checks.freshness(self.freshness.lines(view.sources))}
+
+    def _undecided_count(self, view: View, at: datetime) -> int:
+        """Of a partition that is undecided after the limit, nothing more is to be expected."""
+        self._begun_at = self._begun_at or at
+        return self.freshness.undecided_count(view.sources) if at - self._begun_at < self._sampling.limit else 0

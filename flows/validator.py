@@ -20,7 +20,8 @@ from bytewax.dataflow import Dataflow
 from freshet.flows.edges.bytewax import Failure, KeyedSink, PollSource, Stop
 from freshet.flows.observer import Observer, Seen
 from freshet.flows.steps.alarms import Alarms
-from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.checks import checks_of, freshness
+from freshet.flows.steps.freshness import without_history
 from freshet.schemas.finding import Alarm, Check, Frame, Outcome, Verdict, worst
 from freshet.schemas.units import Objective
 
@@ -67,7 +68,10 @@ def check_once(
     *,
     grace: timedelta,
 ) -> tuple[Verdict, ...]:
-    """Choose entities once, look until all of them can be judged, and return one verdict a view."""
+    """Choose entities once, look until all of them can be judged, and return one verdict a view.
+
+    What lags at the last look breaks the objective: there is no history to hold against it.
+    """
     seen = observer.look(0)
     gathered: dict[tuple[str, Frame], list[pd.DataFrame]] = {}
     wait(grace)
@@ -76,7 +80,7 @@ def check_once(
         for one in seen:
             for kind in _GATHERED & one.frames.keys():
                 gathered.setdefault((one.view.name, kind), []).append(one.frames[kind])
-        if not any(one.waiting_count for one in seen):
+        if not any(one.waiting_count or one.undecided_count for one in seen):
             break
         wait(timedelta(seconds=1))
     verdicts = []
@@ -88,6 +92,8 @@ def check_once(
         }
         whole = {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items() if frames}
         frames = {**one.frames, **whole}
+        if Frame.FRESHNESS in frames:
+            frames[Frame.FRESHNESS] = freshness(without_history(observer.freshness.lines(one.view.sources)))
         verdicts.append(judged(judge, Seen(one.view, one.at, frames, one.error), freshness_target))
     return tuple(verdicts)
 

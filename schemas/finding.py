@@ -47,7 +47,8 @@ class Cause(StrEnum):
     MISSING_ENTITY = "missing_entity"
     """An entity that has offline rows, or had an online row, has none online."""
     STALE_ONLINE = "stale_online"
-    """The online store as a whole is as it was some time ago, or empty: it counts fewer writes than were committed."""
+    """What is served is of some time ago: the online store counts fewer writes than were committed, or is empty; or the
+    flow does not keep up with Kafka, and events wait for longer than is declared."""
     LOST_OFFLINE_WRITE = "lost_offline_write"
     """An online row is not in the offline store, though all it was made of is committed; or a part of it is gone."""
     PARTIAL_BATCH = "partial_batch"
@@ -58,15 +59,13 @@ class Cause(StrEnum):
     """A row is of a time that has not come: the clock of whoever made its event runs ahead."""
     SCHEMA_DRIFT = "schema_drift"
     """The offline store's columns are not those of the declaration."""
-    BREACHED = "breached"
-    """A partition has waited longer than the declared freshness allows."""
 
 
 class Frame(StrEnum):
     """What a check looks at.
 
     The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
-    declared SQL makes of the archived events, the online store as a whole, or the lag of the source's partitions.
+    declared SQL makes of the archived events, the online store as a whole, or how the source's partitions keep up.
     """
 
     SCHEMA = "schema"
@@ -74,7 +73,7 @@ class Frame(StrEnum):
     ROWS = "rows"
     RECOMPUTED = "recomputed"
     STORE = "store"
-    LAG = "lag"
+    FRESHNESS = "freshness"
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -94,7 +93,7 @@ _IDENTITIES = {
         *("offline_part", "source_partition", "source_offset"),
     ),
     Frame.STORE: ("committed", "counted"),
-    Frame.LAG: ("stream", "partition"),
+    Frame.FRESHNESS: ("stream", "partition", "state", "lag_seconds", "waiting_count", "committed", "end", "burning"),
 }
 
 

@@ -18,6 +18,7 @@ from freshet.flows.materializer import archive_name
 from freshet.flows.observer import Observer, Outside, Sampling
 from freshet.flows.recompute import Budget
 from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import check_once
 from freshet.schemas.finding import Cause, Check, Frame, Outcome, Verdict
 from freshet.schemas.ledger import source_key
@@ -59,10 +60,11 @@ def observer(world: World, **options: Any) -> Observer:
             world.offline,
             world.ledger,
             lambda: {source_key(STREAM, part): end for part, end in ends(STREAM, world.partitions_count).items()},
-            lambda: {(STREAM, 0): 0.0},
+            lambda: {(STREAM, part): Progress(end, end) for part, end in ends(STREAM, world.partitions_count).items()},
             lambda: datetime.fromtimestamp(world.now_us / 1e6, UTC) + AFTER,
         ),
         Sampling(grace=GRACE, limit=timedelta(seconds=20), **options),
+        Freshness(TARGET),
     )
 
 

@@ -17,6 +17,7 @@ from freshet.flows.edges.recovery import MemoryLedger
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.observer import Observer, Outside, Sampling
 from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import check_once, exit_code
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Unavailable
@@ -28,9 +29,10 @@ from freshet.schemas.view import Feature, StoredRow, View
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TARGET, GRACE, LIMIT = Objective(99, timedelta(seconds=5)), timedelta(seconds=3), timedelta(seconds=20)
-FRESH: Mapping[tuple[str, int], float | None] = {("edits", 0): 0.0, ("edits", 1): 0.8}
-BREACHED: Mapping[tuple[str, int], float | None] = {("edits", 0): 0.0, ("edits", 1): 5.5}
-UNKNOWN: Mapping[tuple[str, int], float | None] = {("edits", 0): 0.0, ("edits", 1): None}
+Standing = Mapping[tuple[str, int], Progress]
+FRESH: Standing = {("edits", 0): Progress(5, 5), ("edits", 1): Progress(7, 7)}
+STANDING: Standing = {("edits", 0): Progress(5, 5), ("edits", 1): Progress(7, 9)}
+NEVER_COMMITTED: Standing = {("edits", 0): Progress(5, 5), ("edits", 1): Progress(None, 3)}
 
 Row = dict[str, Any]
 
@@ -71,7 +73,7 @@ def pipeline_of(view: View) -> Pipeline:
 
 @dataclass
 class World:
-    """Both stores, the ledger, Kafka's end, the flow's lag, and a clock that moves when the validator waits.
+    """Both stores, the ledger, Kafka's end, the flow's progress, and a clock that moves when the validator waits.
 
     Every row that is put online is one more message in Kafka; what is put offline is committed up to `behind` messages.
     `serve` changes what the online store answers: the faults that its compare-and-set does not let in. `meanwhile` is
@@ -79,7 +81,7 @@ class World:
     """
 
     view: View = VIEW
-    lags: Mapping[tuple[str, int], float | None] = field(default_factory=lambda: FRESH)
+    progress: Standing = field(default_factory=lambda: FRESH)
     serve: Callable[[StoredRow | None], StoredRow | None] = lambda stored: stored
     meanwhile: Callable[["World"], object] = lambda _: None
     behind: int = 0
@@ -127,13 +129,13 @@ class World:
     def outside(self, **changes: Any) -> Outside:
         parts = {
             "online": self, "offline": self.offline, "ledger": self.ledger, "ends": lambda: {"edits/000000": self.end},
-            "lags": lambda: self.lags, "now": lambda: self.at,
+            "progress": lambda: self.progress, "now": lambda: self.at,
         }  # fmt: skip
         return Outside(**{**parts, **changes})
 
     def observer(self, **changes: Any) -> Observer:
         sampling = Sampling(rows_count=100, keys_count=100, grace=GRACE, limit=LIMIT, seed=1)
-        return Observer(pipeline_of(self.view), self.outside(**changes), sampling)
+        return Observer(pipeline_of(self.view), self.outside(**changes), sampling, Freshness(TARGET))
 
     def check(self, judge: Any, **changes: Any) -> Verdict:
         (verdict,) = check_once(self.observer(**changes), judge, TARGET, self.wait, grace=GRACE)
@@ -268,8 +270,11 @@ def drifted() -> World:
     return world
 
 
-def lagging(lags: Mapping[tuple[str, int], float | None]) -> Callable[[], World]:
-    return lambda: right(lags=lags)
+def standing_still() -> World:
+    """A flow that commits nothing, and a row that waits for it, so that the validator does, too."""
+    world = with_a_row_not_yet_committed()
+    world.progress = STANDING
+    return world
 
 
 DAN, ALL = {"entity": "dan"}, {"part": "all"}
@@ -328,14 +333,18 @@ FAULTS: dict[str, tuple[Callable[[], World], str, Cause, tuple[str, ...], Mappin
     "another type offline": (
         drifted, "offline_schema_is_declared", Cause.SCHEMA_DRIFT, (), {"column": "edits", "found": "int32"}
     ),
-    "lag over the target": (
-        lagging(BREACHED), "lag_is_within_target", Cause.BREACHED, ("edits", "share"),
-        {"stream": "edits", "partition": 1}
+    "a partition that stands still while events wait": (
+        standing_still, "no_partition_is_stalled", Cause.STALE_ONLINE, ("edits", "share"),
+        {"stream": "edits", "partition": 1, "committed": 7, "end": 9, "waiting_count": 2}
+    ),
+    "an event that has waited longer than the target": (
+        lambda: right(progress=STANDING), "freshness_is_within_objective", Cause.STALE_ONLINE, ("edits", "share"),
+        {"stream": "edits", "partition": 1, "state": "breached"}
     ),
 }  # fmt: skip
 DOUBTS: dict[str, tuple[Callable[[], World], str]] = {
     "a row that may not have been written yet": (with_a_row_not_yet_committed, "online_row_is_settled"),
-    "a partition whose lag is not known": (lagging(UNKNOWN), "lag_is_known"),
+    "a partition of which nothing was ever committed": (lambda: right(progress=NEVER_COMMITTED), "freshness_is_known"),
 }
 
 
@@ -476,26 +485,66 @@ def test_an_entity_that_has_outlived_its_ttl_may_be_gone(judge: Judge) -> None:
 
 
 def test_of_a_flow_that_stands_still_no_row_is_called_lost(judge: Judge) -> None:
-    world = with_a_row_not_yet_committed()
-    world.lags = BREACHED
+    verdict = standing_still().check(judge)
 
-    verdict = world.check(judge)
-
-    assert [finding.cause for finding in verdict.findings] == [Cause.BREACHED]
+    assert [finding.cause for finding in verdict.findings] == [Cause.STALE_ONLINE]
     assert any(reason.startswith("edits_by_user.online_row_is_settled") for reason in verdict.reasons)
 
 
 def test_an_idle_stream_is_fresh(judge: Judge) -> None:
-    assert Outcome.OK is right(lags={("edits", 0): 0.0}).check(judge).outcome
+    assert (
+        Outcome.OK is right(progress={("edits", 0): Progress(0, 0), ("edits", 1): Progress(7, 7)}).check(judge).outcome
+    )
 
 
-def test_the_lag_of_another_stream_is_not_this_view_s(judge: Judge) -> None:
-    assert Outcome.OK is right(lags={**FRESH, ("views", 0): 900.0}).check(judge).outcome
+def test_a_flow_that_commits_in_time_is_fresh(judge: Judge) -> None:
+    world = right(progress=STANDING)
+    world.meanwhile = lambda world: setattr(world, "progress", {("edits", 0): Progress(9, 11)})
+
+    assert Outcome.OK is world.check(judge).outcome
 
 
-@pytest.mark.parametrize("lags", [{}, {("views", 0): 0.0}])
-def test_a_stream_of_which_no_lag_is_known_is_inconclusive(judge: Judge, lags: Mapping[tuple[str, int], float]) -> None:
-    assert Outcome.INCONCLUSIVE is right(lags=lags).check(judge).outcome
+def test_a_flow_that_moves_but_lags_is_found_by_a_single_check(judge: Judge) -> None:
+    world = standing_still()
+    world.progress = {("edits", 0): Progress(0, 900)}
+    wait = world.wait
+
+    def wait_and_move(length: timedelta) -> None:
+        wait(length)
+        (one,) = world.progress.values()
+        world.progress = {("edits", 0): Progress((one.committed or 0) + 10, one.end + 10)}
+
+    (verdict,) = check_once(world.observer(), judge, TARGET, wait_and_move, grace=GRACE)
+
+    assert [finding.check for finding in verdict.findings] == ["edits_by_user.freshness_is_within_objective"]
+
+
+def test_what_waits_is_looked_at_until_something_can_be_said_of_it(judge: Judge) -> None:
+    world = right(progress=STANDING)
+
+    world.check(judge)
+
+    assert TARGET.bound < sum(world.waits, timedelta()) < LIMIT
+
+
+def test_what_may_wait_for_longer_than_a_check_goes_on_is_inconclusive(judge: Judge) -> None:
+    world = right(progress=STANDING)
+    observer = world.observer()
+    observer.freshness = Freshness(Objective(99, timedelta(minutes=1)))
+
+    (verdict,) = check_once(observer, judge, TARGET, world.wait, grace=GRACE)
+
+    assert (verdict.outcome, verdict.findings) == (Outcome.INCONCLUSIVE, ())
+    assert sum(world.waits, timedelta()) <= LIMIT + timedelta(seconds=1)
+
+
+def test_another_stream_s_partitions_are_not_this_view_s(judge: Judge) -> None:
+    assert Outcome.OK is right(progress={**FRESH, ("views", 0): Progress(1, 900)}).check(judge).outcome
+
+
+@pytest.mark.parametrize("progress", [{}, {("views", 0): Progress(3, 3)}])
+def test_a_stream_of_which_no_progress_is_known_is_inconclusive(judge: Judge, progress: Standing) -> None:
+    assert Outcome.INCONCLUSIVE is right(progress=progress).check(judge).outcome
 
 
 def test_empty_stores_are_inconclusive(judge: Judge) -> None:
@@ -518,7 +567,7 @@ def away(*_: object) -> Any:
     raise Unavailable("kafka is away")
 
 
-@pytest.mark.parametrize("part", ["online", "offline", "ledger", "ends", "lags"])
+@pytest.mark.parametrize("part", ["online", "offline", "ledger", "ends", "progress"])
 def test_what_cannot_be_read_is_the_validator_s_error(judge: Judge, part: str) -> None:
     class Away:
         def __getattr__(self, name: str) -> Any:

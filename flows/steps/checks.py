@@ -5,6 +5,7 @@ an entity the frame compares one version in both stores: the key is (entity, eve
 version never changes and only its becoming visible is a race (`watch`).
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.steps.freshness import Line, State
 from freshet.flows.steps.watch import PART, Judgeable, Place, place
 from freshet.schemas.dtypes import Dtype
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
@@ -34,8 +36,8 @@ CLOCK_TOLERANCE = timedelta(seconds=5)
 def checks_of(view: View, freshness_target: Objective) -> tuple[Check, ...]:
     """Return every check that a view's declaration implies; names are stable, `<view>[.<feature>].<property>`."""
     features = (check for feature in view.features for check in _feature_checks(view, feature))
-    recomputed = _recomputed_checks(view)
-    return (*_folder_checks(view), *_row_checks(view), *features, *recomputed, *_lag_checks(view, freshness_target))
+    own = (*_folder_checks(view), *_row_checks(view), *features, *_recomputed_checks(view))
+    return (*own, *_freshness_checks(view, freshness_target))
 
 
 def _folder_checks(view: View) -> Iterator[Check]:
@@ -213,26 +215,36 @@ def _recomputed_checks(view: View) -> Iterator[Check]:
         )
 
 
-def _lag_checks(view: View, freshness_target: Objective) -> Iterator[Check]:
-    yield Check(
-        f"{view.name}.lag_is_known",
-        "the lag of every partition of the source is known",
-        Frame.LAG,
-        "ExpectColumnValuesToNotBeNull",
-        {"column": "lag_seconds"},
+def _freshness_checks(view: View, freshness_target: Objective) -> Iterator[Check]:
+    yield _state_check(
+        f"{view.name}.freshness_is_known",
+        "how every partition of the source keeps up is known",
+        State.UNKNOWN,
         None,
-        "warning",
+        view,
     )
-    yield Check(
-        f"{view.name}.lag_is_within_target",
-        f"no event waits longer than the freshness target, {freshness_target}",
-        Frame.LAG,
-        "ExpectColumnValuesToBeBetween",
-        {"column": "lag_seconds", "max_value": freshness_target.bound.total_seconds()},
-        Cause.BREACHED,
-        features=tuple(feature.name for feature in view.features),
-        rounds=2,
+    yield _state_check(
+        f"{view.name}.no_partition_is_stalled",
+        "the flow goes on with every partition in which events wait",
+        State.STALLED,
+        Cause.STALE_ONLINE,
+        view,
     )
+    yield _state_check(
+        f"{view.name}.freshness_is_within_objective",
+        f"events are online within the freshness target, {freshness_target}",
+        State.BREACHED,
+        Cause.STALE_ONLINE,
+        view,
+    )
+
+
+def _state_check(name: str, description: str, state: State, cause: Cause | None, view: View) -> Check:
+    """No partition is in a state."""
+    features = tuple(feature.name for feature in view.features) if cause else ()
+    arguments = {"column": "state", "value_set": [state.value]}
+    expectation, severity = "ExpectColumnValuesToNotBeInSet", "critical" if cause else "warning"
+    return Check(name, description, Frame.FRESHNESS, expectation, arguments, cause, severity, features)
 
 
 # --- what is looked at ------------------------------------------------------------------------------------------------
@@ -362,21 +374,11 @@ def store(committed_count: int, counted_count: int) -> pd.DataFrame:
     return pd.DataFrame([(committed_count, counted_count)], columns=["committed", "counted"], dtype=object)
 
 
-def lagging(view: View, lag_seconds: Mapping[tuple[str, int], float | None]) -> pd.DataFrame:
-    """Return one line for each partition of a view's sources: `stream`, `partition`, `lag_seconds`.
-
-    The lag of (stream, partition) is how long the oldest event has waited that the flow has not committed: 0 when
-    nothing waits, so an idle stream is fresh; None when it is not known. A stream of which nothing is known has one
-    line without a partition.
-    """
-    lines: list[tuple[str, int | None, float | None]] = [
-        (stream, partition, lag_seconds[stream, partition])
-        for stream, partition in sorted(lag_seconds)
-        if stream in view.sources
-    ]
-    known = {stream for stream, _, _ in lines}
-    lines += [(stream, None, None) for stream in view.sources if stream not in known]
-    return pd.DataFrame(lines, columns=["stream", "partition", "lag_seconds"], dtype=object)
+def freshness(lines: Iterable[Line]) -> pd.DataFrame:
+    """Return one line for each partition of a view's sources: what `freshness.Line` says."""
+    columns = [field.name for field in dataclasses.fields(Line)]
+    rows = [{**dataclasses.asdict(line), "state": line.state.value} for line in lines]
+    return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
 def _columns(view: View) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from freshet.flows.steps.checks import checks_of, comparable, joined, lagging, parts, schemas, store, type_of
+from freshet.flows.steps.checks import checks_of, comparable, freshness, joined, parts, schemas, store, type_of
+from freshet.flows.steps.freshness import Line, State
 from freshet.flows.steps.watch import PART, Entity, Found, Judgeable, OfflineRow, Place, Ticket
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.finding import Frame
@@ -88,7 +89,7 @@ def test_checks_name_only_columns_that_their_frame_has() -> None:
         Frame.PARTS: parts([("part-a", 1, 1)]),
         Frame.STORE: store(1, 1),
         Frame.ROWS: joined(VIEW, []),
-        Frame.LAG: lagging(VIEW, {("edits", 0): 0.0}),
+        Frame.FRESHNESS: freshness([Line("edits", 0, State.IDLE)]),
     }
     for check in checks_of(VIEW, TARGET):
         if check.frame not in frames:
@@ -257,14 +258,14 @@ def test_a_value_of_another_type_is_not_allowed_even_if_it_is_equal(value: Any, 
     assert type_of(value) not in allowed(dtype)
 
 
-def test_lag_is_of_the_view_s_own_source() -> None:
-    frame = lagging(VIEW, {("edits", 1): 0.5, ("edits", 0): None, ("views", 0): 90.0})
+def test_how_partitions_keep_up_is_one_line_each_in_plain_values() -> None:
+    frame = freshness([Line("edits", 0, State.STALLED, 20.5, 3, 7, 10, "page"), Line("views", None, State.UNKNOWN)])
 
-    assert [*frame.itertuples(index=False, name=None)] == [("edits", 0, None), ("edits", 1, 0.5)]
-
-
-def test_of_a_source_without_known_partitions_the_lag_is_unknown() -> None:
-    assert [*lagging(VIEW, {}).itertuples(index=False, name=None)] == [("edits", None, None)]
+    assert [*frame.itertuples(index=False, name=None)] == [
+        ("edits", 0, "stalled", 20.5, 3, 7, 10, "page"),
+        ("views", None, "unknown", None, None, None, None, None),
+    ]
+    assert {type(state) for state in frame["state"]} == {str}
 
 
 def test_a_column_that_is_missing_or_of_another_type_offline_is_told() -> None:
