@@ -1,7 +1,7 @@
 """A materializer whose offline sink is faulty from a command on.
 
 `python -m freshet.scripts.faults.materializer ORDER DEEDS`: it does as `freshet run materializer` does until the file
-ORDER is there, JSON with `cause`, `rate` and `seed`; then it breaks what that says, and notes in the file DEEDS what it did.
+ORDER is there, JSON with `cause`, `rate` and `seed`; then it breaks what that says, and notes in DEEDS what it did.
 """
 
 import json
