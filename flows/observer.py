@@ -124,6 +124,8 @@ class Watch:
         self._gone: dict[str, PartSummary] = {}
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
+        self._is_counted = False
+        """Whether the visible parts are those of that ledger, none of a later one."""
 
     @property
     def waiting_count(self) -> int:
@@ -146,6 +148,7 @@ class Watch:
                 new.append(part)
         if not staged:  # between the ledger and the renaming lies a moment, or a crash
             self._durable = ledger
+        self._is_counted = not staged and self._outside.ledger.read() == ledger
         return new
 
     def begin(self, new_parts: Sequence[str], number: int) -> None:
@@ -214,6 +217,8 @@ class Watch:
             return []
         told, own = ledger.parts.get(name, {}), {part: one.rows_count for part, one in self._parts.items()}
         lines = [(part, count, own.get(part)) for part, count in told.items()]
+        if not self._is_counted:  # a commit came while the folder was listed: the next round counts
+            return lines
         visible = sum(count for part, count in own.items() if (epoch_of(part) or 0) <= ledger.epoch)
         committed = ledger.rows_counts.get(name, 0)
         if visible >= committed:  # what went away was not the flow's
@@ -281,7 +286,7 @@ class Observer:
     def _see(
         self, watch: Watch, ledger: Ledger, number: int, *, lost: bool, choose: bool
     ) -> Mapping[Entity, StoredRow | None]:
-        new = watch.list_parts(ledger)
+        new = watch.list_parts(self._outside.ledger.read() or ledger)  # another view's round has taken its time
         if lost:
             watch.forget()
             return {}

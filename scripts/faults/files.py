@@ -1,7 +1,6 @@
 """What goes wrong with files of the offline store that are visible already."""
 
 import time
-import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from freshet.schemas.finding import Cause
 from freshet.schemas.view import View
 from freshet.scripts.faults.deeds import Choice, Deed, Deeds
 
-CAUSES = (Cause.PARTIAL_BATCH, Cause.SCHEMA_DRIFT, Cause.DUPLICATE_OFFLINE, Cause.LOST_OFFLINE_WRITE)
+CAUSES = (Cause.PARTIAL_BATCH, Cause.SCHEMA_DRIFT)
 
 
 class FileFault:
@@ -55,14 +54,6 @@ class FileFault:
                 place = rows.schema.get_field_index(name)
                 _write(part, rows.set_column(place, name, rows.column(name).cast(pa.float64(), safe=False)))
                 return f"{name} is double"
-            case Cause.DUPLICATE_OFFLINE:
-                copy = part.with_name(part.name.replace(".parquet", f"-{uuid.uuid4().hex[:4]}.parquet"))
-                self._met.add(copy.name)
-                _write(copy, rows)
-                return f"copied to {copy.name}"
-            case Cause.LOST_OFFLINE_WRITE:
-                part.unlink()
-                return "deleted"
         raise AssertionError(f"files have no {self._cause}")
 
 

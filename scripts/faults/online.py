@@ -109,7 +109,7 @@ class OnlineFault:
             if before is not None and write.place < before.place:
                 return None  # it would change nothing
             self.newest[row] = write
-            whole = self.cause in {Cause.MISSING_ENTITY, "expired_ttl"}
+            whole = self.cause is Cause.MISSING_ENTITY
             thing = write.key + write.view.encode() + (b"" if whole else write.fields[0][1])
             if not (self._begun and self._choice.takes(thing)):
                 return None
@@ -162,12 +162,6 @@ def _again(fault: OnlineFault, _: Write, before: Write | None) -> _Struck:
     return None, ()
 
 
-def _keep(_: OnlineFault, write: Write, __: Write | None) -> _Struck:
-    if not write.expiry:
-        return None, ()
-    return Passing(replace(write, expiry=(b"0",)).command), ()
-
-
 def _altering(alter: Callable[[bytes], bytes]) -> Callable[[OnlineFault, Write, Write | None], _Struck]:
     def strike(_: OnlineFault, write: Write, __: Write | None) -> _Struck:
         fields = (*write.fields[:2], *((name, alter(value)) for name, value in write.fields[2:]))
@@ -212,14 +206,13 @@ def doubled(value: bytes) -> bytes:
     return value
 
 
-_STRIKES: dict[str, Callable[[OnlineFault, Write, Write | None], _Struck]] = {
+_STRIKES: dict[Cause, Callable[[OnlineFault, Write, Write | None], _Struck]] = {
     Cause.LOST_ONLINE_WRITE: _lose,
     Cause.MISSING_ENTITY: _remove,
     Cause.OUT_OF_ORDER_OVERWRITE: _again,
     Cause.NULL_ONLINE: _altering(lambda _: b""),
     Cause.DTYPE: _altering(doubled),
     Cause.VALUE_MISMATCH: _altering(another),
-    "expired_ttl": _keep,
 }
 """By cause, what a rule does to a write, the newest one of its row before it being known."""
 

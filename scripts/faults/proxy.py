@@ -7,14 +7,13 @@ Bytes that no rule strikes pass as they are.
 import contextlib
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-_CHUNK_BYTES, _LOOK_AGAIN_S = 1 << 16, 0.1
+_CHUNK_BYTES = 1 << 16
 _PAIRED = b"%|"
 _GROUPS, _STRINGS = b"*~>" + _PAIRED, b"$=!"
 
@@ -81,23 +80,11 @@ def frame_of(words: Sequence[bytes]) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
-@dataclass
-class Counts:
-    """What passed: commands, and bytes to the server and back."""
-
-    commands: int = 0
-    sent_bytes: int = 0
-    answered_bytes: int = 0
-
-
 class Proxy:
-    """Listens at `port` and talks to a server at `upstream_port`, both on loopback.
-
-    `rule` decides, None lets all pass; `delay_s` holds up every read of commands: a slow server, which is legal.
-    """
+    """Listens at `port` and talks to a server at `upstream_port`, both on loopback; `rule` None lets all pass."""
 
     def __init__(self, upstream_port: int, rule: Rule | None = None) -> None:
-        self.rule, self.delay_s, self.counts = rule, 0.0, Counts()
+        self.rule = rule
         self._upstream_port = upstream_port
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
@@ -169,7 +156,7 @@ class _Link:
                 each.shutdown(socket.SHUT_RDWR)
 
     def _pass_commands(self) -> None:
-        waiting, counts = bytearray(), self._proxy.counts
+        waiting = bytearray()
         with contextlib.suppress(OSError):  # either end went away
             while data := self._client.recv(_CHUNK_BYTES):
                 waiting += data
@@ -178,16 +165,12 @@ class _Link:
                     out += self._met(bytes(waiting[at:end]))
                     at = end
                 del waiting[:at]
-                if self._proxy.delay_s:
-                    time.sleep(self._proxy.delay_s)
-                counts.sent_bytes += len(out)
                 self._server.sendall(out)
                 with self._lock:
                     self._answer(b"")
         self.close()
 
     def _met(self, frame: bytes) -> bytes:
-        self._proxy.counts.commands += 1
         rule = self._proxy.rule
         passing = rule(words_of(frame)) if rule else None
         with self._lock:
@@ -203,7 +186,6 @@ class _Link:
         waiting = bytearray()
         with contextlib.suppress(OSError):  # as above
             while data := self._server.recv(_CHUNK_BYTES):
-                self._proxy.counts.answered_bytes += len(data)
                 waiting += data
                 out, at = bytearray(), 0
                 with self._lock:

@@ -1,7 +1,7 @@
 """What goes wrong on the way to the offline store: a store and a ledger that stand before the materializer's own.
 
 The store drops or doubles rows of a part before they are staged. The ledger then speaks of the rows that the part has,
-as if the flow had never known others; with `partial_batch` it does not, and so the part lacks what was committed.
+as if the flow had never known others.
 """
 
 import time
@@ -20,7 +20,7 @@ from freshet.schemas.ledger import Ledger
 from freshet.schemas.view import VERSION, View
 from freshet.scripts.faults.deeds import Choice, Deed, Deeds
 
-CAUSES = (Cause.LOST_OFFLINE_WRITE, Cause.DUPLICATE_OFFLINE, Cause.PARTIAL_BATCH)
+CAUSES = (Cause.LOST_OFFLINE_WRITE, Cause.DUPLICATE_OFFLINE)
 
 
 @dataclass
@@ -67,7 +67,7 @@ class FaultyOffline:
         part = self._own.stage(name, rows, epoch)
         if deeds:
             self._sink.waiting.setdefault(part or "", []).extend(deeds)
-        if part is not None and rows.num_rows != table.num_rows and self._sink.cause is not Cause.PARTIAL_BATCH:
+        if part is not None and rows.num_rows != table.num_rows:
             self._sink.more[name, part] = rows.num_rows - table.num_rows
         return part
 
