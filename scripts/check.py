@@ -72,10 +72,10 @@ def report(verdicts: Sequence[Verdict]) -> None:
             print(f"  {reason}")
 
 
-def show(finding: Finding) -> None:
-    """Print a finding for people."""
+def show(finding: Finding, lines_count: int = 5) -> None:
+    """Print a finding for people, with so many lines of its evidence."""
     print(f"  {finding.cause}: {finding.message}")
-    for line in finding.evidence[:5]:
+    for line in finding.evidence[:lines_count]:
         print("    " + ", ".join(f"{name}={value}" for name, value in line.items()))
 
 

@@ -67,7 +67,7 @@ _ROUND_S, _FIND_LIMIT_S = 2.0, 120.0
 def arguments(words: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     words.add_argument("--seconds", type=float, default=15, help="how long made edits flow (15)")
-    words.add_argument("--rate", type=float, default=400, metavar="N", help="made edits a second (400)")
+    words.add_argument("--rate", type=float, metavar="N", help="made edits a second (400; with --break, 100)")
     words.add_argument("--events", metavar="FILE", help="send these events instead, shifted to end now")
     words.add_argument(
         "--speed", type=float, metavar="N", help="N times as fast as they happened; all at once if not given"
@@ -78,6 +78,8 @@ def arguments(words: argparse.ArgumentParser) -> None:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Run the demo; exits 0 if nothing disagrees, and as its description says if it is to break."""
+    if words.rate is None:
+        words.rate = 400 if words.cause is None else 100  # the validator needs a core of its own
     for name in ("seconds", "rate", "speed"):
         if getattr(words, name) is not None and getattr(words, name) <= 0:
             raise wrong_use(f"--{name}", f"is {getattr(words, name)}", "write a number above 0")
@@ -388,10 +390,12 @@ def _break(words: argparse.Namespace, settings: Settings) -> int:
         validator, sender = _Validator(stack.workspace), _Sender(stack, words)
         parts.callback(sender.end)
         sender.start()
-        print(f"made edits flow, {words.rate:g} a second; the validator looks every {_ROUND_S:g} s")
+        print(f"made edits flow, {words.rate:g} a second, and the validator looks every {_ROUND_S:g} s")
         whole_until = time.monotonic() + words.seconds
-        while time.monotonic() < whole_until:
+        while time.monotonic() < whole_until or not validator.compared_count:
             _show_alarms("opened before anything was broken", validator.look())
+            if time.monotonic() > whole_until + _WAIT_LIMIT_S:
+                raise Unavailable(f"the validator has compared nothing:\n{stack.said()}")
         print(f"{words.cause} from now on, made outside of the validator")
         stack.fault.begin()
         deadline = time.monotonic() + _FIND_LIMIT_S
@@ -418,6 +422,7 @@ class _Validator:
         self._observer, self._judge, self._alarms = open_observer(workspace, sampling), Judge(), Alarms()
         self._target = workspace.source.declaration.servingRequirements.freshnessTarget
         self._number, self._turn = 0, time.monotonic()
+        self.compared_count = 0
 
     def look(self) -> list[Alarm]:
         """Do a round when it is due, and say how it ended; returns the alarms that it opened."""
@@ -429,16 +434,17 @@ class _Validator:
             verdict, more = self._alarms.heed(judged(self._judge, seen, self._target), seen.at)
             verdicts.append(verdict)
             news += more
-        compared = sum(verdict.compared for verdict in verdicts)
+        count = sum(verdict.compared for verdict in verdicts)
+        self.compared_count += count
         outcome = worst(verdict.outcome for verdict in verdicts)
-        print(f"  round {self._number}: {compared} rows compared, {outcome}", flush=True)
+        print(f"  round {self._number}: {count} rows compared, {outcome}", flush=True)
         return [alarm for alarm in news if alarm.status is Status.OPENED]
 
 
 def _show_alarms(when: str, alarms: Sequence[Alarm]) -> None:
     for alarm in alarms:
         print(f"{when}: {alarm.finding.check}, {alarm.finding.count} lines")
-        check.show(alarm.finding)
+        check.show(alarm.finding, lines_count=2)
 
 
 def _show_account(account: Account, alarms: Sequence[Alarm]) -> None:

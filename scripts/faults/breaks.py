@@ -28,7 +28,7 @@ from freshet.scripts.faults.proxy import Proxy
 AHEAD = timedelta(minutes=2)
 """How far a clock runs ahead: less than a stream allows, more than two machines may differ."""
 
-_CHOICE = Choice(0.2, 2015)
+_CHOICE = Choice(0.5, 2015)
 _ALL = Choice(1.0)
 _LOOK_AGAIN_S = 0.02
 _MATERIALIZER = (sys.executable, "-m", "freshet.scripts.cli", "run", "materializer")

@@ -144,8 +144,9 @@ class OnlineFault:
 _Struck = tuple[Passing | None, tuple[bytes, ...]]
 
 
-def _lose(_: OnlineFault, __: Write, ___: Write | None) -> _Struck:
-    return Passing(None), ()
+def _lose(_: OnlineFault, __: Write, before: Write | None) -> _Struck:
+    """Lose a newer row; without a first one the entity would be missing, which is another fault."""
+    return (None if before is None else Passing(None)), ()
 
 
 def _remove(fault: OnlineFault, write: Write, _: Write | None) -> _Struck:
