@@ -406,9 +406,12 @@ def _break(words: argparse.Namespace, settings: Settings) -> int:
                 raise Unavailable(f"the materializer ended with {stack.materializer.returncode}:\n{stack.said()}")
             if account.first_effective_at is None:
                 _show_alarms("opened before the fault had an effect", opened)
-            elif opened:
-                _show_alarms(f"found {now - account.first_effective_at:.1f} s after the fault's first effect", opened)
-                _show_account(account, opened)
+                continue
+            own = [alarm for alarm in opened if alarm.finding.cause == words.cause]
+            _show_alarms("opened beside it", [alarm for alarm in opened if alarm not in own])
+            if own:
+                _show_alarms(f"found {now - account.first_effective_at:.1f} s after the fault's first effect", own)
+                _show_account(account, own)
                 return EXIT_CODES[Outcome.VIOLATED]
         print(f"not found within {_FIND_LIMIT_S:g} s; of {words.cause}:\n{stack.said()}")
         return EXIT_CODES[Outcome.VALIDATOR_ERROR]

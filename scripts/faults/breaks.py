@@ -99,9 +99,7 @@ class _OnTheWayOnline(Fault):
     def __init__(self, cause: Cause, workspace: Workspace, folder: Path) -> None:
         super().__init__(cause, workspace, folder)
         self._rule = OnlineFault(cause, _CHOICE, self._deeds, workspace.pipeline.views)
-        port = urlsplit(workspace.online_url).port
-        assert port is not None, workspace.online_url
-        self._proxy = Proxy(port, self._rule)
+        self._proxy = Proxy(_port(workspace), self._rule)
         self.online_url = self._proxy.url
 
     def _break(self) -> None:
@@ -163,13 +161,21 @@ class _Clock(Fault):
         self._begun = True
 
 
-class _Stopped(Fault):
-    """The materializer hangs."""
+class _Emptied(Fault):
+    """The online store comes back empty while the materializer hangs; one that does not would fill it again."""
 
     def _break(self) -> None:
         assert self.materializer is not None, "started before"
         self.materializer.send_signal(signal.SIGSTOP)
-        self._deeds.did(Deed(time.time(), view.name, what="hangs") for view in self._workspace.pipeline.views)
+        with Proxy(_port(self._workspace)) as proxy:
+            proxy.send([(b"FLUSHALL",)])
+        self._deeds.did(Deed(time.time(), view.name, what="emptied") for view in self._workspace.pipeline.views)
+
+
+def _port(workspace: Workspace) -> int:
+    port = urlsplit(workspace.online_url).port
+    assert port is not None, workspace.online_url
+    return port
 
 
 _FAULTS: dict[Cause, Callable[[Cause, Workspace, Path], Fault]] = {
@@ -177,7 +183,7 @@ _FAULTS: dict[Cause, Callable[[Cause, Workspace, Path], Fault]] = {
     **dict.fromkeys(sink.CAUSES, _OnTheWayOffline),
     **dict.fromkeys(files.CAUSES, _Files),
     Cause.CLOCK_SKEW: _Clock,
-    Cause.STALE_ONLINE: _Stopped,
+    Cause.STALE_ONLINE: _Emptied,
 }
 
 CAUSES = tuple(_FAULTS)
