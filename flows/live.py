@@ -703,8 +703,13 @@ class Materializer:
             self.live.journal.expire(stream, oldest)
 
 
-def open_live(workspace: Workspace, run: Run | None = None) -> Materializer:
-    """Connect a project's materializer. Raises `Refused` and `Unavailable`."""
+def open_live(
+    workspace: Workspace,
+    run: Run | None = None,
+    *,
+    reach: Callable[[Workspace, Run, States], Outside] = connect,
+) -> Materializer:
+    """Connect a project's materializer to what `reach` gives. Raises `Refused` and `Unavailable`."""
     settings = workspace.settings
     run = replace(
         run or Run(),
@@ -716,7 +721,7 @@ def open_live(workspace: Workspace, run: Run | None = None) -> Materializer:
     contracts, pipeline, cluster = workspace.contracts, workspace.pipeline, workspace.kafka
     metrics = Metrics(list(contracts), [view.name for view in pipeline.views])
     recovery = RecoveryFolder(workspace.recovery_root)
-    outside = connect(workspace, run, recovery)
+    outside = reach(workspace, run, recovery)
     others = [recovery.told(process) for process in range(1, len(run.place.addresses))] if run.leads else []
     leader = None if run.leads else recovery.told(run.place.process)
     stop = bytewax.Stop(recovery.stop_file if run.place.addresses else None)

@@ -18,7 +18,7 @@ from freshet.flows.live_validator import open_observer
 from freshet.flows.observer import Sampling
 from freshet.flows.settings import Settings
 from freshet.flows.validator import check_once, exit_code
-from freshet.schemas.finding import Verdict
+from freshet.schemas.finding import Finding, Verdict
 from freshet.scripts.cli import wrong_use
 
 _LIMIT = timedelta(seconds=20)
@@ -67,11 +67,16 @@ def report(verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         print(f"{verdict.view}: {verdict.outcome}, {verdict.compared} rows compared")
         for finding in verdict.findings:
-            print(f"  {finding.cause}: {finding.message}")
-            for line in finding.evidence[:5]:
-                print("    " + ", ".join(f"{name}={value}" for name, value in line.items()))
+            show(finding)
         for reason in verdict.reasons:
             print(f"  {reason}")
+
+
+def show(finding: Finding, lines_count: int = 5) -> None:
+    """Print a finding for people, with so many lines of its evidence."""
+    print(f"  {finding.cause}: {finding.message}")
+    for line in finding.evidence[:lines_count]:
+        print("    " + ", ".join(f"{name}={value}" for name, value in line.items()))
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 Made edits flow for some seconds, or those of --events FILE with their times shifted to end now. One channel falls
 silent at once: its values fall though no event comes. Then what Feast reads online is compared with the newest offline
 rows, and all offline rows with DuckDB's own answer over the same events.
+
+With --break CAUSE it is broken on purpose after those seconds, while edits go on, and the validator looks until it
+finds that: exits 1 on a finding, 4 if there is none in two minutes.
 """
 
 import argparse
@@ -14,7 +17,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -31,20 +33,27 @@ from prometheus_client.parser import text_string_to_metric_families
 from freshet.flows.edges import event_file, feast, kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.quality import Judge
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.edges.valkey import Valkey
 from freshet.flows.live import Workspace
+from freshet.flows.live_validator import open_observer
 from freshet.flows.materializer import archive_name
+from freshet.flows.observer import Sampling
 from freshet.flows.settings import Settings
+from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.oracle import compare, union_of
-from freshet.flows.validator import exit_code
-from freshet.schemas.errors import Unavailable
-from freshet.schemas.event import Contract
+from freshet.flows.validator import EXIT_CODES, exit_code, judged
+from freshet.schemas.errors import Unavailable, listed
+from freshet.schemas.finding import Alarm, Cause, Outcome, Status, Verdict, worst
 from freshet.schemas.view import View
 from freshet.scripts import check, reference
 from freshet.scripts.apply import apply
 from freshet.scripts.cli import wrong_use
+from freshet.scripts.faults import breaks
+from freshet.scripts.faults.breaks import Fault
+from freshet.scripts.faults.deeds import Account
 from freshet.scripts.made_edits import edits, user
 
 _CLOCK = "freshet_clock_timestamp_seconds"
@@ -52,30 +61,37 @@ _WAIT_LIMIT_S = 60.0
 _SEED = 2015
 _QUIET = "#quiet.wikipedia"
 _QUIET_AGE = timedelta(seconds=57)
+_ROUND_S, _FIND_LIMIT_S = 2.0, 120.0
 
 
 def arguments(words: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     words.add_argument("--seconds", type=float, default=15, help="how long made edits flow (15)")
-    words.add_argument("--rate", type=float, default=400, metavar="N", help="made edits a second (400)")
+    words.add_argument("--rate", type=float, metavar="N", help="made edits a second (400; with --break, 100)")
     words.add_argument("--events", metavar="FILE", help="send these events instead, shifted to end now")
     words.add_argument(
         "--speed", type=float, metavar="N", help="N times as fast as they happened; all at once if not given"
     )
+    words.add_argument("--break", dest="cause", metavar="CAUSE", help=f"break it: {', '.join(breaks.CAUSES)}")
     words.add_argument("--keep", action="store_true", help="leave everything running, and say how to look")
 
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
-    """Run the demo; exits 0 if nothing disagrees."""
+    """Run the demo; exits 0 if nothing disagrees, and as its description says if it is to break."""
+    if words.rate is None:
+        words.rate = 400 if words.cause is None else 100  # the validator needs a core of its own
     for name in ("seconds", "rate", "speed"):
         if getattr(words, name) is not None and getattr(words, name) <= 0:
             raise wrong_use(f"--{name}", f"is {getattr(words, name)}", "write a number above 0")
+    if words.cause is not None:
+        return _break(words, settings)
     with contextlib.ExitStack() as parts:
         stack = _start(parts, settings)
         stack.wait_until_ready()
-        sender = _Sender(stack.workspace.contracts["wiki_edits"], stack.workspace.kafka, words)
+        sender = _Sender(stack, words)
         sender.start()
         _show(stack, sender)
+        sender.join()
         sender.check()
         if words.events is None:
             _show_decay(stack)
@@ -96,6 +112,7 @@ class _Stack:
     materializer: "subprocess.Popen[bytes]"
     log: Path
     metrics: str
+    fault: Fault
 
     def wait_until_ready(self) -> None:
         """Wait until the materializer answers; raises `Unavailable` if it ends or does not."""
@@ -139,8 +156,8 @@ class _Stack:
         }
 
 
-def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
-    """Start all parts, each ended with the demo."""
+def _start(parts: contextlib.ExitStack, settings: Settings, cause: Cause | None = None) -> _Stack:
+    """Start all parts, each ended with the demo, and a fault among them."""
     root = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="freshet-demo-")))
     reference.copy(root)
     broker = parts.enter_context(Broker.start())
@@ -155,29 +172,31 @@ def _start(parts: contextlib.ExitStack, settings: Settings) -> _Stack:
     for topic, count in kafka.topics_of(workspace.contracts.values()).items():
         broker.create_topic(topic, count)
     apply(workspace)
+    fault = parts.enter_context(breaks.put(cause, workspace, root))
     environment = {
         **os.environ,
         "FRESHET_PROJECT": str(root),
         "FRESHET_BROKERS": broker.address,
-        "FRESHET_ONLINE_STORE": valkey.url,
+        "FRESHET_ONLINE_STORE": fault.online_url,
         "FRESHET_METRICS_ADDRESS": metrics,
     }
     log = root / "materializer.log"
     with log.open("wb") as out:
-        command = [sys.executable, "-m", "freshet.scripts.cli", "run", "materializer"]
         materializer = subprocess.Popen(  # noqa: S603  # our own
-            command, env=environment, stdout=out, stderr=out, start_new_session=True
+            fault.command, env=environment, stdout=out, stderr=out, start_new_session=True
         )  # Ctrl-C is for the demo, which then ends its parts in order
+    fault.materializer = materializer
     parts.callback(_end, materializer)
     print(f"broker {broker.address}, online store {valkey.url}, metrics http://{metrics}/metrics")
     views = workspace.pipeline.views
     print(f"project {workspace.pipeline.project}: {len(views)} feature views, declared in features.yaml")
-    return _Stack(workspace, materializer, log, metrics)
+    return _Stack(workspace, materializer, log, metrics, fault)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
         process.terminate()
+        process.send_signal(signal.SIGCONT)  # one that was made to hang cannot end
         try:
             process.wait(_WAIT_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -188,9 +207,11 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 class _Sender(threading.Thread):
     """Publishes the demo's events beside everything else."""
 
-    def __init__(self, contract: Contract, cluster: kafka.Kafka, words: argparse.Namespace) -> None:
+    def __init__(self, stack: _Stack, words: argparse.Namespace) -> None:
         super().__init__(name="producer", daemon=True)
-        self._contract, self._cluster, self._words = contract, cluster, words
+        self._contract, self._cluster = stack.workspace.contracts["wiki_edits"], stack.workspace.kafka
+        self._fault, self._words = stack.fault, words
+        self._ended = threading.Event()
         self._error: BaseException | None = None
         self.sent_count = 0
 
@@ -199,6 +220,8 @@ class _Sender(threading.Thread):
         try:
             with kafka.Producer(self._cluster, self._contract) as producer:
                 for wait_s, event in self._timed():
+                    if self._ended.is_set():
+                        break
                     if wait_s > 0:
                         producer.poll(wait_s)
                     producer.send(event)
@@ -208,19 +231,23 @@ class _Sender(threading.Thread):
 
     def check(self) -> None:
         """Raise what went wrong while publishing."""
-        self.join()
         if self._error is not None:
             raise self._error
+
+    def end(self) -> None:
+        """Publish no more."""
+        self._ended.set()
+        self.join()
 
     def _timed(self) -> Iterator[tuple[float, Any]]:
         """Give each event and how long to wait for its turn."""
         started = time.monotonic()
         if self._words.events is None:
-            count = max(2, int(self._words.seconds * self._words.rate))
-            for number, made in zip(range(count), edits(_SEED), strict=False):
+            count = max(2, int(self._words.seconds * self._words.rate)) if self._words.cause is None else None
+            for number, made in enumerate(itertools.islice(edits(_SEED), count)):
                 if number < 2:
                     made |= {"channel": _QUIET, "time": (datetime.now(UTC) - _QUIET_AGE).isoformat()}
-                yield started + number / self._words.rate - time.monotonic(), made
+                yield started + number / self._words.rate - time.monotonic(), self._fault.sent(made)
             return
         events = [json.loads(line) for line in event_file.lines(self._words.events)]
         times = [datetime.fromisoformat(event[self._contract.stream.event_time]) for event in events]
@@ -348,6 +375,89 @@ def _differing(view: View, newest: pa.Table, served: Sequence[Any]) -> list[str]
         if online is None or online.event_timestamp != row["event_timestamp"] or dict(online.features) != expected:
             wrong.append(f"{[row[name] for name in view.entity_names]}: offline {expected}, online {online}")
     return wrong
+
+
+def _break(words: argparse.Namespace, settings: Settings) -> int:
+    """Break what works, and have the validator look until it finds that."""
+    for name in ("events", "speed", "keep"):
+        if getattr(words, name):
+            raise wrong_use("--break", f"is given with --{name}", "leave one of them out")
+    if words.cause not in breaks.CAUSES:
+        raise wrong_use("--break", f"is {words.cause!r}", f"write {listed(breaks.CAUSES)}")
+    with contextlib.ExitStack() as parts:
+        stack = _start(parts, settings, Cause(words.cause))
+        stack.wait_until_ready()
+        validator, sender = _Validator(stack.workspace), _Sender(stack, words)
+        parts.callback(sender.end)
+        sender.start()
+        print(f"made edits flow, {words.rate:g} a second, and the validator looks every {_ROUND_S:g} s")
+        whole_until = time.monotonic() + words.seconds
+        while time.monotonic() < whole_until or not validator.compared_count:
+            _show_alarms("opened before anything was broken", validator.look())
+            if time.monotonic() > whole_until + _WAIT_LIMIT_S:
+                raise Unavailable(f"the validator has compared nothing:\n{stack.said()}")
+        print(f"{words.cause} from now on, made outside of the validator")
+        stack.fault.begin()
+        deadline = time.monotonic() + _FIND_LIMIT_S
+        while time.monotonic() < deadline:
+            opened, now, account = validator.look(), time.time(), stack.fault.account()
+            sender.check()
+            if stack.ended_within(0):
+                raise Unavailable(f"the materializer ended with {stack.materializer.returncode}:\n{stack.said()}")
+            if account.first_effective_at is None:
+                _show_alarms("opened before the fault had an effect", opened)
+                continue
+            own = [alarm for alarm in opened if alarm.finding.cause == words.cause]
+            _show_alarms("opened beside it", [alarm for alarm in opened if alarm not in own])
+            if own:
+                _show_alarms(f"found {now - account.first_effective_at:.1f} s after the fault's first effect", own)
+                _show_account(account, own)
+                return EXIT_CODES[Outcome.VIOLATED]
+        print(f"not found within {_FIND_LIMIT_S:g} s; of {words.cause}:\n{stack.said()}")
+        return EXIT_CODES[Outcome.VALIDATOR_ERROR]
+
+
+class _Validator:
+    """The validator's rounds, one after the other."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        sampling = Sampling(grace=workspace.settings.epoch * 2 + timedelta(seconds=1), limit=timedelta(seconds=20))
+        self._observer, self._judge, self._alarms = open_observer(workspace, sampling), Judge(), Alarms()
+        self._target = workspace.source.declaration.servingRequirements.freshnessTarget
+        self._number, self._turn = 0, time.monotonic()
+        self.compared_count = 0
+
+    def look(self) -> list[Alarm]:
+        """Do a round when it is due, and say how it ended; returns the alarms that it opened."""
+        time.sleep(max(0.0, self._turn - time.monotonic()))
+        self._turn = time.monotonic() + _ROUND_S
+        self._number += 1
+        verdicts, news = list[Verdict](), list[Alarm]()
+        for seen in self._observer.look(self._number):
+            verdict, more = self._alarms.heed(judged(self._judge, seen, self._target), seen.at)
+            verdicts.append(verdict)
+            news += more
+        count = sum(verdict.compared for verdict in verdicts)
+        self.compared_count += count
+        outcome = worst(verdict.outcome for verdict in verdicts)
+        print(f"  round {self._number}: {count} rows compared, {outcome}", flush=True)
+        return [alarm for alarm in news if alarm.status is Status.OPENED]
+
+
+def _show_alarms(when: str, alarms: Sequence[Alarm]) -> None:
+    for alarm in alarms:
+        print(f"{when}: {alarm.finding.check}, {alarm.finding.count} lines")
+        check.show(alarm.finding, lines_count=2)
+
+
+def _show_account(account: Account, alarms: Sequence[Alarm]) -> None:
+    """Say what the fault says that it did, and which of the entities in evidence are its own."""
+    evidence = {line["entity"] for alarm in alarms for line in alarm.finding.evidence if "entity" in line}
+    entities = f", {len(account.entities)} entities" if account.entities else ""
+    views = ", ".join(account.views)
+    print(f"the fault says that it did {account.cause} {account.affected_count} times{entities}: {views}")
+    if evidence:
+        print(f"of the {len(evidence)} entities in evidence it struck {len(evidence & set(account.entities))}")
 
 
 def _keep(stack: _Stack) -> None:

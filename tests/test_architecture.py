@@ -31,7 +31,7 @@ BEHIND_ONE_EDGE = {
     "great_expectations": {"flows/edges/quality.py"},
     "confluent_kafka": {"flows/edges/kafka.py", "flows/edges/broker.py"},
     "redis": {"flows/edges/redis.py", "flows/edges/store_config.py", "flows/edges/valkey.py"},
-    "bytewax": {"flows/edges/bytewax.py", "flows/materializer.py", "flows/live.py"},
+    "bytewax": {"flows/edges/bytewax.py", "flows/materializer.py", "flows/live.py", "flows/validator.py"},
     "prometheus_client": {"flows/edges/metrics.py", "flows/edges/feast.py", "flows/live.py", "scripts/demo.py"},
 }
 """Outside systems, and the files that know them. A flow's file names Bytewax's operators, live.py our own metrics."""
