@@ -377,7 +377,14 @@ def store(committed_count: int, counted_count: int) -> pd.DataFrame:
 def freshness(lines: Iterable[Line]) -> pd.DataFrame:
     """Return one line for each partition of a view's sources: what `freshness.Line` says."""
     columns = [field.name for field in dataclasses.fields(Line)]
-    rows = [{**dataclasses.asdict(line), "state": line.state.value} for line in lines]
+    rows = [
+        {
+            **dataclasses.asdict(line),
+            "state": line.state.value,
+            "lag_seconds": None if line.lag_seconds is None else round(line.lag_seconds, 3),
+        }
+        for line in lines
+    ]
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
