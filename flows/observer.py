@@ -204,7 +204,8 @@ class Watch:
         ledger = self._durable
         overdue_before = self._outside.now() - self._sampling.limit
         settled = {ticket.entity for ticket in self._tickets if ledger and is_settled(self.view, ticket, ledger)}
-        overdue = {ticket.entity for ticket in self._tickets if ticket.first_at <= overdue_before} - settled
+        looked = [ticket for ticket in self._tickets if ticket.ends is not None]  # twice
+        overdue = {ticket.entity for ticket in looked if ticket.first_at <= overdue_before} - settled
         wanted = [one.first for one in self._tickets if one.first and one.entity in settled | overdue]
         parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
         tables = ((part, self._outside.offline.read_parts(self.view.name, [part])) for part in parts)

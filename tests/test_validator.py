@@ -440,6 +440,13 @@ def test_an_online_store_that_loses_its_rows_while_they_are_looked_at_is_called_
     assert {Cause.STALE_ONLINE} == {finding.cause for finding in world.check(judge).findings}
 
 
+def test_a_validator_that_hung_between_its_looks_calls_nothing_missing(judge: Judge) -> None:
+    def hang(world: World) -> None:
+        world.at += 10 * LIMIT
+
+    assert (Outcome.OK, ()) == ((verdict := right(meanwhile=hang).check(judge)).outcome, verdict.findings)
+
+
 def test_an_entity_that_never_rests_is_still_compared(judge: Judge) -> None:
     def go_on(world: World) -> None:
         world.put_offline(NEWER)
