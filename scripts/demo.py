@@ -386,8 +386,8 @@ def _break(words: argparse.Namespace, settings: Settings) -> int:
         raise wrong_use("--break", f"is {words.cause!r}", f"write {listed(breaks.CAUSES)}")
     with contextlib.ExitStack() as parts:
         stack = _start(parts, settings, Cause(words.cause))
-        stack.wait_until_ready()
         validator, sender = _Validator(stack.workspace), _Sender(stack, words)
+        stack.wait_until_ready()
         parts.callback(sender.end)
         sender.start()
         print(f"made edits flow, {words.rate:g} a second, and the validator looks every {_ROUND_S:g} s")
