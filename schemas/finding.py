@@ -35,9 +35,9 @@ class Cause(StrEnum):
     """Why a check does not hold."""
 
     VALUE_MISMATCH = "value_mismatch"
-    """The stores hold different values for one version of a row."""
+    """The stores hold different values for one version of a row, or values that are not as the declaration expects."""
     NULL_ONLINE = "null_online"
-    """The online store holds null where the offline store, for the same version, holds a value."""
+    """The online store holds null where the offline store, for the same version, holds a value, or nulls too often."""
     DTYPE = "dtype"
     """A stored value is not of the declared type."""
     LOST_ONLINE_WRITE = "lost_online_write"
@@ -65,13 +65,16 @@ class Cause(StrEnum):
 class Frame(StrEnum):
     """What a check looks at.
 
-    The columns of a view's offline parts, their rows' numbers, single rows in both stores, the online store as a whole,
-    or the lag of the source's partitions.
+    The columns of a view's offline parts, their rows' numbers, single rows in both stores, such rows of many rounds
+    together, of those the values of one feature, one an entity, the online store as a whole, or the lag of the source's
+    partitions.
     """
 
     SCHEMA = "schema"
     PARTS = "parts"
     ROWS = "rows"
+    POOL = "pool"
+    VALUES = "values"
     STORE = "store"
     LAG = "lag"
 
@@ -88,6 +91,8 @@ _IDENTITIES = {
         *("entity", "event_timestamp", "version", "online_at", "seen_at", "offline_at"),
         *("offline_part", "source_partition", "source_offset"),
     ),
+    Frame.POOL: ("entity", "event_timestamp", "version"),
+    Frame.VALUES: ("entity", "event_timestamp", "version"),
     Frame.STORE: ("committed", "counted"),
     Frame.LAG: ("stream", "partition"),
 }
@@ -98,8 +103,9 @@ class Check:
     """One expectation of Great Expectations, by class name and arguments.
 
     `given` names a column: lines where it is null are not looked at. `cause` is what a failure means; None where it
-    means that nothing can be said. `severity` is critical, warning or info. `rounds` is in how many rounds, one after
-    the other, it must fail to be a finding: 1 where what is judged was looked at twice already.
+    means that nothing can be said. `severity` is critical, warning or info. `rounds` is in how many of the last
+    `of_rounds` judgements of it (of as many, if None) it must fail to be a finding: 1 where what is judged was looked at
+    twice already.
     """
 
     name: str
@@ -112,6 +118,7 @@ class Check:
     features: tuple[str, ...] = ()
     given: str | None = None
     rounds: int = 1
+    of_rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,7 @@ class Finding:
     message: str
     count: int = 1
     rounds: int = 1
+    of_rounds: int | None = None
 
 
 class Status(StrEnum):
@@ -167,6 +175,7 @@ class Verdict:
     """The answer for one view. `reasons` say why it is inconclusive, or why the validator failed.
 
     `compared` counts the lines of the frame judged; of a whole round, the rows that were found in both stores.
+    `untold` names the checks of which it cannot be said whether they hold: there was nothing, or too little, to judge.
     """
 
     view: str
@@ -174,3 +183,4 @@ class Verdict:
     compared: int
     findings: tuple[Finding, ...] = ()
     reasons: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
