@@ -172,10 +172,7 @@ class Edges:
 
 def build(project: str, edges: Edges) -> Dataflow:
     """Return the validator's dataflow. It runs in one worker: Great Expectations knows no threads."""
-
-    pools = {
-        watch.view.name: Pools(checks_of(watch.view, edges.freshness_target)) for watch in edges.observer.watches
-    }
+    pools = {watch.view.name: Pools(checks_of(watch.view, edges.freshness_target)) for watch in edges.observer.watches}
 
     def look(items: list[tuple[str, int]]) -> list[Seen]:
         return edges.observer.look(max(number for _, number in items))

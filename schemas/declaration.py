@@ -5,6 +5,7 @@ keys of a definition beyond `name`, `dtype`, `source` and `transformation` are F
 gives a `Declaration`, or refuses with every problem found. It reads no file and runs no SQL.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -110,8 +111,8 @@ def _reference(value: object) -> Reference | str:
             raise ValueError("one weight for each of the values")
         if not all(isinstance(one, str | int) for one in places) or len({*map(repr, places)}) < len(places):
             raise ValueError("different values that are text, whole numbers, true or false")
-        return Reference(tuple(map(float, weights)), values=tuple(places))
-    if not all(map(_is_number, places)) or any(one >= after for one, after in zip(places, places[1:], strict=False)):
+        return Reference(tuple(map(float, weights)), categories=tuple(places))
+    if not all(map(_is_number, places)) or any(one >= after for one, after in itertools.pairwise(places)):
         raise ValueError("bins that are rising numbers")
     if len(places) != len(weights) + 1:
         raise ValueError("one more of bins, which are edges, than of weights")
@@ -125,8 +126,8 @@ def _is_number(value: object) -> bool:
 def _spelled(reference: Reference | str) -> object:
     if isinstance(reference, str):
         return reference
-    kind = "bins" if reference.bins else "values"
-    return {kind: list(getattr(reference, kind)), "weights": list(reference.weights)}
+    places = {"bins": [*reference.bins]} if reference.bins else {"values": [*reference.categories]}
+    return {**places, "weights": [*reference.weights]}
 
 
 def _streams(value: object) -> object:
@@ -205,8 +206,8 @@ class Expect(_Section):
 class Definition(_Section):
     """One declared feature, or several: one for each duration of `over`.
 
-    `expect` is what the validator holds each one's values against. `resolution` makes its windows begin at multiples of it; `decay` is how often its rows follow them by time alone,
-    `OFF` for never, None for the default of each window.
+    `resolution` makes its windows begin at multiples of it; `decay` is how often its rows follow them by time alone,
+    `OFF` for never, None for the default of each window. `expect` is what the validator holds its values against.
     """
 
     name: str
@@ -518,11 +519,11 @@ def _distribution_rules(known: Dtype, drawn: DistributionExpected) -> Iterator[t
         return
     if isinstance(reference, Reference) and reference.bins and not is_number:
         yield f"{key}.reference", f"bins {of}", "", "write values and weights"
-    if isinstance(reference, Reference) and reference.values and not _are_of(known, reference.values):
-        got = listed([*map(repr, reference.values)])
+    if isinstance(reference, Reference) and reference.categories and not _are_of(known, reference.categories):
+        got = listed([*map(repr, reference.categories)])
         hint = "write bins and weights" if known.name in _FLOATS else f"write values of type {known.name}"
         yield f"{key}.reference", f"shares of values that are no {known.name}", got, hint
-    ordered = is_number and not (isinstance(reference, Reference) and reference.values)
+    ordered = is_number and not (isinstance(reference, Reference) and reference.categories)
     if drawn.distance is Distance.KS and not ordered:
         yield f"{key}.distance", "a ks distance of values without order", "", "write psi or js, or bins"
     if not 0 < drawn.limit or (drawn.limit >= 1 and drawn.distance is not Distance.PSI):

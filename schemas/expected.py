@@ -21,13 +21,13 @@ class Reference:
     """A distribution to compare with: shares of bins of numbers, or of single values.
 
     With `bins`, rising edges, `weights` has a share for each bin [edge, next edge), the last one with its end. With
-    `values`, it has one for each. `weights` are relative to each other. `count` is how many values they were counted
-    from; None where the shares are exact.
+    `categories`, it has one for each of those values. `weights` are relative to each other. `count` is how many values
+    they were counted from; None where the shares are exact.
     """
 
     weights: tuple[float, ...]
     bins: tuple[float, ...] = ()
-    values: tuple[Any, ...] = ()
+    categories: tuple[Any, ...] = ()
     count: int | None = None
 
 
@@ -50,7 +50,7 @@ class Expected:
 
     minimum: float | None = None
     maximum: float | None = None
-    values: tuple[Any, ...] | None = None
+    allowed: tuple[Any, ...] | None = None
     nulls: float | None = None
     tolerance: float | None = None
     mismatches: float = 0.0

@@ -103,8 +103,8 @@ class Check:
     """One expectation of Great Expectations, by class name and arguments.
 
     `given` names a column: lines where it is null are not looked at. `cause` is what a failure means; None where it
-    means that nothing can be said. `severity` is critical, warning or info. `rounds` is in how many of the last
-    `of_rounds` judgements of it (of as many, if None) it must fail to be a finding: 1 where what is judged was looked at
+    means that nothing can be said. `severity` is critical, warning or info. `rounds` is in how many of its last
+    `of_rounds` judgements (of as many, if None) it must fail to be a finding: 1 where what is judged was looked at
     twice already.
     """
 

@@ -88,7 +88,9 @@ class Project:
                 got = f"{drawn.reference}: {error.strerror if isinstance(error, OSError) else error}"
                 problems.append(Problem("feature", feature.name, fact, got, hint, places[feature.name]))
                 return feature
-            return replace(feature, expected=replace(feature.expected, distribution=replace(drawn, reference=reference)))
+            return replace(
+                feature, expected=replace(feature.expected, distribution=replace(drawn, reference=reference))
+            )
 
         def whole(view: View) -> View:
             return replace(view, features=tuple(map(read, view.features)))
@@ -176,7 +178,7 @@ def _counted(column: pa.Array, feature: Feature, distance: Distance) -> Referenc
         raise ValueError(f"its column {feature.name} has no values")
     if not pa.types.is_integer(feature.dtype.arrow) and not feature.dtype.is_float:
         counts = Counter(values)
-        return Reference(tuple(map(float, counts.values())), values=tuple(counts), count=len(values))
+        return Reference(tuple(map(float, counts.values())), categories=tuple(counts), count=len(values))
     numbers = np.array(values, float)
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):

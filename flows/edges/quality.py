@@ -50,7 +50,8 @@ class Judge:
         """Judge a frame by checks that are all about it.
 
         A check that does not hold is a finding, or, if it has no cause, a reason to be inconclusive; so are fewer lines
-        than `minimum_rows`, or than an expectation itself needs. What could not be computed, or has no result, makes a `validator_error`.
+        than `minimum_rows`, or than an expectation itself needs. What could not be computed, or has no result, makes a
+        `validator_error`.
         """
         assert len({check.frame for check in checks}) == 1, "checks of several frames"
         try:
@@ -260,7 +261,9 @@ def _distribution_near() -> Any:
         def _validate(self, metrics: Any, *_: Any, **__: Any) -> Any:
             seen = metrics["column.distribution_judgement"]
             line = {"values": seen.count, "distance": seen.distance, "threshold": seen.threshold}
-            said = f"a {self.distance} distance of {seen.distance:.3g}, over {seen.threshold:.3g}, of {seen.count} values"
+            said = (
+                f"a {self.distance} distance of {seen.distance:.3g}, over {seen.threshold:.3g}, of {seen.count} values"
+            )
             result = {"element_count": seen.count, "unexpected_count": seen.count, _SAID: said, _EVIDENCE: [line]}
             if seen.count < self.least_count:
                 result[_LEAST] = self.least_count

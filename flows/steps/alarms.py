@@ -36,8 +36,8 @@ class _Failed:
 class Alarms:
     """The findings that are open. One opens once its check failed in as many of its last judgements as it says.
 
-    One is over once its check held for `quiet`, and in so many of its last judgements that it would not open. Rounds that
-    could not tell count for nothing.
+    One is over once its check held for `quiet`, and in so many of its last judgements that it would not open. Rounds
+    that could not tell count for nothing.
     """
 
     quiet: timedelta = QUIET

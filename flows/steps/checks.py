@@ -212,13 +212,13 @@ def _expected_checks(name: str, feature: Feature) -> Iterator[Check]:
             Cause.VALUE_MISMATCH,
             features=features,
         )
-    if expected.values is not None:
+    if expected.allowed is not None:
         yield Check(
             f"{name}.value_is_allowed",
-            f"the value is one of {', '.join(map(str, expected.values))}",
+            f"the value is one of {', '.join(map(str, expected.allowed))}",
             Frame.ROWS,
             "ExpectColumnValuesToBeInSet",
-            {"column": online, "value_set": list(expected.values)},
+            {"column": online, "value_set": list(expected.allowed)},
             Cause.VALUE_MISMATCH,
             features=features,
         )
@@ -257,7 +257,7 @@ def _distribution_check(name: str, feature: Feature, expected: Distribution) -> 
         "least_count": DISTRIBUTION_VALUES_COUNT,
     }
     if isinstance(reference, Reference):
-        own = {"bins": [*reference.bins], "values": [*reference.values], "weights": [*reference.weights]}
+        own = {"bins": [*reference.bins], "categories": [*reference.categories], "weights": [*reference.weights]}
         arguments["reference"] = {**own, "count": reference.count}
     return Check(
         f"{name}.distribution_is_expected",

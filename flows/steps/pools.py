@@ -1,10 +1,10 @@
 """Rows of many rounds, gathered until there are enough to judge what is tolerated in a few: pure.
 
-Windows do not overlap: what was judged is let go. A pool that does not fill is judged after so many rounds all the same,
-so that it is said that nothing can be said.
+Windows do not overlap: what was judged is let go. A pool that does not fill is judged after so many rounds all the
+same, so that it is said that nothing can be said.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ class _Pool:
     """The lines of some checks, by key: of one entity the newest where each is to be there once."""
 
     checks: tuple[Check, ...]
-    lines: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    lines: dict[Any, Mapping[Hashable, Any]] = field(default_factory=dict)
     rounds_count: int = 0
 
     @property
@@ -52,7 +52,7 @@ class Pools:
         kinds = dict.fromkeys((check.frame, check.given) for check in own)
         self._pools = [_Pool(tuple(check for check in own if (check.frame, check.given) == kind)) for kind in kinds]
 
-    def take(self, rows: pd.DataFrame) -> list[tuple[pd.DataFrame, Sequence[Check]]]:
+    def take(self, rows: pd.DataFrame) -> list[tuple[pd.DataFrame, list[Check]]]:
         """Add a round's rows, as `checks.joined` makes them; return each pool that is to be judged, and by what.
 
         >>> from freshet.schemas.finding import Check
@@ -62,11 +62,11 @@ class Pools:
         >>> [len(pools.take(pd.DataFrame([row, row]))) for _ in range(4)]
         [0, 1, 0, 1]
         """
-        taken: list[tuple[pd.DataFrame, Sequence[Check]]] = []
+        taken: list[tuple[pd.DataFrame, list[Check]]] = []
         for pool in self._pools:
             pool.add(rows)
             if len(pool.lines) >= self._rows_count or pool.rounds_count >= self._rounds_count:
                 frame = pd.DataFrame([*pool.lines.values()], columns=pool.columns, dtype=object)
-                taken.append((frame, pool.checks))
+                taken.append((frame, [*pool.checks]))
                 pool.lines, pool.rounds_count = {}, 0
         return taken

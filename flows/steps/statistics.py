@@ -1,4 +1,4 @@
-"""What can be said of a rate or a distribution by so many values, at a false alarm so seldom: pure, exact where it can be.
+"""What so many values say of a rate or a distribution, with few false alarms: pure, and exact where it can be.
 
 Only what a user tolerates is judged so: a tolerated rate of nulls or mismatches, and a distribution. Everything else is
 wrong if it is wrong once. `alpha` is how likely one judgement may be a false alarm.
@@ -135,7 +135,7 @@ def _counts(values: Sequence[Any], reference: Reference) -> tuple[np.ndarray, np
         numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         places = np.searchsorted(edges, numbers, side="right")
         return np.bincount(places, minlength=len(edges) + 1), np.array([0.0, *shares, 0.0])
-    known = {value: place for place, value in enumerate(reference.values)}
+    known = {value: place for place, value in enumerate(reference.categories)}
     places = np.array([known.get(value, len(known)) for value in values], int)
     return np.bincount(places, minlength=len(known) + 1), np.array([*shares, 0.0])
 
@@ -202,6 +202,4 @@ def chi2_tail(value: float, freedom: int) -> float:
     first = 0.5 if freedom % 2 else 0.0
     known = math.erfc(math.sqrt(half)) if freedom % 2 else 0.0
     powers = range(freedom // 2)
-    return known + math.fsum(
-        math.exp((k + first) * math.log(half) - half - math.lgamma(k + first + 1)) for k in powers
-    )
+    return known + math.fsum(math.exp((k + first) * math.log(half) - half - math.lgamma(k + first + 1)) for k in powers)
