@@ -154,7 +154,12 @@ Streams = Annotated[
 Objective = Annotated[units.Objective, *_parsed(units.objective, "p99 < 10ms")]
 Volume = Annotated[units.Volume, *_parsed(units.volume, "50GB/day")]
 Rate = Annotated[units.Rate, *_parsed(units.rate, "< 1%"), BeforeValidator(_zero)]
-Values = Annotated[tuple[Any, ...], PlainValidator(_allowed), WithJsonSchema({"type": "array"})]
+Values = Annotated[
+    tuple[Any, ...],
+    PlainValidator(_allowed),
+    PlainSerializer(list, when_used="json"),
+    WithJsonSchema({"type": "array"}),
+]
 Number = Annotated[int | float, PlainValidator(_number), WithJsonSchema({"type": "number"})]
 
 
