@@ -75,7 +75,8 @@ class Workspace:
         source = project.declaration()
         streams = {name for made in source.declaration.featureDefinitions for name in made.streams}
         contracts = project.contracts(streams)
-        return cls(project, source, contracts, compile_views(source, contracts), settings)
+        pipeline = project.with_references(compile_views(source, contracts), source)
+        return cls(project, source, contracts, pipeline, settings)
 
     @property
     def declared_online_url(self) -> str:

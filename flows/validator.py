@@ -22,6 +22,7 @@ from freshet.flows.observer import Observer, Seen
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.checks import checks_of, freshness
 from freshet.flows.steps.freshness import without_history
+from freshet.flows.steps.pools import Pools
 from freshet.schemas.finding import Alarm, Check, Frame, Outcome, Verdict, worst
 from freshet.schemas.units import Objective
 
@@ -38,25 +39,33 @@ class Judge(Protocol):
         """Judge a frame by checks that are all about it."""
 
 
-def judged(judge: Judge, seen: Seen, freshness_target: Objective) -> Verdict:
-    """Have every frame judged, and make one verdict of it."""
+def judged(judge: Judge, seen: Seen, freshness_target: Objective, pools: Pools | None = None) -> Verdict:
+    """Have every frame judged, and make one verdict of it.
+
+    `pools` gather rows over rounds for what is judged by many; without them it is judged by the rows there are.
+    """
     view = seen.view
     if seen.error:
         return Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",))
     checks = checks_of(view, freshness_target)
     rows = seen.frames.get(Frame.ROWS)
-    verdicts = [
-        judge.judge(view.name, frame, [check for check in checks if check.frame is kind], minimum_rows=1)
-        for kind, frame in seen.frames.items()
-    ]
+    to_judge = [(frame, [check for check in checks if check.frame is kind]) for kind, frame in seen.frames.items()]
+    if rows is not None:
+        to_judge += (pools or Pools(checks, rows_count=1, rounds_count=1)).take(rows)
+    verdicts = [judge.judge(view.name, frame, own, minimum_rows=1) for frame, own in to_judge]
     if rows is None:
         verdicts.append(Verdict(view.name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view.name}: nothing is committed",)))
+    judged_names = {check.name for _, own in to_judge for check in own}
     return Verdict(
         view.name,
         worst(verdict.outcome for verdict in verdicts),
         0 if rows is None else int((rows["offline_row"] == "found").sum()),
         tuple(finding for verdict in verdicts for finding in verdict.findings),
         tuple(reason for verdict in verdicts for reason in verdict.reasons),
+        (
+            *(name for verdict in verdicts for name in verdict.untold),
+            *(check.name for check in checks if check.name not in judged_names),
+        ),
     )
 
 
@@ -177,6 +186,7 @@ class Edges:
 
 def build(project: str, edges: Edges) -> Dataflow:
     """Return the validator's dataflow. It runs in one worker: Great Expectations knows no threads."""
+    pools = {watch.view.name: Pools(checks_of(watch.view, edges.freshness_target)) for watch in edges.observer.watches}
 
     def look(items: list[tuple[str, int]]) -> list[Seen]:
         return edges.observer.look(max(number for _, number in items))
@@ -184,7 +194,8 @@ def build(project: str, edges: Edges) -> Dataflow:
     def judge(items: list[Seen]) -> list[Report]:
         reports = []
         for seen in items:
-            verdict, news = edges.alarms.heed(judged(edges.judge, seen, edges.freshness_target), seen.at)
+            found = judged(edges.judge, seen, edges.freshness_target, pools[seen.view.name])
+            verdict, news = edges.alarms.heed(found, seen.at)
             reports.append(Report(verdict, news, seen.at))
         return reports
 

@@ -5,6 +5,8 @@ keys of a definition beyond `name`, `dtype`, `source` and `transformation` are F
 gives a `Declaration`, or refuses with every problem found. It reads no file and runs no SQL.
 """
 
+import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +14,21 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from freshet.schemas import units
 from freshet.schemas.dtypes import DTYPES, Dtype, dtype
 from freshet.schemas.errors import Problem, Refused, listed, nearest
+from freshet.schemas.expected import Distance, Distribution, Expected, Reference
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 """Names become folders, metrics and files."""
@@ -26,7 +38,7 @@ def _parsed(parse: Any, example: str) -> Any:
     """Take the words people write, keep the parsed value, and write the words back."""
 
     def read(value: object) -> object:
-        if isinstance(value, timedelta | units.Objective | units.Volume):
+        if isinstance(value, timedelta | units.Objective | units.Volume | units.Rate):
             return value
         if not isinstance(value, str):  # pydantic would take a number for seconds
             raise ValueError(f'text, such as "{example}"')  # noqa: TRY004  # the form that pydantic gathers
@@ -57,6 +69,67 @@ def _unquoted_off(value: object) -> object:
     return "off" if value is False else value  # YAML's own idea of the word
 
 
+def _zero(value: object) -> object:
+    return "0" if value == 0 and not isinstance(value, bool) else value
+
+
+def _number(value: object) -> object:
+    """Take a finite number; `1e-6` is text to YAML 1.1."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            value = None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("a finite number")
+    return value
+
+
+def _allowed(value: object) -> object:
+    """Take a list of values; of which type, the definition's rules say."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("a list of the allowed values")
+    if not all(isinstance(one, str | int | float) for one in value):
+        raise ValueError("values that are text, numbers, true or false")
+    return tuple(value)
+
+
+def _reference(value: object) -> Reference | str:
+    """Take a path, or `{bins, weights}`, or `{values, weights}`."""
+    if isinstance(value, Reference) or (isinstance(value, str) and value.strip()):
+        return value
+    if not isinstance(value, Mapping) or {*map(str, value)} not in ({"bins", "weights"}, {"values", "weights"}):
+        raise ValueError("the path of a parquet or JSON file, or bins and weights, or values and weights")
+    kind = "bins" if "bins" in value else "values"
+    places, weights = value[kind], value["weights"]
+    if not isinstance(places, list) or not isinstance(weights, list):
+        raise ValueError(f"lists of {kind} and weights")  # noqa: TRY004  # the form that pydantic gathers
+    if not all(_is_number(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
+        raise ValueError("weights that are numbers of at least 0, not all 0")
+    if kind == "values":
+        if len(places) != len(weights) or not places:
+            raise ValueError("one weight for each of the values")
+        if not all(isinstance(one, str | int) for one in places) or len({*map(repr, places)}) < len(places):
+            raise ValueError("different values that are text, whole numbers, true or false")
+        return Reference(tuple(map(float, weights)), categories=tuple(places))
+    if not all(map(_is_number, places)) or any(one >= after for one, after in itertools.pairwise(places)):
+        raise ValueError("bins that are rising numbers")
+    if len(places) != len(weights) + 1:
+        raise ValueError("one more of bins, which are edges, than of weights")
+    return Reference(tuple(map(float, weights)), bins=tuple(map(float, places)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _spelled(reference: Reference | str) -> object:
+    if isinstance(reference, str):
+        return reference
+    places = {"bins": [*reference.bins]} if reference.bins else {"values": [*reference.categories]}
+    return {**places, "weights": [*reference.weights]}
+
+
 def _streams(value: object) -> object:
     """Take one stream's name or a list of them."""
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else ()
@@ -80,6 +153,14 @@ Streams = Annotated[
 ]
 Objective = Annotated[units.Objective, *_parsed(units.objective, "p99 < 10ms")]
 Volume = Annotated[units.Volume, *_parsed(units.volume, "50GB/day")]
+Rate = Annotated[units.Rate, *_parsed(units.rate, "< 1%"), BeforeValidator(_zero)]
+Values = Annotated[
+    tuple[Any, ...],
+    PlainValidator(_allowed),
+    PlainSerializer(list, when_used="json"),
+    WithJsonSchema({"type": "array"}),
+]
+Number = Annotated[int | float, PlainValidator(_number), WithJsonSchema({"type": "number"})]
 
 
 class _Section(BaseModel):
@@ -88,11 +169,50 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
 
 
+class DistributionExpected(_Section):
+    """How far a feature's values may be from a reference; a path is the project's, of a file with a column each."""
+
+    reference: Annotated[
+        Reference | str,
+        PlainValidator(_reference),
+        PlainSerializer(_spelled, when_used="json"),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+    ]
+    distance: Distance = Distance.PSI
+    limit: Number = 0.2
+
+
+class Expect(_Section):
+    """What is expected of a feature's values: `Expected`, as it is written."""
+
+    min: Number | None = None
+    max: Number | None = None
+    values: Values | None = None
+    nulls: Rate | None = None
+    tolerance: Number | None = None
+    mismatches: Rate = units.Rate(0)
+    distribution: DistributionExpected | None = None
+
+    @property
+    def expected(self) -> Expected:
+        """The same as a value, apart from how it is written."""
+        drawn = self.distribution
+        return Expected(
+            self.min,
+            self.max,
+            self.values,
+            None if self.nulls is None else self.nulls.share,
+            self.tolerance,
+            self.mismatches.share,
+            None if drawn is None else Distribution(drawn.reference, drawn.distance, drawn.limit),
+        )
+
+
 class Definition(_Section):
     """One declared feature, or several: one for each duration of `over`.
 
     `resolution` makes its windows begin at multiples of it; `decay` is how often its rows follow them by time alone,
-    `OFF` for never, None for the default of each window.
+    `OFF` for never, None for the default of each window. `expect` is what the validator holds its values against.
     """
 
     name: str
@@ -104,6 +224,7 @@ class Definition(_Section):
     over: tuple[Duration, ...] = ()
     resolution: Duration | None = None
     decay: Decay | None = None
+    expect: Expect = Expect()
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -284,6 +405,10 @@ def _unknown_keys(data: Mapping[str, Any], place: Places) -> Iterator[Problem]:
     definitions = data.get("featureDefinitions")
     for index, definition in enumerate(definitions if isinstance(definitions, list) else ()):
         yield from check(definition, Definition, "featureDefinitions", index)
+        expect = definition.get("expect") if isinstance(definition, Mapping) else None
+        yield from check(expect, Expect, "featureDefinitions", index, "expect")
+        drawn = expect.get("distribution") if isinstance(expect, Mapping) else None
+        yield from check(drawn, DistributionExpected, "featureDefinitions", index, "expect", "distribution")
     yield from check(data.get("servingRequirements"), ServingRequirements, "servingRequirements")
     yield from check(data.get("infrastructure"), Infrastructure, "infrastructure")
     views = data.get("views")
@@ -304,9 +429,14 @@ def _explain(error: ValidationError, data: Mapping[str, Any], place: Places) -> 
             kind, name = "feature", str(own or f"number {path[1] + 1}")
         got = "" if found["type"] == "missing" else repr(found["input"])[:80]
         if found["type"] == "missing":
-            fact, hint = f"has no {key}", f"add `{key}:`; a definition needs {listed(_COMPLETE)}"
+            needs = f"a definition needs {listed(_COMPLETE)}"
+            needs = "a distribution is compared with one" if key == "reference" else needs
+            fact, hint = f"has no {key}", f"add `{key}:`; {needs}"
         elif found["type"] == "value_error":
-            fact, hint = "cannot be read", f"write {found['ctx']['error']}"
+            within = f"has {'.'.join(map(str, path[2:]))} that " if "expect" in path else ""
+            fact, hint = f"{within}cannot be read", f"write {found['ctx']['error']}"
+        elif found["type"] == "enum":
+            fact, hint = f"has an unknown {key}", f"use one of {listed([*Distance])}"
         else:
             what, _, article = found["type"].partition("_type")
             wanted = {"tuple": "a list", "model": "a mapping of keys", "mapping": "a mapping of keys", "string": "text"}
@@ -352,6 +482,64 @@ def _definition_rules(definitions: Iterable[tuple[int, Definition]], place: Plac
         if definition.view is not None and not NAME.fullmatch(definition.view):
             hint = f"write {_repaired(definition.view)}"
             yield problem("view", "names a view that cannot name a folder", repr(definition.view), hint)
+        for key, fact, got, hint in _expect_rules(definition):
+            where = place("featureDefinitions", index, "expect", *key.split("."))
+            yield Problem("feature", name, f"expects {fact}", got, hint, where)
+
+
+_INTEGERS, _FLOATS = ("int32", "int64"), ("float32", "float64")
+_KINDS: Mapping[str, type] = {"string": str, "bool": bool, "int32": int, "int64": int}
+
+
+def _expect_rules(definition: Definition) -> Iterator[tuple[str, str, str, str]]:
+    """Say what of `expect` does not go with the dtype, or with itself: key, fact, what was got, hint."""
+    known, expect = dtype(definition.dtype), definition.expect
+    if known is None:
+        return  # said already
+    is_number, of = known.name in (*_INTEGERS, *_FLOATS), f"of {known.name} values"
+    bounds = {"min": expect.min, "max": expect.max}
+    for key in (key for key, bound in bounds.items() if bound is not None and not is_number):
+        yield key, f"a {key} {of}", "", "take it out: only numbers have one"
+    if expect.min is not None and expect.max is not None and expect.min > expect.max:
+        yield "min", "a min above its max", f"{expect.min} and {expect.max}", "exchange them"
+    if expect.values is not None and known.name not in _KINDS:
+        hint = "write min and max" if is_number else "take it out: only text, whole numbers and booleans are listed"
+        yield "values", f"single values {of}", "", hint
+    elif expect.values is not None and not _are_of(known, expect.values):
+        got = listed([*map(repr, expect.values)])
+        yield "values", f"values that are no {known.name}", got, f"write values of type {known.name}"
+    if expect.tolerance is not None and known.name not in _FLOATS:
+        yield "tolerance", f"a tolerance {of}", "", "take it out: only floats have one"
+    elif expect.tolerance is not None and not 0 <= expect.tolerance < 1:
+        yield "tolerance", "a tolerance that is no share", str(expect.tolerance), "write a number such as 1e-6"
+    if expect.distribution is not None:
+        yield from _distribution_rules(known, expect.distribution)
+
+
+def _distribution_rules(known: Dtype, drawn: DistributionExpected) -> Iterator[tuple[str, str, str, str]]:
+    is_number = known.name in (*_INTEGERS, *_FLOATS)
+    key, of, reference = "distribution", f"of {known.name} values", drawn.reference
+    if not is_number and known.name not in _KINDS:
+        yield key, f"a distribution {of}", "", "take it out: only numbers, text and booleans have one"
+        return
+    if isinstance(reference, Reference) and reference.bins and not is_number:
+        yield f"{key}.reference", f"bins {of}", "", "write values and weights"
+    if isinstance(reference, Reference) and reference.categories and not _are_of(known, reference.categories):
+        got = listed([*map(repr, reference.categories)])
+        hint = "write bins and weights" if known.name in _FLOATS else f"write values of type {known.name}"
+        yield f"{key}.reference", f"shares of values that are no {known.name}", got, hint
+    ordered = is_number and not (isinstance(reference, Reference) and reference.categories)
+    if drawn.distance is Distance.KS and not ordered:
+        yield f"{key}.distance", "a ks distance of values without order", "", "write psi or js, or bins"
+    if not 0 < drawn.limit or (drawn.limit >= 1 and drawn.distance is not Distance.PSI):
+        hint = "write a number above 0, such as 0.2" + ("" if drawn.distance is Distance.PSI else ", below 1")
+        yield f"{key}.limit", "a distance that cannot be", str(drawn.limit), hint
+
+
+def _are_of(known: Dtype, values: Iterable[object]) -> bool:
+    """Say whether single values are of a type; a boolean is no number."""
+    kind = _KINDS.get(known.name)
+    return all(type(value) is kind for value in values)
 
 
 def _other_rules(declaration: Declaration, place: Places) -> Iterator[Problem]:

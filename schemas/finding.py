@@ -35,9 +35,9 @@ class Cause(StrEnum):
     """Why a check does not hold."""
 
     VALUE_MISMATCH = "value_mismatch"
-    """The stores hold different values for one version of a row."""
+    """The stores hold different values for one version of a row, or values that are not as the declaration expects."""
     NULL_ONLINE = "null_online"
-    """The online store holds null where the offline store, for the same version, holds a value."""
+    """The online store holds null where the offline store, for the same version, holds a value, or nulls too often."""
     DTYPE = "dtype"
     """A stored value is not of the declared type."""
     LOST_ONLINE_WRITE = "lost_online_write"
@@ -65,13 +65,16 @@ class Frame(StrEnum):
     """What a check looks at.
 
     The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
-    declared SQL makes of the archived events, the online store as a whole, or how the source's partitions keep up.
+    declared SQL makes of the archived events, rows of many rounds together, of those the values of one feature, one an
+    entity, the online store as a whole, or how the source's partitions keep up.
     """
 
     SCHEMA = "schema"
     PARTS = "parts"
     ROWS = "rows"
     RECOMPUTED = "recomputed"
+    POOL = "pool"
+    VALUES = "values"
     STORE = "store"
     FRESHNESS = "freshness"
 
@@ -92,6 +95,8 @@ _IDENTITIES = {
         *("entity", "event_timestamp", "version", "sql_version"),
         *("offline_part", "source_partition", "source_offset"),
     ),
+    Frame.POOL: ("entity", "event_timestamp", "version"),
+    Frame.VALUES: ("entity", "event_timestamp", "version"),
     Frame.STORE: ("committed", "counted"),
     Frame.FRESHNESS: ("stream", "partition", "state", "lag_seconds", "waiting_count", "committed", "end", "burning"),
 }
@@ -102,8 +107,9 @@ class Check:
     """One expectation of Great Expectations, by class name and arguments.
 
     `given` names a column: lines where it is null are not looked at. `cause` is what a failure means; None where it
-    means that nothing can be said. `severity` is critical, warning or info. `rounds` is in how many rounds, one after
-    the other, it must fail to be a finding: 1 where what is judged was looked at twice already.
+    means that nothing can be said. `severity` is critical, warning or info. `rounds` is in how many of its last
+    `of_rounds` judgements (of as many, if None) it must fail to be a finding: 1 where what is judged was looked at
+    twice already.
     """
 
     name: str
@@ -116,6 +122,7 @@ class Check:
     features: tuple[str, ...] = ()
     given: str | None = None
     rounds: int = 1
+    of_rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,7 @@ class Finding:
     message: str
     count: int = 1
     rounds: int = 1
+    of_rounds: int | None = None
 
 
 class Status(StrEnum):
@@ -171,6 +179,7 @@ class Verdict:
     """The answer for one view. `reasons` say why it is inconclusive, or why the validator failed.
 
     `compared` counts the lines of the frame judged; of a whole round, the rows that were found in both stores.
+    `untold` names the checks of which it cannot be said whether they hold: there was nothing, or too little, to judge.
     """
 
     view: str
@@ -178,3 +187,4 @@ class Verdict:
     compared: int
     findings: tuple[Finding, ...] = ()
     reasons: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()

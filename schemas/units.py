@@ -1,4 +1,4 @@
-"""Quantities as people write them: "10ms", "p99 < 10ms", "5 minutes", "50GB/day".
+"""Quantities as people write them: "10ms", "p99 < 10ms", "5 minutes", "50GB/day", "< 1%".
 
 Durations become `timedelta` (whole microseconds), sizes become bytes. Sizes are decimal (1 GB = 10**9 bytes) unless
 written with an `i` (GiB). Every parser raises `ValueError` with what it expected.
@@ -28,6 +28,7 @@ _SIZE = re.compile(_AMOUNT + r"(?P<prefix>[kmgtp]i?|)b(?:ytes?)?", re.IGNORECASE
 _OBJECTIVE = re.compile(
     r"(?:(?:p|P)(?P<percentile>\d{1,2}(?:\.\d+)?)\s*)?(?:(?P<sign><=?|≤|under|below)\s*)?(?P<duration>\S.*)"
 )
+_RATE = re.compile(r"(?:(?:<=?|≤|under|below)\s*)?(?P<amount>\d+(?:\.\d+)?)\s*(?P<sign>%?)", re.ASCII)
 
 
 def duration(text: str) -> timedelta:
@@ -149,3 +150,26 @@ def volume(text: str) -> Volume:
         return Volume(int(count), timedelta(days=1))
     span = per.strip()
     return Volume(int(count), duration(span if span[0].isdigit() else f"1 {span}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share of all cases that is tolerated, from 0 up to, but not, 1."""
+
+    share: float
+
+    def __str__(self) -> str:
+        return f"< {float(f'{self.share * 100:.15g}'):.15g}%" if self.share else "0"
+
+
+def rate(text: str) -> Rate:
+    """Read a tolerated rate, in percent; a bare 0 tolerates none.
+
+    >>> str(rate("< 1%")), rate("0.5%").share, str(rate("0")), rate("<= 0.1 %").share
+    ('< 1%', 0.005, '0', 0.001)
+    """
+    found = _RATE.fullmatch(text.strip())
+    share = Fraction(found["amount"]) / 100 if found else None
+    if found is None or share is None or not (found["sign"] or share == 0) or share >= 1:
+        raise ValueError('a rate below 100%, such as "< 1%", or 0')
+    return Rate(float(share))

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from freshet.schemas.dtypes import Dtype
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
+from freshet.schemas.expected import NOTHING, Expected
 
 CREATED, VERSION = "created", "_version"
 NOWHERE = -1
@@ -31,12 +32,13 @@ _TIMESTAMP = pa.timestamp("us", "UTC")
 
 @dataclass(frozen=True)
 class Feature:
-    """One declared feature: its name, its type, and the SQL as the user wrote it."""
+    """One declared feature: its name, its type, the SQL as the user wrote it, and what is expected of its values."""
 
     name: str
     dtype: Dtype
     transformation: str
     description: str = ""
+    expected: Expected = NOTHING
 
 
 @dataclass(frozen=True)

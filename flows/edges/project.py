@@ -6,24 +6,39 @@
     DIR/feature_repo/feature_store.yaml written by `freshet apply`
     DIR/schemas/events/<stream>.py      one contract a stream
     DIR/schemas/samples/<stream>/       example messages, good-….json and bad-….json
+
+and the files that it compares its features' distributions with, wherever in DIR it says they are.
 """
 
 import importlib.util
+import json
+import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import PydanticUserError
 
 from freshet.schemas import declaration
+from freshet.schemas.declaration import Source
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 from freshet.schemas.event import Contract, Event, contract
+from freshet.schemas.expected import Distance, Reference
+from freshet.schemas.plan import Pipeline
+from freshet.schemas.view import Feature, View
 
 PACKAGED = Path(__file__).parents[2]
 """Where this repository's own project stands: beside the code, installed or not."""
+
+_BINS_COUNT = {Distance.PSI: 10, Distance.JS: 10, Distance.KS: 100}
+"""Into how many bins a reference's numbers are counted; each has about as many."""
 
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 
@@ -52,6 +67,38 @@ class Project:
                 return declaration.read(_text(path), f"feature_repo/{name}")
         hint = "run `freshet init DIR`, or name the project's folder with -C"
         raise Refused([Problem("project", str(self.root), "has no feature_repo/features.yaml", hint=hint)])
+
+    def with_references(self, pipeline: Pipeline, source: Source) -> Pipeline:
+        """Read the files that features' distributions are compared with; raises `Refused` with every problem."""
+        problems: list[Problem] = []
+        places = {
+            name: source.place("featureDefinitions", index, "expect", "distribution", "reference")
+            for index, made in enumerate(source.declaration.featureDefinitions)
+            for name in made.names
+        }
+
+        def read(feature: Feature) -> Feature:
+            drawn = feature.expected.distribution
+            if drawn is None or isinstance(drawn.reference, Reference):
+                return feature
+            try:
+                reference = _counted(_column(self.root / drawn.reference, feature), feature, drawn.distance)
+            except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+                fact, hint = "has a reference that cannot be read", "write the path of a parquet or JSON file"
+                got = f"{drawn.reference}: {error.strerror if isinstance(error, OSError) else error}"
+                problems.append(Problem("feature", feature.name, fact, got, hint, places[feature.name]))
+                return feature
+            return replace(
+                feature, expected=replace(feature.expected, distribution=replace(drawn, reference=reference))
+            )
+
+        def whole(view: View) -> View:
+            return replace(view, features=tuple(map(read, view.features)))
+
+        plans = tuple(replace(plan, view=whole(plan.view)) for plan in pipeline.plans)
+        if problems:
+            raise Refused(problems)
+        return replace(pipeline, plans=plans)
 
     def contracts(self, streams: Iterable[str]) -> dict[str, Contract]:
         """Load the contracts of the given streams; raises `Refused` with every problem found in them."""
@@ -104,6 +151,42 @@ def _models(path: Path) -> list[type[Event]]:
             raise Refused([Problem("stream", path.stem, fact, hint="mend the file", place=str(path))]) from error
     members = vars(sys.modules[name]).values()
     return [m for m in members if isinstance(m, type) and issubclass(m, Event) and m.__module__ == name]
+
+
+def _column(path: Path, feature: Feature) -> pa.Array:
+    """Return a feature's column of a parquet file, or of a JSON file: a list or lines of objects, or lists by name."""
+    if path.suffix in {".json", ".jsonl", ".ndjson"}:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            data = json.loads(text)
+        else:
+            data = [json.loads(line) for line in text.splitlines() if line.strip()]
+        values = data.get(feature.name) if isinstance(data, dict) else [line.get(feature.name) for line in data]
+        if values is None:
+            raise ValueError(f"it has no column {feature.name}")
+        return pa.array(values, feature.dtype.arrow)
+    table = pq.read_table(path)
+    if feature.name not in table.column_names:
+        raise ValueError(f"it has no column {feature.name}")
+    return table[feature.name].cast(feature.dtype.arrow).combine_chunks()
+
+
+def _counted(column: pa.Array, feature: Feature, distance: Distance) -> Reference:
+    """Count a column's values, without nulls: numbers in bins that hold about as many each, others by themselves."""
+    values = [value for value in column.to_pylist() if value is not None and value == value]  # noqa: PLR0124  # NaN
+    if not values:
+        raise ValueError(f"its column {feature.name} has no values")
+    if not pa.types.is_integer(feature.dtype.arrow) and not feature.dtype.is_float:
+        counts = Counter(values)
+        return Reference(tuple(map(float, counts.values())), categories=tuple(counts), count=len(values))
+    numbers = np.array(values, float)
+    numbers = numbers[np.isfinite(numbers)]
+    if not len(numbers):
+        raise ValueError(f"its column {feature.name} has no finite values")
+    inner = np.unique(np.quantile(numbers, np.linspace(0, 1, _BINS_COUNT[distance] + 1)[1:-1], method="lower"))
+    weights = np.bincount(np.searchsorted(inner, numbers, side="right"), minlength=len(inner) + 1)
+    edges = (-math.inf, *inner.tolist(), math.inf)
+    return Reference(tuple(map(float, weights)), bins=edges, count=len(numbers))
 
 
 def _text(path: Path) -> str:

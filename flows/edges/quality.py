@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from freshet.schemas.finding import Check, Finding, Outcome, Verdict, worst
+from freshet.flows.steps import statistics
+from freshet.schemas.expected import Distance, Reference
+from freshet.schemas.finding import Cause, Check, Finding, Outcome, Verdict, worst
 
 _ENOUGH = "lines_are_enough"
 _EVIDENCE_LINES = 10
+_LEAST, _SAID, _EVIDENCE = "least_count", "said", "evidence"
+"""What our own expectations add to their results: how many lines would be enough, and what was seen."""
 
 
 class Judge:
@@ -30,7 +34,7 @@ class Judge:
         import great_expectations as gx  # noqa: PLC0415  # see the top
 
         self._gx = gx
-        self._own = {"ExpectOnlineToEqualOffline": _online_equals_offline(), "ExpectToAgreeWithin": _agrees_within()}
+        self._own = _own_expectations()
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}
         self._store = context.validation_results_store
@@ -46,7 +50,8 @@ class Judge:
         """Judge a frame by checks that are all about it.
 
         A check that does not hold is a finding, or, if it has no cause, a reason to be inconclusive; so are fewer lines
-        than `minimum_rows`. What could not be computed, or has no result, makes a `validator_error`.
+        than `minimum_rows`, or than an expectation itself needs. What could not be computed, or has no result, makes a
+        `validator_error`.
         """
         assert len({check.frame for check in checks}) == 1, "checks of several frames"
         try:
@@ -54,30 +59,33 @@ class Judge:
         except (self._gx.exceptions.GreatExpectationsError, KeyError, TypeError, ValueError) as error:
             # The last three are pandas', of a frame with values that it cannot hold or hash.
             reason = f"{view_name}: the suite could not be run: {type(error).__name__}: {error}"
-            return Verdict(view_name, Outcome.VALIDATOR_ERROR, 0, reasons=(reason,))
+            untold = tuple(check.name for check in checks)
+            return Verdict(view_name, Outcome.VALIDATOR_ERROR, 0, reasons=(reason,), untold=untold)
         by_name = {check.name: check for check in checks}
         errors = [f"{name}: has no result" for name in (*by_name, _ENOUGH) if name not in results]
         findings: list[Finding] = []
         reasons: list[str] = []
+        told = set[str]()
         for name, result in results.items():
             check, raised = by_name.get(name), [*_raised(result.exception_info)]
             if raised:
                 errors.append(f"{name}: {raised[0]}")
             elif result.success:
-                continue
+                told.add(name)
             elif check is None:
                 reasons.append(f"{view_name}: {len(frame)} lines to judge, fewer than {minimum_rows}")
+            elif (least := result.result.get(_LEAST)) is not None:
+                reasons.append(f"{name}: {result.result['element_count']} lines to judge, fewer than {least}")
             elif check.cause is None:
                 reasons.append(_message(check, result.result))
             else:
-                lines = result.result.get("partial_unexpected_index_list", ())
-                evidence = tuple(_plain(line, _named(check)) for line in lines)
-                message, count = _message(check, result.result), int(result.result["unexpected_count"])
-                made = Finding(view_name, name, check.cause, check.features, evidence, message, count, check.rounds)
-                findings.append(made)
+                findings.append(_finding(view_name, check, check.cause, result.result))
+        failing = {finding.check for finding in findings}
+        told = failing | (told if _ENOUGH in told else set())
         said = {Outcome.VALIDATOR_ERROR: errors, Outcome.VIOLATED: findings, Outcome.INCONCLUSIVE: reasons}
         outcome = worst([Outcome.OK, *(outcome for outcome, found in said.items() if found)])
-        return Verdict(view_name, outcome, len(frame), tuple(findings), (*errors, *reasons))
+        untold = tuple(check.name for check in checks if check.name not in told)
+        return Verdict(view_name, outcome, len(frame), tuple(findings), (*errors, *reasons), untold)
 
     def _run(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> dict[str, Any]:
         """Return the results by check; their order is not the suite's, so they are told by `meta`."""
@@ -113,8 +121,18 @@ class Judge:
 
 
 @functools.cache
-def _online_equals_offline() -> Any:
-    """Make the expectation that pairs of values agree; once, since Great Expectations registers what it sees."""
+def _own_expectations() -> Mapping[str, Any]:
+    """Make our own expectations; once, since Great Expectations registers what it sees.
+
+    What they need as arguments must be among a metric's `value_keys`, and `ignore_row_if` a field and a success key, or
+    nothing can be computed. A success must be Python's own bool.
+    """
+    made = [_numbers_between(), _nulls_few(), *_online_equals_offline(), _agrees_within(), _distribution_near()]
+    return {kind.__name__: kind for kind in made}
+
+
+def _online_equals_offline() -> tuple[Any, Any]:
+    """Make the expectations that all pairs of values agree, and that all but few do."""
     from great_expectations.execution_engine import PandasExecutionEngine  # noqa: PLC0415  # see the top
     from great_expectations.expectations.expectation import ColumnPairMapExpectation  # noqa: PLC0415
     from great_expectations.expectations.metrics.map_metric_provider import (  # noqa: PLC0415
@@ -139,12 +157,138 @@ def _online_equals_offline() -> Any:
         map_metric = "column_pair_values.online_equals_offline"
         success_keys = ("column_A", "column_B", "ignore_row_if", "mostly", "relative_tolerance")
 
-    return ExpectOnlineToEqualOffline
+    class ExpectMismatchesToBeFew(ExpectOnlineToEqualOffline):
+        """Expect all but a tolerated rate of online values to agree with the offline values."""
+
+        rate: float
+        alpha: float
+
+        def _validate(self, *metrics: Any, **words: Any) -> Any:
+            return _few(super()._validate(*metrics, **words), self.rate, self.alpha)
+
+    return ExpectOnlineToEqualOffline, ExpectMismatchesToBeFew
 
 
-@functools.cache
+def _nulls_few() -> Any:
+    """Make the expectation that nulls are no more than a tolerated rate."""
+    from great_expectations.expectations import ExpectColumnValuesToNotBeNull  # noqa: PLC0415  # see the top
+
+    class ExpectNullsToBeFew(ExpectColumnValuesToNotBeNull):  # type: ignore[misc]  # untyped base
+        """Expect all but a tolerated rate of values to be there."""
+
+        rate: float
+        alpha: float
+
+        def _validate(self, *metrics: Any, **words: Any) -> Any:
+            return _few(super()._validate(*metrics, **words), self.rate, self.alpha)
+
+    return ExpectNullsToBeFew
+
+
+def _few(response: dict[str, Any], rate: float, alpha: float) -> dict[str, Any]:
+    """Decide anew by the exact binomial bound, of what a map expectation counted."""
+    result = response["result"]
+    count, bad_count = result["element_count"] - result.get("missing_count", 0), result["unexpected_count"]
+    least = statistics.least_count(rate, alpha)
+    bound = statistics.lower_bound(bad_count, count, alpha)
+    result |= {"element_count": count, _SAID: f"not so in {bad_count} of {count} lines, at least {bound:.3g} of all"}
+    if count < least:
+        result[_LEAST] = least
+    success = count >= least and not statistics.is_above(bad_count, count, rate, alpha)
+    return {**response, "success": success}
+
+
+def _numbers_between() -> Any:
+    """Make the expectation that numbers are in a range; Great Expectations' own raises at other values among them."""
+    from great_expectations.execution_engine import PandasExecutionEngine  # noqa: PLC0415  # see the top
+    from great_expectations.expectations.expectation import ColumnMapExpectation  # noqa: PLC0415
+    from great_expectations.expectations.metrics.map_metric_provider import (  # noqa: PLC0415
+        ColumnMapMetricProvider,
+        column_condition_partial,
+    )
+
+    class NumbersBetween(ColumnMapMetricProvider):  # type: ignore[misc]  # untyped base
+        condition_metric_name = "column_values.numbers_between"
+        condition_value_keys = ("minimum", "maximum")
+
+        @column_condition_partial(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
+        def _pandas(cls, column: Any, minimum: Any = None, maximum: Any = None, **_: Any) -> Any:  # noqa: N805
+            return pd.Series([is_between(value, minimum, maximum) for value in column], column.index, bool)
+
+    class ExpectNumbersToBeBetween(ColumnMapExpectation):  # type: ignore[misc]  # untyped base
+        """Expect numbers to be in a range; what is no number is the type's matter."""
+
+        minimum: int | float | None = None
+        maximum: int | float | None = None
+        map_metric = "column_values.numbers_between"
+        success_keys = ("mostly", "minimum", "maximum")
+
+    return ExpectNumbersToBeBetween
+
+
+def _distribution_near() -> Any:
+    """Make the expectation that values are distributed as a reference."""
+    from great_expectations.execution_engine import PandasExecutionEngine  # noqa: PLC0415  # see the top
+    from great_expectations.expectations.expectation import ColumnAggregateExpectation  # noqa: PLC0415
+    from great_expectations.expectations.metrics import (  # noqa: PLC0415
+        ColumnAggregateMetricProvider,
+        column_aggregate_value,
+    )
+
+    arguments = ("reference", "distance", "limit", "alpha")
+
+    class DistributionJudgement(ColumnAggregateMetricProvider):  # type: ignore[misc]  # untyped base
+        metric_name = "column.distribution_judgement"
+        value_keys = arguments
+
+        @column_aggregate_value(engine=PandasExecutionEngine)  # type: ignore[untyped-decorator]
+        def _pandas(cls, column: Any, **words: Any) -> Any:  # noqa: N805
+            reference, distance, limit, alpha = (words[name] for name in arguments)
+            known = Reference(**{name: _tupled(value) for name, value in reference.items()})
+            return statistics.judge_distribution(column.tolist(), known, Distance(distance), limit, alpha)
+
+    class ExpectDistributionToBeNear(ColumnAggregateExpectation):  # type: ignore[misc]  # untyped base
+        """Expect values to be no further from a reference than a limit, or than chance makes them."""
+
+        reference: Any
+        distance: str
+        limit: float
+        alpha: float
+        least_count: int
+        metric_dependencies = ("column.distribution_judgement",)
+        success_keys = arguments
+
+        def _validate(self, metrics: Any, *_: Any, **__: Any) -> Any:
+            seen = metrics["column.distribution_judgement"]
+            line = {"values": seen.count, "distance": seen.distance, "threshold": seen.threshold}
+            said = (
+                f"a {self.distance} distance of {seen.distance:.3g}, over {seen.threshold:.3g}, of {seen.count} values"
+            )
+            result = {"element_count": seen.count, "unexpected_count": seen.count, _SAID: said, _EVIDENCE: [line]}
+            if seen.count < self.least_count:
+                result[_LEAST] = self.least_count
+            return {"success": bool(seen.count >= self.least_count and not seen.is_drifted), "result": result}
+
+    return ExpectDistributionToBeNear
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def is_between(value: Any, minimum: float | None, maximum: float | None) -> bool:
+    """Say whether a number is in a range; of what is none, nothing is said.
+
+    >>> is_between(5, 1, None), is_between(0.5, 1, None), is_between("x", 1, 2), is_between(True, 5, None)
+    (True, False, True, True)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    return bool((minimum is None or value >= minimum) and (maximum is None or value <= maximum))
+
+
 def _agrees_within() -> Any:
-    """Make the expectation that two values agree within what a third says; once, as above."""
+    """Make the expectation that two values agree within what a third says."""
     from great_expectations.execution_engine import PandasExecutionEngine  # noqa: PLC0415  # see the top
     from great_expectations.expectations.expectation import MulticolumnMapExpectation  # noqa: PLC0415
     from great_expectations.expectations.metrics.map_metric_provider import (  # noqa: PLC0415
@@ -204,11 +348,18 @@ def _raised(info: Mapping[str, Any] | None) -> Iterator[str]:
             yield str(entry["exception_message"])
 
 
+def _finding(view_name: str, check: Check, cause: Cause, result: Mapping[str, Any]) -> Finding:
+    lines = result.get(_EVIDENCE) or result.get("partial_unexpected_index_list", ())
+    evidence = tuple(_plain(line, _named(check)) for line in lines)
+    count = int(result["unexpected_count"])
+    words = (evidence, _message(check, result), count, check.rounds, check.of_rounds)
+    return Finding(view_name, check.name, cause, check.features, *words)
+
+
 def _message(check: Check, result: Mapping[str, Any]) -> str:
-    """Say what should hold, and of how many lines it does not."""
-    return (
-        f"{check.name}: {check.description}; not so in {result['unexpected_count']} of {result['element_count']} lines"
-    )
+    """Say what should hold, and of how many lines it does not, or what was seen instead."""
+    said = result.get(_SAID) or f"not so in {result['unexpected_count']} of {result['element_count']} lines"
+    return f"{check.name}: {check.description}; {said}"
 
 
 def _named(check: Check) -> list[Any]:

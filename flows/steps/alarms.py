@@ -17,16 +17,32 @@ class _Open:
     failed_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """In which of its last judgements a check failed, and in how many it must to be a finding."""
+
+    needed_count: int
+    last: tuple[bool, ...]
+
+    @property
+    def is_enough(self) -> bool:
+        return sum(self.last) >= self.needed_count
+
+    def and_now(self, failed: bool) -> "_Failed":  # noqa: FBT001  # the word stands beside it where it is called
+        return replace(self, last=(*self.last[1:], failed))
+
+
 @dataclass
 class Alarms:
-    """The findings that are open. One opens once its check failed in as many rounds in a row as it says.
+    """The findings that are open. One opens once its check failed in as many of its last judgements as it says.
 
-    One is over once its check held for `quiet`, in rounds that could tell.
+    One is over once its check held for `quiet`, and in so many of its last judgements that it would not open. Rounds
+    that could not tell count for nothing.
     """
 
     quiet: timedelta = QUIET
     _open: dict[str, _Open] = field(default_factory=dict)
-    _failing: dict[str, int] = field(default_factory=dict)
+    _failed: dict[str, _Failed] = field(default_factory=dict)
 
     @property
     def open(self) -> Mapping[str, Finding]:
@@ -37,11 +53,14 @@ class Alarms:
         """Take a round's verdict of one view; return it with confirmed findings only, and what became news."""
         confirmed, news = list[Finding](), list[Alarm]()
         failing = {finding.check for finding in verdict.findings}
-        for check in [check for check in self._failing if _is_of(verdict.view, check) and check not in failing]:
-            del self._failing[check]
+        for check in [check for check in self._failed if check not in failing and _is_told(verdict, check)]:
+            self._failed[check] = self._failed[check].and_now(failed=False)
+            if not any(self._failed[check].last):
+                del self._failed[check]
         for finding in verdict.findings:
-            self._failing[finding.check] = self._failing.get(finding.check, 0) + 1
-            if self._failing[finding.check] < finding.rounds and finding.check not in self._open:
+            never = _Failed(finding.rounds, (False,) * (finding.of_rounds or finding.rounds))
+            self._failed[finding.check] = self._failed.get(finding.check, never).and_now(failed=True)
+            if not self._failed[finding.check].is_enough and finding.check not in self._open:
                 continue
             confirmed.append(finding)
             known = self._open.get(finding.check)
@@ -51,17 +70,23 @@ class Alarms:
         news += self._over(verdict, failing, at)
         return _only(verdict, confirmed), tuple(news)
 
-    def _over(self, verdict: Verdict, failing: Iterable[str], at: datetime) -> list[Alarm]:
-        if verdict.outcome is Outcome.VALIDATOR_ERROR:
-            return []  # it could not tell
-        held = [check for check in self._open if _is_of(verdict.view, check) and check not in set(failing)]
-        over = [check for check in held if at - self._open[check].failed_at >= self.quiet]
+    def _over(self, verdict: Verdict, failing: set[str], at: datetime) -> list[Alarm]:
+        over = [
+            check
+            for check, one in self._open.items()
+            if check not in failing
+            and _is_told(verdict, check)
+            and at - one.failed_at >= self.quiet
+            and not (check in self._failed and self._failed[check].is_enough)
+        ]
         closed = {check: self._open.pop(check) for check in over}
         return [Alarm(Status.RESOLVED, one.finding, one.since, at) for one in closed.values()]
 
 
-def _is_of(view_name: str, check: str) -> bool:
-    return check.partition(".")[0] == view_name
+def _is_told(verdict: Verdict, check: str) -> bool:
+    """Say whether a verdict is about a check, and could tell whether it holds."""
+    of_view = check.partition(".")[0] == verdict.view
+    return of_view and verdict.outcome is not Outcome.VALIDATOR_ERROR and check not in verdict.untold
 
 
 def _only(verdict: Verdict, findings: Iterable[Finding]) -> Verdict:

@@ -12,19 +12,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from freshet.flows.steps.freshness import Line, State
+from freshet.flows.steps.statistics import DISTRIBUTION_VALUES_COUNT, alpha_of
 from freshet.flows.steps.watch import PART, Judgeable, Place, place
 from freshet.schemas.dtypes import Dtype
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
+from freshet.schemas.expected import Distribution, Reference
 from freshet.schemas.finding import Cause, Check, Frame
-from freshet.schemas.units import Objective
+from freshet.schemas.units import Objective, Rate
 from freshet.schemas.view import VERSION, Feature, View
 
 RELATIVE_TOLERANCE = 1e-9
 """Both stores are given the same float; this leaves room for another reader's last digit, not for another value."""
+
+ALPHA = alpha_of(100, timedelta(seconds=5))
+"""How likely one judgement of a tolerated rate or a distribution may be a false alarm: of a hundred of them, judged as
+often as the validator looks, one in 30 days."""
 
 CLOCK_TOLERANCE = timedelta(seconds=5)
 """How far two machines' clocks may be apart before a row counts as one of the future."""
@@ -148,16 +155,29 @@ def _row_checks(view: View) -> Iterator[Check]:
 
 def _feature_checks(view: View, feature: Feature) -> Iterator[Check]:
     name, online, offline = f"{view.name}.{feature.name}", f"on_{feature.name}", f"off_{feature.name}"
-    tolerance = RELATIVE_TOLERANCE if feature.dtype.is_float else 0.0
-    yield Check(
-        f"{name}.online_equals_offline",
-        "the online value equals the offline value of the same version",
-        Frame.ROWS,
-        "ExpectOnlineToEqualOffline",
-        {"column_A": online, "column_B": offline, "relative_tolerance": tolerance},
-        Cause.VALUE_MISMATCH,
-        features=(feature.name,),
-    )
+    known, tolerated = feature.expected.tolerance, feature.expected.mismatches
+    tolerance = 0.0 if not feature.dtype.is_float else RELATIVE_TOLERANCE if known is None else known
+    pair: dict[str, Any] = {"column_A": online, "column_B": offline, "relative_tolerance": tolerance}
+    if tolerated:
+        yield Check(
+            f"{name}.mismatches_are_few",
+            f"the online value equals the offline value of the same version but for {Rate(tolerated)}",
+            Frame.POOL,
+            "ExpectMismatchesToBeFew",
+            {**pair, "rate": tolerated, "alpha": ALPHA},
+            Cause.VALUE_MISMATCH,
+            features=(feature.name,),
+        )
+    else:
+        yield Check(
+            f"{name}.online_equals_offline",
+            "the online value equals the offline value of the same version",
+            Frame.ROWS,
+            "ExpectOnlineToEqualOffline",
+            pair,
+            Cause.VALUE_MISMATCH,
+            features=(feature.name,),
+        )
     yield Check(
         f"{name}.online_is_not_null",
         "the online value is there if the offline value of the same version is",
@@ -177,6 +197,89 @@ def _feature_checks(view: View, feature: Feature) -> Iterator[Check]:
         Cause.DTYPE,
         features=(feature.name,),
     )
+    yield from _expected_checks(name, feature)
+
+
+def _expected_checks(name: str, feature: Feature) -> Iterator[Check]:
+    """Of what the user expects: of every single value, or, where a rate is tolerated, of many."""
+    expected, online, features = feature.expected, f"on_{feature.name}", (feature.name,)
+    low, high = _stored(feature, expected.minimum), _stored(feature, expected.maximum)
+    if low is not None or high is not None:
+        words = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        yield Check(
+            f"{name}.value_is_in_range",
+            f"the value is {' and '.join(words)}",
+            Frame.ROWS,
+            "ExpectNumbersToBeBetween",
+            {"column": online, "minimum": low, "maximum": high},
+            Cause.VALUE_MISMATCH,
+            features=features,
+        )
+    if expected.allowed is not None:
+        yield Check(
+            f"{name}.value_is_allowed",
+            f"the value is one of {', '.join(map(str, expected.allowed))}",
+            Frame.ROWS,
+            "ExpectColumnValuesToBeInSet",
+            {"column": online, "value_set": list(expected.allowed)},
+            Cause.VALUE_MISMATCH,
+            features=features,
+        )
+    if expected.nulls == 0:
+        yield Check(
+            f"{name}.value_is_not_null",
+            "the value is there",
+            Frame.ROWS,
+            "ExpectColumnValuesToNotBeNull",
+            {"column": online},
+            Cause.NULL_ONLINE,
+            features=features,
+            given="offline_part",
+        )
+    elif expected.nulls is not None:
+        yield Check(
+            f"{name}.nulls_are_few",
+            f"the value is there but for {Rate(expected.nulls)}",
+            Frame.POOL,
+            "ExpectNullsToBeFew",
+            {"column": online, "rate": expected.nulls, "alpha": ALPHA},
+            Cause.NULL_ONLINE,
+            features=features,
+        )
+    if expected.distribution is not None:
+        yield _distribution_check(name, feature, expected.distribution)
+
+
+def _distribution_check(name: str, feature: Feature, expected: Distribution) -> Check:
+    reference = expected.reference
+    arguments: dict[str, Any] = {
+        "column": f"on_{feature.name}",
+        "distance": expected.distance.value,
+        "limit": expected.limit,
+        "alpha": ALPHA,
+        "least_count": DISTRIBUTION_VALUES_COUNT,
+    }
+    if isinstance(reference, Reference):
+        own = {"bins": [*reference.bins], "categories": [*reference.categories], "weights": [*reference.weights]}
+        arguments["reference"] = {**own, "count": reference.count}
+    return Check(
+        f"{name}.distribution_is_expected",
+        f"the values' distribution is within a {expected.distance} distance of {expected.limit:g} from its reference",
+        Frame.VALUES,
+        "ExpectDistributionToBeNear",
+        arguments,
+        Cause.VALUE_MISMATCH,
+        "warning",
+        features=(feature.name,),
+        given=f"on_{feature.name}",
+        rounds=3,
+        of_rounds=5,
+    )
+
+
+def _stored(feature: Feature, bound: float | None) -> float | None:
+    """Return a bound as the store would hold it: 0.1 is a little more in 32 bits."""
+    return float(np.float32(bound)) if bound is not None and feature.dtype.name == "float32" else bound
 
 
 def _recomputed_checks(view: View) -> Iterator[Check]:

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -92,6 +93,44 @@ def test_an_empty_frame_is_inconclusive(judge: Judge) -> None:
     assert verdict.reasons == ("edits_by_user: 0 lines to judge, fewer than 1",)
 
 
+def test_a_column_of_nulls_is_not_ok_where_nulls_are_not_tolerated(judge: Judge) -> None:
+    wanted = replace(NOT_NULL, given=None)
+    between = replace(NOT_NULL, name="range", expectation="ExpectNumbersToBeBetween", given=None)
+
+    assert Outcome.OK is judge.judge(VIEW, frame((None, None)), [between], 1).outcome
+    assert Outcome.VIOLATED is judge.judge(VIEW, frame((None, None)), [between, wanted], 1).outcome
+
+
+FEW = Check(
+    "edits_by_user.edits.nulls_are_few",
+    "the value is there but for < 1%",
+    Frame.POOL,
+    "ExpectNullsToBeFew",
+    {"column": "on", "rate": 0.01, "alpha": 1e-6},
+    Cause.NULL_ONLINE,
+)
+
+
+def test_a_rate_is_judged_by_its_exact_bound_and_by_too_few_lines_not_at_all(judge: Judge) -> None:
+    some = judge.judge(VIEW, frame(*[(None, 1)] * 25, *[(1, 1)] * 975), [FEW], 1)
+    many = judge.judge(VIEW, frame(*[(None, 1)] * 40, *[(1, 1)] * 960), [FEW], 1)
+    few = judge.judge(VIEW, frame(*[(None, 1)] * 3), [FEW], 1)
+
+    assert [Outcome.OK, Outcome.VIOLATED, Outcome.INCONCLUSIVE] == [some.outcome, many.outcome, few.outcome]
+    assert (40, 10) == (many.findings[0].count, len(many.findings[0].evidence))
+    assert many.findings[0].message.endswith("not so in 40 of 1000 lines, at least 0.0169 of all")
+    assert few.reasons == (f"{FEW.name}: 3 lines to judge, fewer than 4",)
+
+
+def test_what_could_not_be_told_is_named(judge: Judge) -> None:
+    broken = replace(EQUAL, name="broken", arguments={**EQUAL.arguments, "column_A": "nowhere"})
+
+    assert judge.judge(VIEW, frame((1, 1)), CHECKS, 1).untold == ()
+    assert judge.judge(VIEW, frame(), CHECKS, 1).untold == tuple(check.name for check in CHECKS)
+    assert judge.judge(VIEW, frame((1, 2)), (*CHECKS, broken), 2).untold == (NOT_NULL.name, SETTLED.name, "broken")
+    assert judge.judge(VIEW, frame((1, 2)), (*CHECKS, broken), 1).untold == ("broken",)
+
+
 def test_too_few_lines_are_inconclusive_but_a_violation_among_them_is_one(judge: Judge) -> None:
     assert Outcome.INCONCLUSIVE is judge.judge(VIEW, frame((1, 1)), CHECKS, 2).outcome
     assert Outcome.VIOLATED is judge.judge(VIEW, frame((1, 2)), CHECKS, 2).outcome
@@ -132,6 +171,7 @@ def test_a_check_that_raises_hides_no_other_check_s_finding(judge: Judge) -> Non
 def test_nothing_judged_is_kept(judge: Judge) -> None:
     for _ in range(3):
         judge.judge(VIEW, frame((1, 2)), CHECKS, 1)
+        judge.judge(VIEW, frame((1, 2)), [FEW], 1)
 
     assert judge.results_count == 0
 

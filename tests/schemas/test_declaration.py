@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from freshet.schemas import declaration
 from freshet.schemas.errors import Refused
+from freshet.schemas.expected import Expected
 
 GIVEN = {
     "type": "object",
@@ -97,6 +98,10 @@ def test_what_is_read_is_written_and_read_back_the_same() -> None:
         {"resolution": "5 minutes"},
         {"decay": "30s"},
         {"decay": "off"},
+        {"expect": {"min": 0, "max": 9.5, "nulls": "< 1%", "mismatches": "0.1%"}},
+        {"expect": {"values": [1, 2], "nulls": 0, "distribution": {"reference": "data/edits.parquet"}}},
+        {"expect": {"distribution": {"reference": {"bins": [0, 1], "weights": [1]}, "distance": "ks", "limit": 0.1}}},
+        {"expect": {"distribution": {"reference": {"values": [1, 2], "weights": [1, 3]}, "distance": "js"}}},
     ]
     definitions = [
         {**FEATURE, "name": f"f{number}_{place}", **more, **source}
@@ -132,6 +137,70 @@ def test_decay_is_a_duration_or_off_also_as_yaml_reads_it(decay: str, length: ti
     read = declaration.read(f"{text}source: s, transformation: x, decay: {decay}}}]").declaration
 
     assert [read.featureDefinitions[0].decay, read.views["v"].decay] == [length, length]
+
+
+def test_what_is_expected_is_read_and_a_tolerance_is_a_number_also_as_yaml_reads_it() -> None:
+    text = """
+servingRequirements: {}
+featureDefinitions:
+- {name: f, dtype: float64, source: s, transformation: x, expect: {min: -1, max: 1e3, nulls: 0, tolerance: 1e-6, mismatches: < 0.1%}}
+- {name: g, dtype: string, source: s, transformation: x, expect: {values: [a, b], nulls: "0.5%"}}
+- {name: h, dtype: string, source: s, transformation: x}
+"""
+
+    expected = [made.expect.expected for made in declaration.read(text).declaration.featureDefinitions]
+
+    assert expected == [
+        Expected(minimum=-1, maximum=1000, nulls=0.0, tolerance=1e-6, mismatches=0.001),
+        Expected(allowed=("a", "b"), nulls=0.005),
+        Expected(),
+    ]
+
+
+def test_a_key_of_expect_that_is_like_none_is_told_and_ignored() -> None:
+    (warning,) = declaration.read(json.dumps(feature(expect={"colour": "red"}))).warnings
+
+    assert str(warning) == (
+        'features.yaml:1: key "colour" is not a key Freshet knows; it is ignored. Hint: start it with x- to keep it for yourself'
+    )
+
+
+def test_everything_wrong_with_what_is_expected_is_said_at_once_with_its_line() -> None:
+    text = """servingRequirements: {}
+featureDefinitions:
+- name: f
+  dtype: string
+  source: s
+  transformation: x
+  expect:
+    min: 5
+    max: 1
+    values: [1]
+    tolerance: 1e-6
+    distribution:
+      reference: {bins: [0, 1], weights: [1]}
+      distance: ks
+      limit: 0
+"""
+
+    assert refusal(text) == [
+        'features.yaml:8: feature "f" expects a min of string values. Hint: take it out: only numbers have one',
+        'features.yaml:9: feature "f" expects a max of string values. Hint: take it out: only numbers have one',
+        'features.yaml:8: feature "f" expects a min above its max; got 5 and 1. Hint: exchange them',
+        'features.yaml:10: feature "f" expects values that are no string; got 1. Hint: write values of type string',
+        'features.yaml:11: feature "f" expects a tolerance of string values. Hint: take it out: only floats have one',
+        'features.yaml:13: feature "f" expects bins of string values. Hint: write values and weights',
+        'features.yaml:14: feature "f" expects a ks distance of values without order. Hint: write psi or js, or bins',
+        'features.yaml:15: feature "f" expects a distance that cannot be; got 0. Hint: write a number above 0, such as 0.2, below 1',
+    ]
+
+
+def expecting(dtype: str = "int64", **expect: Any) -> dict[str, Any]:
+    return feature(dtype=dtype, expect=expect)
+
+
+def drawn(reference: object, dtype: str = "int64", **more: Any) -> dict[str, Any]:
+    return expecting(dtype, distribution={"reference": reference, **more})
 
 
 NAMES = "name, dtype, source, transformation"
@@ -230,6 +299,94 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "a ttl without a unit": (
         {**LEAST, "views": {"v": {"ttl": 7}}},
         'features.yaml:1: key "ttl" cannot be read; got 7. Hint: write text, such as "10 minutes"',
+    ),
+    "an expectation of another kind": (
+        feature(expect=7),
+        'features.yaml:1: feature "edits" has expect of the wrong kind; got 7. Hint: write a mapping of keys',
+    ),
+    "a misspelt expectation": (
+        expecting(nuls=0),
+        'features.yaml:1: key "nuls" is unknown. Hint: did you mean nulls?',
+    ),
+    "a misspelt part of a distribution": (
+        drawn("a.json", distanse="ks"),
+        'features.yaml:1: key "distanse" is unknown. Hint: did you mean distance?',
+    ),
+    "a bound that is no number": (
+        expecting(max="much"),
+        "features.yaml:1: feature \"edits\" has expect.max that cannot be read; got 'much'. Hint: write a finite number",
+    ),
+    "a bound that is infinite": (
+        expecting(min="inf"),
+        "features.yaml:1: feature \"edits\" has expect.min that cannot be read; got 'inf'. Hint: write a finite number",
+    ),
+    "a bound of lists": (
+        expecting("array(int64)", min=0),
+        'features.yaml:1: feature "edits" expects a min of array(int64) values. Hint: take it out: only numbers have one',
+    ),
+    "allowed values of floats": (
+        expecting("float64", values=[0.5]),
+        'features.yaml:1: feature "edits" expects single values of float64 values. Hint: write min and max',
+    ),
+    "allowed values that are booleans among numbers": (
+        expecting(values=[1, True]),
+        'features.yaml:1: feature "edits" expects values that are no int64; got 1, True. Hint: write values of type int64',
+    ),
+    "no allowed values": (
+        expecting(values=[]),
+        'features.yaml:1: feature "edits" has expect.values that cannot be read; got []. Hint: write a list of the allowed values',
+    ),
+    "a rate without a percent sign": (
+        expecting(nulls="0.01"),
+        'features.yaml:1: feature "edits" has expect.nulls that cannot be read; got \'0.01\'. Hint: write a rate below 100%, such as "< 1%", or 0',
+    ),
+    "a rate of all": (
+        expecting(mismatches="100%"),
+        'features.yaml:1: feature "edits" has expect.mismatches that cannot be read; got \'100%\'. Hint: write a rate below 100%, such as "< 1%", or 0',
+    ),
+    "a tolerance of integers": (
+        expecting(tolerance=0.1),
+        'features.yaml:1: feature "edits" expects a tolerance of int64 values. Hint: take it out: only floats have one',
+    ),
+    "a tolerance of all": (
+        expecting("float32", tolerance=1),
+        'features.yaml:1: feature "edits" expects a tolerance that is no share; got 1. Hint: write a number such as 1e-6',
+    ),
+    "a distribution without a reference": (
+        expecting(distribution={}),
+        'features.yaml:1: feature "edits" has no reference. Hint: add `reference:`; a distribution is compared with one',
+    ),
+    "another distance": (
+        drawn("a.json", distance="kl"),
+        "features.yaml:1: feature \"edits\" has an unknown distance; got 'kl'. Hint: use one of psi, ks, js",
+    ),
+    "bins that fall": (
+        drawn({"bins": [1, 0], "weights": [1]}),
+        "features.yaml:1: feature \"edits\" has expect.distribution.reference that cannot be read; got {'bins': [1, 0], 'weights': [1]}. Hint: write bins that are rising numbers",
+    ),
+    "as many weights as edges": (
+        drawn({"bins": [0, 1], "weights": [1, 1]}),
+        "features.yaml:1: feature \"edits\" has expect.distribution.reference that cannot be read; got {'bins': [0, 1], 'weights': [1, 1]}. Hint: write one more of bins, which are edges, than of weights",
+    ),
+    "weights below nothing": (
+        drawn({"values": [0, 1], "weights": [1, -1]}),
+        "features.yaml:1: feature \"edits\" has expect.distribution.reference that cannot be read; got {'values': [0, 1], 'weights': [1, -1]}. Hint: write weights that are numbers of at least 0, not all 0",
+    ),
+    "a value without a weight": (
+        drawn({"values": [0, 1], "weights": [1]}),
+        "features.yaml:1: feature \"edits\" has expect.distribution.reference that cannot be read; got {'values': [0, 1], 'weights': [1]}. Hint: write one weight for each of the values",
+    ),
+    "bins without weights": (
+        drawn({"bins": [0, 1]}),
+        "features.yaml:1: feature \"edits\" has expect.distribution.reference that cannot be read; got {'bins': [0, 1]}. Hint: write the path of a parquet or JSON file, or bins and weights, or values and weights",
+    ),
+    "a distribution of lists": (
+        drawn("a.json", "array(string)"),
+        'features.yaml:1: feature "edits" expects a distribution of array(string) values. Hint: take it out: only numbers, text and booleans have one',
+    ),
+    "a file of text for a distance of numbers": (
+        drawn("a.json", "string", distance="ks"),
+        'features.yaml:1: feature "edits" expects a ks distance of values without order. Hint: write psi or js, or bins',
     ),
     "another engine": (
         {**LEAST, "infrastructure": {"computeEngine": "spark"}},

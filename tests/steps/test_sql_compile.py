@@ -174,6 +174,19 @@ def test_over_gives_each_duration_to_the_windows_that_have_no_frame() -> None:
     assert [one.frame for one in made.aggregates] == [Range(HOUR), Rows(3), Range(2 * DAY)]
 
 
+def test_what_is_expected_reaches_every_feature_of_over_and_changes_nothing_that_is_computed() -> None:
+    def compiled(**more: Any) -> ViewPlan:
+        made = {"name": "n", "dtype": "int64", "source": "clicks", "over": ["1h", "1d"], **more}
+        made["transformation"] = "count(*) OVER (PARTITION BY user ORDER BY event_timestamp)"
+        text = json.dumps({"servingRequirements": {}, "featureDefinitions": [made]})
+        return compile_views(declaration.read(text), contracts()).plans[0]
+
+    expected = compiled(expect={"min": 0, "nulls": 0})
+
+    assert [(0, 0.0), (0, 0.0)] == [(one.expected.minimum, one.expected.nulls) for one in expected.view.features]
+    assert str(expected.oracle) == str(compiled().oracle)
+
+
 def test_reach_is_the_longest_frame_unless_something_depends_on_all_of_the_past() -> None:
     hour = f"({OVER} RANGE INTERVAL 1 HOUR PRECEDING)"
 

@@ -278,8 +278,9 @@ def _view(options: ViewOptions, name: str, group: Sequence[Expression]) -> View:
         events.names,
         tuple(pa.field(column, events.columns.field(column).type) for column in group[0].entity),
         tuple(
-            Feature(one.definition.name, one.dtype, one.definition.transformation, one.definition.description)
+            Feature(made.name, one.dtype, made.transformation, made.description, made.expect.expected)
             for one in group
+            for made in (one.definition,)
         ),
         options.ttl,
     )
