@@ -239,7 +239,7 @@ class Alarm:
         | `lines_count` | how many entities, parts or partitions failed in the newest round that found it |
         | `entity` | of the first line of evidence: the entity, its columns joined by ` / `; null if it is of none |
         | `online` | the online row: `event_timestamp`, `version`, and the feature's `value`; null if there is none |
-        | `offline` | the offline row that it is held against: the same version, else a newer one; null if there is none |
+        | `offline` | the offline row it is held against: the same version, else a newer one; null if there is none |
         | `source` | the row's newest event, or what lags: `stream`, `partition`, `offset`; null if it is not known |
         | `evidence` | up to ten lines, each as column → value, the first of them being told above |
 

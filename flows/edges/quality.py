@@ -121,10 +121,16 @@ class Judge:
 
         `above` is HTML that stands before it.
         """
+        try:
+            shown = [*self._rendered(view_name)]
+        except Exception as error:  # noqa: BLE001  # a page is no reason for which the validator may fail
+            shown = [f"<p>It cannot be shown: {html.escape(f'{type(error).__name__}: {error}')}</p>"]
+        return _PAGE.format(title=html.escape(title), above=above, below="\n".join(shown))
+
+    def _rendered(self, view_name: str) -> Iterator[str]:
         from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer  # noqa: PLC0415
         from great_expectations.render.view import DefaultJinjaPageView  # noqa: PLC0415
 
-        shown = []
         for report in self._newest.get(view_name, {}).values():
             copy = report.__class__(
                 success=report.success,
@@ -133,9 +139,10 @@ class Judge:
                 statistics=report.statistics,
                 meta={},
             )
-            page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(copy), show_how_to_buttons=False)
-            shown.append(_self_contained(page))
-        return _PAGE.format(title=html.escape(title), above=above, below="\n".join(shown))
+            page = DefaultJinjaPageView().render(
+                ValidationResultsPageRenderer().render(copy), show_how_to_buttons=False
+            )
+            yield _self_contained(page)
 
     def _expectation(self, check: Check) -> Any:
         kind = self._own.get(check.expectation) or getattr(self._gx.expectations, check.expectation)
