@@ -47,6 +47,7 @@ _PATIENCE_S = 3.0
 """How long one round waits for a system: the next round is another attempt."""
 _METRICS_ADDRESS = "127.0.0.1:9307"
 _WEBHOOK_ATTEMPTS = 6
+_SOUND = (Outcome.OK, Outcome.VIOLATED)
 _CLOSING, _STUCK_ROUNDS, _STUCK = timedelta(seconds=5), 10, timedelta(seconds=60)
 
 
@@ -161,14 +162,17 @@ class LiveReporter:
             courier.close(_CLOSING)
 
     def _log(self, report: Report) -> None:
+        """Log what is new. A view with few rows is inconclusive now and then: that is told once."""
         verdict, before = report.verdict, self._outcomes.get(report.verdict.view)
         for alarm in report.news:
             _log_alarm(alarm)
-        if verdict.outcome is Outcome.VALIDATOR_ERROR and before is not Outcome.VALIDATOR_ERROR:
-            LOG.error("%s: validator_error: %s", verdict.view, _said(verdict))
-        elif before in {None, Outcome.VALIDATOR_ERROR} and verdict.outcome is not Outcome.VALIDATOR_ERROR:
-            LOG.info("%s: looked at again: %s, %d rows compared", verdict.view, verdict.outcome, verdict.compared)
+        if verdict.outcome is before or (verdict.outcome is Outcome.INCONCLUSIVE and before in _SOUND):
+            return
         self._outcomes[verdict.view] = verdict.outcome
+        if verdict.outcome is Outcome.VALIDATOR_ERROR:
+            LOG.error("%s: validator_error: %s", verdict.view, _said(verdict))
+        elif verdict.outcome is not Outcome.VIOLATED:
+            LOG.info("%s: %s, %d rows compared", verdict.view, verdict.outcome, verdict.compared)
 
     def _write(self, report: Report, at: datetime) -> None:
         """Write a page; where that fails it is tried again as late as the next one is due."""

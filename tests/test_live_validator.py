@@ -58,7 +58,7 @@ def metric(stack: Stack, name: str, **labels: str) -> float:
 def news(stack: Stack) -> list[dict[str, Any]]:
     """Return what was published of this project's findings."""
     project = stack.workspace.pipeline.project
-    polled = [poll for poll in kafka.records(stack.workspace.kafka, FINDINGS_TOPIC)]
+    polled = list(kafka.records(stack.workspace.kafka, FINDINGS_TOPIC))
     pairs = [pair for poll in polled for pair in zip(poll.keys, poll.values, strict=True)]
     told = [(key.decode(), json.loads(value)) for key, value in pairs if key and value]
     assert all(key == f"{alarm['project']}/{alarm['check']}" for key, alarm in told)

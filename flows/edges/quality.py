@@ -216,9 +216,9 @@ def _plain(line: Mapping[str, Any], check: Check) -> Mapping[str, Any]:
     """Return what a check shows of a line, in Python's own values; what only says which line it is, if it is known."""
     compared = (*check.arguments.values(), *check.columns[len(check.frame.identity) :])
     values = {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in line.items()
-        if name in check.columns or name in compared
+        name: line[name].item() if isinstance(line[name], np.generic) else line[name]
+        for name in dict.fromkeys((*check.columns, *line))
+        if name in line and (name in check.columns or name in compared)
     }
     missing = {name for name, value in values.items() if value is None or value != value}  # noqa: PLR0124  # NaN
     return {
