@@ -56,6 +56,7 @@ _IDLE_US = 500_000
 _EXPIRY, _WATCH = timedelta(minutes=10), timedelta(seconds=1)
 _COMMIT_PAUSE_S, _ANSWER_LIMIT_S = 1.0, 10.0
 _REFILL_ROWS = 50_000
+_METRICS_ADDRESS = "127.0.0.1:9308"  # and upwards, one a process
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ class Workspace:
     def kafka(self) -> kafka.Kafka:
         """How to reach Kafka."""
         return kafka.Kafka(self.settings.brokers, self.settings.kafka, self.settings.patience.total_seconds())
+
+    @property
+    def webhook(self) -> str | None:
+        """The URL that findings are posted to, with what the environment fills in; None if there is none."""
+        return self.settings.webhook and expand(self.settings.webhook, "FRESHET_WEBHOOK")
+
+    @property
+    def data_docs_root(self) -> Path:
+        """The folder of Data Docs; a relative one is the project's."""
+        return self.project.root / self.settings.data_docs
 
     @property
     def group(self) -> str:
@@ -674,8 +685,9 @@ class Materializer:
     def serve(self) -> Server:
         """Answer Prometheus and health checks, and watch, beside the flow."""
         settings, place = self.workspace.settings, self.live.settings.place
-        host, _, port = settings.metrics_address.rpartition(":")
-        address = f"{host}:{int(port) + place.process}" if port.isdigit() and int(port) else settings.metrics_address
+        address = settings.metrics_address or _METRICS_ADDRESS
+        host, _, port = address.rpartition(":")
+        address = f"{host}:{int(port) + place.process}" if port.isdigit() and int(port) else address
         server = Server(address, self.metrics.registry, self.live.health)
         LOG.info("materializing %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()

@@ -1,28 +1,70 @@
-"""The validator on real parts: Kafka, the online store, the offline store."""
+"""The validator as it runs: on Kafka, the online store and the offline store, with all that hear of what it finds.
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+Also a plain Bytewax flow: `python -m bytewax.run "freshet.flows.live_validator:flow()"` takes its settings from the
+environment.
+"""
 
-from freshet.flows.edges import kafka
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from bytewax.dataflow import Dataflow
+
+from freshet.flows import settings as settings_
+from freshet.flows.courier import Courier
+from freshet.flows.edges import bytewax, kafka, quality
+from freshet.flows.edges.data_docs import DataDocs
+from freshet.flows.edges.findings import Findings
+from freshet.flows.edges.metrics import Server, ValidatorMetrics
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.edges.webhook import Webhook
 from freshet.flows.live import Workspace
-from freshet.flows.observer import Observer, Outside, Sampling
+from freshet.flows.observer import Observer, Outside, Sampling, Seen
+from freshet.flows.settings import Settings
+from freshet.flows.steps.alarms import Alarms
+from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness, Progress, Source
-from freshet.schemas.errors import Problem, Refused
+from freshet.flows.steps.pages import summary
+from freshet.flows.validator import Edges, Looker, Report, Round, Rounds, build
+from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
+from freshet.schemas.finding import Alarm, Outcome, Status, Verdict
 from freshet.schemas.ledger import source_key
+from freshet.schemas.view import View
+
+LOG = logging.getLogger("freshet")
+
+TOPIC, WEBHOOK = "topic", "webhook"
+"""Who is told of findings."""
+
+_PATIENCE_S = 3.0
+"""How long one round waits for a system: the next round is another attempt."""
+_METRICS_ADDRESS = "127.0.0.1:9307"
+_WEBHOOK_ATTEMPTS = 6
+_SOUND = (Outcome.OK, Outcome.VIOLATED)
+_CLOSING, _STUCK_ROUNDS, _STUCK = timedelta(seconds=5), 10, timedelta(seconds=60)
 
 
-def open_observer(workspace: Workspace, sampling: Sampling) -> Observer:
-    """Connect a project's observer. Raises `Refused` and `Unavailable`."""
-    online = workspace.online()
+def open_observer(workspace: Workspace, sampling: Sampling, patience_s: float | None = None) -> Observer:
+    """Connect a project's observer; no question of it waits longer than `patience_s`.
+
+    Raises `Refused` and `Unavailable`.
+    """
+    cluster = workspace.kafka if patience_s is None else replace(workspace.kafka, patience_s=patience_s)
+    online = workspace.online() if patience_s is None else workspace.online(patience_s)
     if not isinstance(online, OnlineStore):
         hint = "the validator works on redis://; other online stores keep no version to compare by"
         raise Refused([Problem("key", "onlineStore", "cannot be sampled", hint=hint)])
     streams = {contract.stream.topic: name for name, contract in workspace.contracts.items()}
-    counts = {topic: kafka.partitions_count(workspace.kafka, topic) for topic in streams}
-    offsets = kafka.GroupOffsets(workspace.kafka, workspace.group)
+    counts = {topic: kafka.partitions_count(cluster, topic) for topic in streams}
+    offsets = kafka.GroupOffsets(cluster, workspace.group)
 
     def ends() -> Mapping[str, int]:
         return {
@@ -40,6 +82,209 @@ def open_observer(workspace: Workspace, sampling: Sampling) -> Observer:
         return found
 
     offline, ledger = OfflineStore(workspace.offline_root), LedgerFile(workspace.offline_root)
-    outside = Outside(online, offline, ledger, ends, progress, lambda: datetime.now(UTC))
+    outside = Outside(online, offline, ledger, ends, progress, _now)
     freshness = Freshness(workspace.source.declaration.servingRequirements.freshnessTarget, workspace.settings.epoch)
     return Observer(workspace.pipeline, outside, sampling, freshness)
+
+
+def sampling_of(settings: Settings, sample_count: int, limit: timedelta, seed: int = 0) -> Sampling:
+    """Return how to look at so many entities of a view; two epochs must pass before a second look can differ."""
+    return Sampling(
+        rows_count=-(-sample_count * 2 // 3),
+        keys_count=-(-sample_count // 3),
+        grace=settings.epoch * 2 + timedelta(seconds=1),
+        limit=limit,
+        seed=seed,
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class Connecting:
+    """An observer that is connected as soon as it can be: until then each round is the validator's own error.
+
+    A validator that ended where it cannot connect could tell nobody that the stores are not looked at.
+    """
+
+    views: Sequence[View]
+    connect: Callable[[], Looker]
+    now: Callable[[], datetime] = _now
+    _observer: Looker | None = None
+
+    def begin(self) -> None:
+        """Try to connect; raises `Refused` for what waiting does not mend."""
+        with contextlib.suppress(Unavailable):  # the first round tries again, and says so
+            self._observer = self.connect()
+
+    def look(self, number: int, *, choose: bool = True) -> list[Seen]:
+        """Do one round."""
+        if self._observer is None:
+            try:
+                self._observer = self.connect()
+            except FreshetError as error:
+                return [Seen(view, self.now(), error=str(error)) for view in self.views]
+        return self._observer.look(number, choose=choose)
+
+
+@dataclass
+class LiveReporter:
+    """Tells of rounds: the log, metrics, couriers to the topic and the webhook, Data Docs."""
+
+    project: str
+    metrics: ValidatorMetrics
+    couriers: Sequence[Courier]
+    docs: DataDocs
+    page: Callable[[str, str, str], str]
+    docs_every: timedelta
+    _written_at: dict[str, datetime] = field(default_factory=dict)
+    _outcomes: dict[str, Outcome] = field(default_factory=dict)
+    trouble: str = "no round has ended yet"
+    """Why the newest round failed, in any view; nothing if it did in none."""
+
+    def report(self, told: Round, took: timedelta) -> None:
+        """Tell of one round, which took so long."""
+        self.metrics.observe(told.verdicts, told.open, told.at, took.total_seconds())
+        for courier in self.couriers:
+            courier.send(told.news)
+        for report in told.reports:
+            self._log(report)
+            due = self._written_at.get(report.verdict.view, datetime.min.replace(tzinfo=UTC)) + self.docs_every
+            if report.news or told.at >= due:
+                self._write(report, told.at)
+        errors = [verdict for verdict in told.verdicts if verdict.outcome is Outcome.VALIDATOR_ERROR]
+        self.trouble = "; ".join(dict.fromkeys(_said(verdict) for verdict in errors))
+
+    def close(self) -> None:
+        """Deliver what can be delivered still."""
+        for courier in self.couriers:
+            courier.close(_CLOSING)
+
+    def _log(self, report: Report) -> None:
+        """Log what is new. A view with few rows is inconclusive now and then: that is told once."""
+        verdict, before = report.verdict, self._outcomes.get(report.verdict.view)
+        for alarm in report.news:
+            _log_alarm(alarm)
+        if verdict.outcome is before or (verdict.outcome is Outcome.INCONCLUSIVE and before in _SOUND):
+            return
+        self._outcomes[verdict.view] = verdict.outcome
+        if verdict.outcome is Outcome.VALIDATOR_ERROR:
+            LOG.error("%s: validator_error: %s", verdict.view, _said(verdict))
+        elif verdict.outcome is not Outcome.VIOLATED:
+            LOG.info("%s: %s, %d rows compared", verdict.view, verdict.outcome, verdict.compared)
+
+    def _write(self, report: Report, at: datetime) -> None:
+        """Write a page; where that fails it is tried again as late as the next one is due."""
+        view_name = report.verdict.view
+        self._written_at[view_name] = at
+        above = summary(report.verdict, report.news, at.isoformat(timespec="seconds"))
+        page = self.page(view_name, f"{self.project}: {view_name}", above)
+        try:
+            self.docs.write(view_name, at, report.verdict.outcome, page)
+        except Unavailable as error:
+            self.metrics.docs_failures.inc()
+            LOG.warning("%s", error)
+
+
+def _said(verdict: Verdict) -> str:
+    return verdict.reasons[0] if verdict.reasons else verdict.view
+
+
+def _log_alarm(alarm: Alarm) -> None:
+    finding = alarm.finding
+    if alarm.status is Status.OPENED:
+        LOG.error("opened %s: %s", finding.cause, finding.message)
+        for line in finding.evidence[:3]:
+            LOG.error("  %s", ", ".join(f"{name}={value}" for name, value in line.items()))
+    else:
+        LOG.info("resolved %s: %s, open since %s", finding.cause, finding.check, alarm.since.isoformat())
+
+
+@dataclass
+class Validator:
+    """A validator of a project, ready to run: the dataflow, and what watches it."""
+
+    dataflow: Dataflow
+    edges: Edges
+    reporter: LiveReporter
+    workspace: Workspace
+    _begun_at_s: float = field(default_factory=time.monotonic)
+    _number: int = 0
+
+    def run(self) -> None:
+        """Run until stopped. Raises what went wrong first, which no outage is."""
+        server = self.serve()
+        try:
+            with self.edges.stop.on_signals():
+                bytewax.run(self.dataflow, self.edges.failure, epoch=timedelta(seconds=1))
+        finally:
+            server.close()
+            self.reporter.close()
+        LOG.info("stopped")
+
+    def serve(self) -> Server:
+        """Answer Prometheus and health checks beside the flow."""
+        address = self.workspace.settings.metrics_address or _METRICS_ADDRESS
+        server = Server(address, self.reporter.metrics.registry, self.health)
+        LOG.info("validating %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        return server
+
+    def health(self) -> str:
+        """Return why this process should not be counted on; nothing if it may be."""
+        return "stopping" if self.edges.stop else self._stuck() or self.reporter.trouble
+
+    def _stuck(self) -> str:
+        """Say that a round does not end, so that none begins."""
+        lasts_s, limit = time.monotonic() - self._begun_at_s, max(_STUCK, self.edges.rounds.every * _STUCK_ROUNDS)
+        return f"no round has begun for {lasts_s:.0f} s" if lasts_s > limit.total_seconds() else ""
+
+    def _watch(self) -> None:
+        while not self.edges.stop.wait(timedelta(seconds=1)):
+            if self.edges.rounds.number != self._number:
+                self._number, self._begun_at_s = self.edges.rounds.number, time.monotonic()
+
+
+def open_validator(workspace: Workspace) -> Validator:
+    """Make a project's validator. Raises `Refused`; a system that does not answer yet is waited for in rounds."""
+    settings, pipeline = workspace.settings, workspace.pipeline
+    target = workspace.source.declaration.servingRequirements.freshnessTarget
+    sampling = sampling_of(settings, settings.sample, Sampling.limit)
+    webhook = Webhook(workspace.webhook, pipeline.project) if workspace.webhook else None
+    observer = Connecting(pipeline.views, lambda: open_observer(workspace, sampling, _PATIENCE_S))
+    observer.begin()
+    judge = quality.Judge()
+    receivers = (TOPIC,) if webhook is None else (TOPIC, WEBHOOK)
+    checks = {view.name: checks_of(view, target) for view in pipeline.views}
+    metrics = ValidatorMetrics(pipeline.views, checks, receivers)
+    findings = Findings(replace(workspace.kafka, patience_s=_PATIENCE_S), pipeline.project)
+    couriers = [_courier(TOPIC, findings, metrics)]
+    couriers += [] if webhook is None else [_courier(WEBHOOK, webhook, metrics, _WEBHOOK_ATTEMPTS)]
+    docs = DataDocs(workspace.data_docs_root)
+    reporter = LiveReporter(pipeline.project, metrics, couriers, docs, judge.page, settings.data_docs_every)
+    edges = Edges(observer, judge, Alarms(settings.quiet), Rounds(settings.round, _now), reporter, target)
+    return Validator(build(pipeline.project, edges), edges, reporter, workspace)
+
+
+def _courier(
+    name: str, receiver: Findings | Webhook, metrics: ValidatorMetrics, attempts_count: int | None = None
+) -> Courier:
+    return Courier(
+        name,
+        receiver,
+        attempts_count=attempts_count,
+        on_failure=metrics.failures.labels(name).inc,
+        on_drop=metrics.dropped.labels(name).inc,
+    )
+
+
+def flow() -> Dataflow:
+    """Return the dataflow that the environment describes, for Bytewax's own command, in one worker."""
+    validator = open_validator(Workspace.open(settings_.read(os.environ)))
+    with contextlib.suppress(ValueError):  # signals belong to the main thread; Bytewax's command imports in it
+        validator.edges.stop.listen()
+    validator.serve()
+    atexit.register(validator.reporter.close)
+    return validator.dataflow

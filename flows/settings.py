@@ -8,12 +8,18 @@
 | FRESHET_ONLINE_STORE | in place of the declared onlineStore | |
 | FRESHET_OFFLINE_STORE | in place of the declared offlineStore | |
 | FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |
-| FRESHET_METRICS_ADDRESS | where /metrics and /healthz listen | 127.0.0.1:9308 |
+| FRESHET_METRICS_ADDRESS | where /metrics and /healthz listen | 127.0.0.1:9308, the validator's 127.0.0.1:9307 |
 | FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
 | FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
 | FRESHET_PATIENCE | how long an outage of Kafka or the online store is waited out | 60 s |
 | FRESHET_REJECT_LIMIT | after how many rejects in a row the flow stops | 10000 |
 | FRESHET_ARCHIVE_RETENTION | how long accepted events are kept beside the features | 90 days |
+| FRESHET_ROUND | how often the validator looks at both stores | 5 s |
+| FRESHET_SAMPLE | how many entities of each view it chooses in a round | 150 |
+| FRESHET_QUIET | how long a check must have held before its finding is over | 60 s |
+| FRESHET_WEBHOOK | an http:// or https:// URL that findings are posted to; may use ${NAME} | |
+| FRESHET_DATA_DOCS | the folder of the validator's Data Docs | .freshet/docs |
+| FRESHET_DATA_DOCS_EVERY | how often a page of each view is written though no finding opens or ends | 10 minutes |
 | FRESHET_LOG | json or text | text |
 """
 
@@ -30,19 +36,25 @@ _KAFKA = "FRESHET_KAFKA_"
 
 @dataclass(frozen=True)
 class Settings:
-    """A process's surroundings. Secrets are in `kafka`, which is never printed."""
+    """A process's surroundings. Secrets are in `kafka` and `webhook`, which are never printed."""
 
     project: Path = Path()
     brokers: str = "localhost:9092"
     online_store: str | None = None
     offline_store: str | None = None
     recovery: Path = Path(".freshet/recovery")
-    metrics_address: str = "127.0.0.1:9308"
+    metrics_address: str | None = None
     shards: int = 4
     epoch: timedelta = timedelta(seconds=1)
     patience: timedelta = timedelta(seconds=60)
     reject_limit: int = 10_000
     archive_retention: timedelta = timedelta(days=90)
+    round: timedelta = timedelta(seconds=5)
+    sample: int = 150
+    quiet: timedelta = timedelta(seconds=60)
+    webhook: str | None = field(default=None, repr=False)
+    data_docs: Path = Path(".freshet/docs")
+    data_docs_every: timedelta = timedelta(minutes=10)
     log: str = "text"
     kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -55,6 +67,11 @@ _READ: dict[str, Callable[[str], object]] = {
     "epoch": units.duration,
     "patience": units.duration,
     "archive_retention": units.duration,
+    "round": units.duration,
+    "sample": int,
+    "quiet": units.duration,
+    "data_docs": Path,
+    "data_docs_every": units.duration,
 }
 _OF_OTHERS = frozenset(
     f"FRESHET_{name}" for name in ("REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "SOAK", "SEED")
@@ -86,6 +103,9 @@ def read(environment: Mapping[str, str]) -> Settings:
     shards = found.get("shards", 1)
     if isinstance(shards, int) and not 1 <= shards <= 64:
         problems.append(Problem("variable", "FRESHET_SHARDS", "is out of range", str(shards), "write 1 to 64"))
+    sample = found.get("sample", 1)
+    if isinstance(sample, int) and sample < 1:
+        problems.append(Problem("variable", "FRESHET_SAMPLE", "is out of range", str(sample), "write 1 or more"))
     if problems:
         raise Refused(problems)
     return Settings(**found, kafka=kafka)  # type: ignore[arg-type]  # every reader above returns its field's type

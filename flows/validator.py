@@ -23,7 +23,7 @@ from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.checks import checks_of, freshness
 from freshet.flows.steps.freshness import without_history
 from freshet.flows.steps.pools import Pools
-from freshet.schemas.finding import Alarm, Check, Frame, Outcome, Verdict, worst
+from freshet.schemas.finding import Alarm, Check, Finding, Frame, Outcome, Verdict, worst
 from freshet.schemas.units import Objective
 
 _GATHERED = {Frame.ROWS, Frame.RECOMPUTED}
@@ -125,26 +125,53 @@ class Report:
 
     verdict: Verdict
     news: tuple[Alarm, ...]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round has to say: of every view, at a time, and which findings are open after it."""
+
+    number: int
     at: datetime
+    reports: tuple[Report, ...]
+    open: tuple[Finding, ...]
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The verdicts, one a view."""
+        return tuple(report.verdict for report in self.reports)
+
+    @property
+    def news(self) -> tuple[Alarm, ...]:
+        """What became news in any view."""
+        return tuple(alarm for report in self.reports for alarm in report.news)
 
 
 @dataclass
 class Rounds:
-    """Says when a round is due: one after the other, `every` so often, and none twice at once."""
+    """Says when a round is due: `every` so often, each once the one before it has ended."""
 
     every: timedelta
     now: Callable[[], datetime]
     number: int = 0
-    _due: datetime | None = None
+    running: bool = False
+    begun_at: datetime | None = None
 
     def poll(self) -> int | None:
         """Return the number of the round that is due."""
         now = self.now()
-        if self._due is not None and now < self._due:
+        # A clock that was set back must not hold it up.
+        if self.running or (self.begun_at is not None and timedelta(0) <= now - self.begun_at < self.every):
             return None
-        self._due = now + self.every
+        self.begun_at, self.running = now, True
         self.number += 1
         return self.number
+
+    def end(self) -> timedelta:
+        """Say that the round has ended; return how long it took."""
+        assert self.begun_at is not None, "no round has begun"
+        self.running = False
+        return max(timedelta(0), self.now() - self.begun_at)
 
     def finished(self) -> bool:
         """It goes on until it is stopped."""
@@ -160,21 +187,25 @@ class Rounds:
         """Nothing is held."""
 
 
+class Looker(Protocol):
+    """What looks at all views: `Observer`."""
+
+    def look(self, number: int, *, choose: bool = True) -> list[Seen]:
+        """Do one round."""
+
+
 class Reporter(Protocol):
-    """Where reports go."""
+    """Where rounds are told; it waits for nobody."""
 
-    def write(self, items: list[Report]) -> None:
-        """Pass them on."""
-
-    def flush(self) -> None:
-        """Make sure that they arrived."""
+    def report(self, told: Round, took: timedelta) -> None:
+        """Tell of one round, which took so long."""
 
 
 @dataclass(frozen=True)
 class Edges:
-    """What the flow is made of."""
+    """What the flow is made of. `pools` gather each view's rows over rounds."""
 
-    observer: Observer
+    observer: Looker
     judge: Judge
     alarms: Alarms
     rounds: Rounds
@@ -182,28 +213,50 @@ class Edges:
     freshness_target: Objective
     stop: Stop = field(default_factory=Stop)
     failure: Failure = field(default_factory=Failure)
+    pools: dict[str, Pools] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """The end of a round."""
+
+    rounds: Rounds
+    reporter: Reporter
+
+    def write(self, items: list[Round]) -> None:
+        for told in items:
+            self.reporter.report(told, self.rounds.end())
+
+    def flush(self) -> None:
+        """Nothing waits here."""
 
 
 def build(project: str, edges: Edges) -> Dataflow:
     """Return the validator's dataflow. It runs in one worker: Great Expectations knows no threads."""
-    pools = {watch.view.name: Pools(checks_of(watch.view, edges.freshness_target)) for watch in edges.observer.watches}
 
-    def look(items: list[tuple[str, int]]) -> list[Seen]:
-        return edges.observer.look(max(number for _, number in items))
+    def look(items: list[tuple[str, int]]) -> list[tuple[int, list[Seen]]]:
+        return [(number, edges.observer.look(number)) for _, number in items]
 
-    def judge(items: list[Seen]) -> list[Report]:
-        reports = []
-        for seen in items:
-            found = judged(edges.judge, seen, edges.freshness_target, pools[seen.view.name])
-            verdict, news = edges.alarms.heed(found, seen.at)
-            reports.append(Report(verdict, news, seen.at))
-        return reports
+    def judge(items: list[tuple[int, list[Seen]]]) -> list[tuple[str, Round]]:
+        return [("rounds", heeded(edges, number, seen)) for number, seen in items]
 
     flow = Dataflow(f"{project}_validator")
     source = PollSource(["rounds"], lambda _: edges.rounds, edges.stop, edges.failure, timedelta(milliseconds=50))
     rounds = op.input("rounds", flow, source)
     seen = op.flat_map_batch("look", rounds, edges.failure.noting(look))
-    reports = op.flat_map_batch("judge", seen, edges.failure.noting(judge))
-    keyed = op.flat_map_batch("key", reports, lambda items: [("reports", item) for item in items])
-    op.output("report", keyed, KeyedSink(1, lambda _: 0, lambda _: edges.reporter, edges.failure))
+    told = op.flat_map_batch("judge", seen, edges.failure.noting(judge))
+    writer = _Writer(edges.rounds, edges.reporter)
+    op.output("report", told, KeyedSink(1, lambda _: 0, lambda _: writer, edges.failure))
     return flow
+
+
+def heeded(edges: Edges, number: int, seen: Sequence[Seen]) -> Round:
+    """Have all that a round saw judged, and find out what is news."""
+    reports = []
+    for one in seen:
+        if one.view.name not in edges.pools:
+            edges.pools[one.view.name] = Pools(checks_of(one.view, edges.freshness_target))
+        found = judged(edges.judge, one, edges.freshness_target, edges.pools[one.view.name])
+        verdict, news = edges.alarms.heed(found, one.at)
+        reports.append(Report(verdict, news))
+    return Round(number, seen[0].at, tuple(reports), tuple(edges.alarms.open.values()))

@@ -43,10 +43,11 @@ class ServingSetup(_Section):
 
 
 class MonitoringConfig(_Section):
-    """What is watched: alert rules in `deploy/`, the checks of `freshet check`, dashboards."""
+    """What is watched: alert rules in `deploy/`, the validator's checks and its topic of findings, dashboards."""
 
     freshnessAlerts: list[dict[str, Any]]
     consistencyChecks: list[dict[str, Any]]
+    findingsTopic: str
     dashboards: list[dict[str, Any]]
 
 

@@ -4,11 +4,17 @@ A `Check` is one expectation that the declaration implies; a `Finding` is a chec
 evidence; a `Verdict` is the answer for one feature view. A verdict that could not be reached is never `ok`.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
+
+FINDINGS_TOPIC = "freshet.findings"
+"""Where alarms are published, for all projects of a cluster."""
+
+_TEXT_LENGTH_MAX = 500
 
 
 class Outcome(StrEnum):
@@ -124,6 +130,12 @@ class Check:
     rounds: int = 1
     of_rounds: int | None = None
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What its evidence shows of a line: which one it is, and both values of each feature that it is about."""
+        stores = {Frame.ROWS: ("on", "off"), Frame.RECOMPUTED: ("off", "sql")}.get(self.frame, ())
+        return (*self.frame.identity, *(f"{store}_{name}" for name in self.features for store in stores))
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -138,6 +150,68 @@ class Finding:
     count: int = 1
     rounds: int = 1
     of_rounds: int | None = None
+    severity: str = "critical"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is told of a finding: a part of `Alarm.as_json`, and what `freshet check --json` prints."""
+        first: Mapping[str, Any] = self.evidence[0] if self.evidence else {}
+        feature = self.features[0] if len(self.features) == 1 else None
+        compared = _row(first.get("event_timestamp"), first.get("version"))
+        found = first.get("offline_part") is not None
+        online = compared or _placed(first.get("online_at"))
+        offline = compared if found else _placed(first.get("offline_at"))
+        source = {
+            "stream": first.get("stream"),
+            "partition": first.get("source_partition", first.get("partition")),
+            "offset": first.get("source_offset"),
+        }
+        return {
+            "feature_view": self.view,
+            "features": list(self.features),
+            "check": self.check,
+            "cause": self.cause.value,
+            "severity": self.severity,
+            "message": _plain(self.message),
+            "lines_count": self.count,
+            "entity": _plain(first.get("entity")),
+            "online": online and {**online, "value": _plain(first.get(f"on_{feature}"))},
+            "offline": offline and {**offline, "value": _plain(first.get(f"off_{feature}"))},
+            "source": None if set(source.values()) == {None} else _plain(source),
+            "evidence": [_plain(line) for line in self.evidence],
+        }
+
+
+def _row(event_timestamp: str | None, version: int | None) -> dict[str, Any] | None:
+    """Return where a row stands, None where there is none."""
+    return None if event_timestamp is None else {"event_timestamp": event_timestamp, "version": version}
+
+
+def _placed(spelled: str | None) -> dict[str, Any] | None:
+    """Read a place as lines of evidence spell it.
+
+    >>> _placed("2026-03-01T12:00:20.000000+00:00 version 0000000000000000002")
+    {'event_timestamp': '2026-03-01T12:00:20.000000+00:00', 'version': 2}
+    """
+    if spelled is None:
+        return None
+    event_timestamp, _, version = spelled.partition(" version ")
+    return _row(event_timestamp, int(version))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON has: numbers that it lacks become text, and long text is cut.
+
+    >>> _plain({"a": float("inf"), "b": (1, None), "c": "x" * 900})["a"]
+    'inf'
+    """
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    text = str(value)
+    return text if len(text) <= _TEXT_LENGTH_MAX else f"{text[:_TEXT_LENGTH_MAX]}…"
 
 
 class Status(StrEnum):
@@ -156,22 +230,40 @@ class Alarm:
     since: datetime
     at: datetime
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What news of one finding have in common: its view and its check."""
+        return self.finding.view, self.finding.check
+
     def as_json(self, project: str) -> dict[str, Any]:
-        """Return what is published: plain values, the same for the topic and the webhook."""
-        finding = self.finding
-        return {
-            "project": project,
-            "status": self.status.value,
-            "cause": finding.cause.value,
-            "feature_view": finding.view,
-            "features": list(finding.features),
-            "check": finding.check,
-            "message": finding.message,
-            "lines": finding.count,
-            "since": self.since.isoformat(),
-            "at": self.at.isoformat(),
-            "evidence": [dict(line) for line in finding.evidence],
-        }
+        """Return what is published, the same for the topic and the webhook: plain values, and always all keys.
+
+        | key | meaning |
+        | --- | --- |
+        | `project` | the project's name |
+        | `status` | `opened`, or `resolved` once the check held for FRESHET_QUIET |
+        | `since`, `at` | when the finding opened, and when this was said: ISO 8601, UTC |
+        | `feature_view`, `check` | the view, and the check that does not hold; together they name the finding |
+        | `features` | the features that it is about; none where it is about whole rows or parts |
+        | `cause` | why it does not hold, one of `Cause` |
+        | `severity` | `critical`, `warning` or `info` |
+        | `message` | what should hold, and of how many lines it does not |
+        | `lines_count` | how many entities, parts or partitions failed in the newest round that found it |
+        | `entity` | of the first line of evidence: the entity, its columns joined by ` / `; null if it is of none |
+        | `online` | the online row: `event_timestamp`, `version`, and the feature's `value`; null if there is none |
+        | `offline` | the offline row it is held against: the same version, else a newer one; null if there is none |
+        | `source` | the row's newest event, or what lags: `stream`, `partition`, `offset`; null if it is not known |
+        | `evidence` | up to ten lines, each as column → value, the first of them being told above |
+
+        Of a `resolved` alarm all but `status` and `at` is what was found last. Text of more than 500 characters is cut;
+        numbers that JSON lacks are text: `inf`, `-inf`, `nan`.
+        """
+        when = {"since": _instant(self.since), "at": _instant(self.at)}
+        return {"project": project, "status": self.status.value, **when, **self.finding.as_json()}
+
+
+def _instant(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass(frozen=True)
@@ -188,3 +280,13 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     reasons: tuple[str, ...] = ()
     untold: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `freshet check --json` prints of a view: `compared_count` rows in both stores, and the rest."""
+        return {
+            "feature_view": self.view,
+            "outcome": self.outcome.value,
+            "compared_count": self.compared,
+            "findings": [finding.as_json() for finding in self.findings],
+            "reasons": [_plain(reason) for reason in self.reasons],
+        }

@@ -15,6 +15,7 @@ from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import lag_alerts, rules_file, rules_test
 from freshet.flows.steps.deployment import RULES
 from freshet.schemas.errors import Problem, Refused
+from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.scripts.plan import applied_deployment, changes, planned_deployment
 
 
@@ -48,7 +49,8 @@ def apply(workspace: Workspace) -> dict[str, Any]:
         workspace.online()  # a store that does not answer ends it here, before anything is made
     kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
     prepare(OfflineStore(workspace.offline_root), workspace.pipeline, workspace.contracts)
-    topics = kafka.create_topics(workspace.kafka, kafka.topics_of(workspace.contracts.values()))
+    wanted = {**kafka.topics_of(workspace.contracts.values()), FINDINGS_TOPIC: 1}
+    topics = kafka.create_topics(workspace.kafka, wanted)
     project, pipeline = workspace.project, workspace.pipeline
     config = store_config.store_config(pipeline.project, workspace.online_url, project.registry)
     feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))

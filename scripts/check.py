@@ -1,24 +1,22 @@
 """Compare a sample of online rows with their offline versions, and the freshness with its target, once.
 
 Great Expectations decides, by a suite made from the declaration. Exits 0 if all is well, 1 on a violation, 3 if nothing
-can be said, 4 if the validator itself failed.
+can be said, 4 if the validator itself failed, 5 if a system that it needs does not answer.
 """
 
 import argparse
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from freshet.flows.edges.quality import Judge
 from freshet.flows.live import Workspace
-from freshet.flows.live_validator import open_observer
-from freshet.flows.observer import Sampling
+from freshet.flows.live_validator import open_observer, sampling_of
 from freshet.flows.settings import Settings
 from freshet.flows.validator import check_once, exit_code
-from freshet.schemas.finding import Finding, Verdict
+from freshet.schemas.finding import Finding, Verdict, worst
 from freshet.scripts.cli import wrong_use
 
 _LIMIT = timedelta(seconds=20)
@@ -38,7 +36,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     workspace = Workspace.open(settings)
     verdicts = check(workspace, sample_count=words.sample, seed=words.seed)
     if words.json:
-        print(json.dumps([_plain(verdict) for verdict in verdicts], indent=2, default=str))
+        print(json.dumps(as_json(workspace.pipeline.project, verdicts, datetime.now(UTC)), indent=2, allow_nan=False))
     else:
         report(verdicts)
     return exit_code(verdicts)
@@ -46,13 +44,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
 
 def check(workspace: Workspace, *, sample_count: int = 200, seed: int = 0) -> tuple[Verdict, ...]:
     """Do one round on a project's stores."""
-    sampling = Sampling(
-        rows_count=-(-sample_count * 2 // 3),
-        keys_count=-(-sample_count // 3),
-        grace=workspace.settings.epoch * 2 + timedelta(seconds=1),
-        limit=_LIMIT,
-        seed=seed,
-    )
+    sampling = sampling_of(workspace.settings, sample_count, _LIMIT, seed)
     observer = open_observer(workspace, sampling)
     target = workspace.source.declaration.servingRequirements.freshnessTarget
     return check_once(observer, Judge(), target, _wait, grace=sampling.grace)
@@ -79,5 +71,11 @@ def show(finding: Finding, lines_count: int = 5) -> None:
         print("    " + ", ".join(f"{name}={value}" for name, value in line.items()))
 
 
-def _plain(verdict: Verdict) -> dict[str, Any]:
-    return dataclasses.asdict(verdict)
+def as_json(project: str, verdicts: Sequence[Verdict], at: datetime) -> dict[str, Any]:
+    """Return what --json prints: the round's `outcome` is the worst of its `verdicts`, each as `Verdict.as_json`."""
+    return {
+        "project": project,
+        "at": at.isoformat(timespec="milliseconds"),
+        "outcome": worst(verdict.outcome for verdict in verdicts).value,
+        "verdicts": [verdict.as_json() for verdict in verdicts],
+    }

@@ -22,7 +22,7 @@ VERBS = {
     "init": "make a new project: declaration, event contract, samples",
     "plan": "read the declaration and print the deployment it becomes",
     "apply": "make it so: topics, Feast registry, stores, deploy/ files",
-    "run": "run a long process: materializer",
+    "run": "run a long process: materializer, validator",
     "check": "compare both stores and the freshness once",
     "produce": "publish events, checked against their contract",
     "repair": "write the newest offline rows to the online store again",

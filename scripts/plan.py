@@ -156,6 +156,7 @@ def _print(planned: Deployment, workspace: Workspace, words: argparse.Namespace,
     for topic in planned.topics:
         print(f"  topic {topic['name']}: {topic['partitions']} partitions, group {topic['consumerGroup']}")
         print(f"  topic {topic['deadLetterTopic']}: {topic['partitions']} partitions, events that were not accepted")
+    print(f"  topic {planned.monitoringConfig.findingsTopic}: 1 partition, what the validator finds")
     for view in planned.featureViews:
         entity = ", ".join(f"{column['name']} {column['dtype']}" for column in view.entities)
         print(f"  feature view {view.name} by {entity}, ttl {view.ttl}, reach {view.state['reach']}")

@@ -1,7 +1,10 @@
-"""Run a long process: `freshet run materializer`. SIGTERM and SIGINT end it after a last commit, with exit 0.
+"""Run a long process: `freshet run materializer`, `freshet run validator`. SIGTERM and SIGINT end it with exit 0.
 
-It goes on where the last run ended, however that one did. With --processes the work is shared between processes of this
-machine; if one of them fails, all end, and what went wrong is said last.
+The materializer goes on where the last run ended, however that one did, and ends after a last commit. With --processes
+its work is shared between processes of this machine; if one of them fails, all end, and what went wrong is said last.
+
+The validator looks at both stores every FRESHET_ROUND and tells what it finds. An outage is an error of its round, not
+its end.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from freshet.flows.edges import bytewax
 from freshet.flows.live import Run, Workspace, open_live
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import FreshetError, PeerLost, StoreLost
-from freshet.scripts.cli import complain
+from freshet.scripts.cli import complain, wrong_use
 
 LOG = logging.getLogger("freshet")
 
@@ -34,7 +37,7 @@ _GRACE_S, _LOOK_AGAIN_S = 20.0, 0.1
 
 def arguments(words: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
-    words.add_argument("process", choices=["materializer"])
+    words.add_argument("process", choices=["materializer", "validator"])
     words.add_argument("--workers", type=_positive, metavar="N", help="threads of each process (1)")
     words.add_argument("--processes", type=_positive, metavar="M", help="processes on this machine (1)")
     words.add_argument("--until-end", action="store_true", help="end once everything that is in Kafka by now is done")
@@ -52,6 +55,8 @@ def _positive(text: str) -> int:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Run until stopped."""
+    if words.process == "validator":
+        return _validate(words, settings)
     if words.processes is not None and words.processes > 1:
         Workspace.open(settings)  # what can be refused is refused once
         while (code := _Cluster.start(words.processes, words.workers or 1).wait()) == _START_AGAIN:
@@ -76,6 +81,20 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     # Python's own end would let DuckDB print, after the cause, what the exception still holds; and abort where threads
     # of Bytewax's wait for processes that are gone.
     os._exit(code)
+
+
+def _validate(words: argparse.Namespace, settings: Settings) -> int:
+    """Run the validator until stopped."""
+    others = ("workers", "processes", "until_end", "rebuild", "accept_gap")
+    asked = [f"--{name.replace('_', '-')}" for name in others if getattr(words, name)]
+    if asked:
+        raise wrong_use(asked[0], "is the materializer's", "the validator is one worker of one process, without an end")
+    if words.metrics:
+        settings = dataclasses.replace(settings, metrics_address=words.metrics)
+    from freshet.flows.live_validator import open_validator  # noqa: PLC0415  # pandas is slow, and only here
+
+    open_validator(Workspace.open(settings)).run()
+    return 0
 
 
 def _run(settings: Settings, run: Run) -> int:

@@ -11,9 +11,11 @@ from typing import NoReturn, Self
 
 import numpy as np
 
+from freshet.flows.edges.findings import findings_record
 from freshet.flows.edges.kafka import GAP_HINT, Delivered, encode
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event
+from freshet.schemas.finding import Alarm
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import NO_TIME_MS, Headers, Record, header, partition_of
 from freshet.schemas.rejects import Reject, dead_letter, dead_letter_topic, receipt, redriven
@@ -114,6 +116,10 @@ class MemoryLog:
         """Open what sends dead letters again."""
         del group  # nobody else is there
         return MemoryRedriver(self)
+
+    def findings(self, project: str) -> "MemoryFindings":
+        """Open what publishes a project's alarms."""
+        return MemoryFindings(self, project)
 
     def records(self, topic: str) -> Iterator[Poll]:
         """Give all that is in a topic by now, one partition after another."""
@@ -290,3 +296,16 @@ class MemoryRedriver:
 
     def close(self) -> None:
         """Let go of nothing."""
+
+
+class MemoryFindings:
+    """Publishes alarms, as `findings.Findings` does."""
+
+    def __init__(self, log: MemoryLog, project: str) -> None:
+        self._log, self._project = log, project
+
+    def deliver(self, alarms: Sequence[Alarm]) -> None:
+        """Publish all; raises `Unavailable` if the cluster is not well, `Refused` for a topic that is not there."""
+        self._log.check_well()
+        for alarm in alarms:
+            self._log.send(findings_record(self._project, alarm))

@@ -4,7 +4,9 @@ Every label set that can occur is there from the start, as zero, so that `increa
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -16,11 +18,15 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from freshet.schemas.errors import Problem, Refused
+from freshet.schemas.finding import Cause, Check, Finding, Outcome, Verdict
 from freshet.schemas.rejects import Reason
-from freshet.schemas.view import Kind
+from freshet.schemas.view import Kind, View
 
 FRESHNESS_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+ROUND_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 OUTCOMES = ("accepted", "rejected", "duplicate")
+WHOLE_ROW = "*"
+"""In place of a feature: the check is about whole rows, parts or partitions, or about several features at once."""
 
 
 class Histogram(Collector):
@@ -127,6 +133,111 @@ class Metrics:
         found = self.registry.get_sample_value(name, labels)
         assert found is not None, (name, labels)
         return found
+
+
+class ValidatorMetrics:
+    """The metrics of a validator. Of `checks`, by view, come the label sets that can occur."""
+
+    def __init__(
+        self, views: Sequence[View], checks: Mapping[str, Sequence[Check]], receivers: Sequence[str] = ()
+    ) -> None:
+        self.registry = CollectorRegistry()
+        self._views = {view.name: view for view in views}
+        self.compared = Counter(
+            "freshet_skew_compared",
+            "Rows whose value of a feature was compared between both stores.",
+            ["feature_view", "feature"],
+            registry=self.registry,
+        )
+        self.confirmed = Counter(
+            "freshet_skew_confirmed",
+            f"Rows, parts or partitions in which a confirmed finding held, round by round; {WHOLE_ROW} for whole ones.",
+            ["feature_view", "feature", "cause"],
+            registry=self.registry,
+        )
+        self.inconclusive = Counter(
+            "freshet_skew_inconclusive",
+            "Rounds in which nothing could be said.",
+            ["feature_view"],
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "freshet_validator_errors",
+            "Rounds in which the validator itself failed.",
+            ["feature_view"],
+            registry=self.registry,
+        )
+        self.success = Gauge(
+            "freshet_validator_last_success_timestamp_seconds",
+            "When a round last ended in which the validator failed in no view.",
+            registry=self.registry,
+        )
+        self.findings = Gauge(
+            "freshet_validator_findings", "Findings that are open.", ["feature_view", "cause"], registry=self.registry
+        )
+        self.failures = Counter(
+            "freshet_finding_delivery_failures",
+            "Attempts to tell a receiver of findings that failed.",
+            ["receiver"],
+            registry=self.registry,
+        )
+        self.dropped = Counter(
+            "freshet_findings_dropped",
+            "News of findings that a receiver was never told.",
+            ["receiver"],
+            registry=self.registry,
+        )
+        self.docs_failures = Counter(
+            "freshet_data_docs_failures", "Pages of Data Docs that could not be written.", registry=self.registry
+        )
+        self.duration = Histogram(
+            "freshet_validator_round_duration_seconds", "How long a round took.", (), ROUND_BUCKETS
+        )
+        self.registry.register(self.duration)
+        self.duration.initialise()
+        for receiver in receivers:
+            self.failures.labels(receiver)
+            self.dropped.labels(receiver)
+        for view in views:
+            self.inconclusive.labels(view.name)
+            self.errors.labels(view.name)
+            for feature in view.features:
+                self.compared.labels(view.name, feature.name)
+            for cause in Cause:
+                self.findings.labels(view.name, cause.value)
+            for check in checks[view.name]:
+                if check.cause is not None:
+                    self.confirmed.labels(view.name, _feature(check.features), check.cause.value)
+
+    def observe(self, verdicts: Sequence[Verdict], open_: Iterable[Finding], at: datetime, duration_s: float) -> None:
+        """Count a round: its verdicts, with confirmed findings only, and all findings that are open after it."""
+        for verdict in verdicts:
+            for feature in self._views[verdict.view].features:
+                self.compared.labels(verdict.view, feature.name).inc(verdict.compared)
+            for finding in verdict.findings:
+                labels = verdict.view, _feature(finding.features), finding.cause.value
+                self.confirmed.labels(*labels).inc(finding.count)
+            if verdict.outcome is Outcome.INCONCLUSIVE:
+                self.inconclusive.labels(verdict.view).inc()
+            if verdict.outcome is Outcome.VALIDATOR_ERROR:
+                self.errors.labels(verdict.view).inc()
+        if all(verdict.outcome is not Outcome.VALIDATOR_ERROR for verdict in verdicts):
+            self.success.set(at.timestamp())
+        counts = Tally((finding.view, finding.cause) for finding in open_)
+        for view in self._views:
+            for cause in Cause:
+                self.findings.labels(view, cause.value).set(counts[view, cause])
+        self.duration.observe(np.array([duration_s]))
+
+    def value(self, name: str, **labels: str) -> float:
+        """Return what a counter or gauge stands at."""
+        found = self.registry.get_sample_value(name, labels)
+        assert found is not None, (name, labels)
+        return found
+
+
+def _feature(features: Sequence[str]) -> str:
+    return features[0] if len(features) == 1 else WHOLE_ROW
 
 
 class Server:

@@ -1,18 +1,24 @@
 """Great Expectations: the judge of frames, and the only place that knows it.
 
 It takes 2.5 seconds and 140 MB to import, so nothing here does until a `Judge` is made.
+
+Its Data Docs load scripts, styles, fonts and pictures from seven hosts, which so learn who looks at them, and show some
+values without escaping them. What `Judge.page` returns loads nothing, runs nothing, and holds values as text.
 """
 
 import functools
+import html
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from freshet.flows.steps import statistics
+from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.expected import Distance, Reference
 from freshet.schemas.finding import Cause, Check, Finding, Outcome, Verdict, worst
 
@@ -31,7 +37,11 @@ class Judge:
 
     def __init__(self) -> None:
         os.environ["GX_ANALYTICS_ENABLED"] = "false"
-        import great_expectations as gx  # noqa: PLC0415  # see the top
+        try:
+            import great_expectations as gx  # noqa: PLC0415  # see the top
+        except ImportError as error:
+            hint = "install freshet[validator]; of the images, the validator's has it"
+            raise Refused([Problem("package", "great_expectations", "cannot be imported", str(error), hint)]) from error
 
         self._gx = gx
         self._own = _own_expectations()
@@ -40,6 +50,8 @@ class Judge:
         self._store = context.validation_results_store
         self._source = context.data_sources.add_pandas("frames")
         self._batches: dict[str, Any] = {}
+        self._newest: dict[str, dict[str, Any]] = {}
+        """By view, then by suite, the newest result: what `page` shows."""
 
     @property
     def results_count(self) -> int:
@@ -56,8 +68,7 @@ class Judge:
         assert len({check.frame for check in checks}) == 1, "checks of several frames"
         try:
             results = self._run(view_name, frame, checks, minimum_rows)
-        except (self._gx.exceptions.GreatExpectationsError, KeyError, TypeError, ValueError) as error:
-            # The last three are pandas', of a frame with values that it cannot hold or hash.
+        except Exception as error:  # noqa: BLE001  # whatever so large a library raises is its failure, not a finding
             reason = f"{view_name}: the suite could not be run: {type(error).__name__}: {error}"
             untold = tuple(check.name for check in checks)
             return Verdict(view_name, Outcome.VALIDATOR_ERROR, 0, reasons=(reason,), untold=untold)
@@ -94,6 +105,8 @@ class Judge:
             self._batches[name] = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("round")
         enough = self._gx.expectations.ExpectTableRowCountToBeBetween(min_value=minimum_rows, meta={"check": _ENOUGH})
         suite = self._gx.ExpectationSuite(name=name, expectations=[enough, *map(self._expectation, checks)])
+        shown = dict.fromkeys(name for check in checks for name in check.columns)
+        known = [name for name in shown if name in frame or name in checks[0].frame.identity]
         # Not through a ValidationDefinition: that keeps every result in memory for ever.
         report = (
             self._batches[name]
@@ -102,12 +115,41 @@ class Judge:
                 suite,
                 result_format={
                     "result_format": "SUMMARY",
-                    "unexpected_index_column_names": list(checks[0].frame.identity),
+                    "unexpected_index_column_names": known,
                     "partial_unexpected_count": _EVIDENCE_LINES,
                 },
             )
         )
+        self._newest.setdefault(view_name, {})[name] = report
         return {result.expectation_config.meta["check"]: result for result in report.results}
+
+    def page(self, view_name: str, title: str, above: str) -> str:
+        """Return what Great Expectations said last of a view, as one page of HTML that loads and runs nothing.
+
+        `above` is HTML that stands before it.
+        """
+        try:
+            shown = [*self._rendered(view_name)]
+        except Exception as error:  # noqa: BLE001  # a page is no reason for which the validator may fail
+            shown = [f"<p>It cannot be shown: {html.escape(f'{type(error).__name__}: {error}')}</p>"]
+        return _PAGE.format(title=html.escape(title), above=above, below="\n".join(shown))
+
+    def _rendered(self, view_name: str) -> Iterator[str]:
+        from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer  # noqa: PLC0415
+        from great_expectations.render.view import DefaultJinjaPageView  # noqa: PLC0415
+
+        for report in self._newest.get(view_name, {}).values():
+            copy = report.__class__(
+                success=report.success,
+                results=[_guarded_result(result) for result in report.results],
+                suite_name=report.suite_name,
+                statistics=report.statistics,
+                meta={},
+            )
+            page = DefaultJinjaPageView().render(
+                ValidationResultsPageRenderer().render(copy), show_how_to_buttons=False
+            )
+            yield _self_contained(page)
 
     def _expectation(self, check: Check) -> Any:
         kind = self._own.get(check.expectation) or getattr(self._gx.expectations, check.expectation)
@@ -349,10 +391,10 @@ def _raised(info: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _finding(view_name: str, check: Check, cause: Cause, result: Mapping[str, Any]) -> Finding:
-    lines = result.get(_EVIDENCE) or result.get("partial_unexpected_index_list", ())
-    evidence = tuple(_plain(line, _named(check)) for line in lines)
+    lines = result.get("partial_unexpected_index_list", ())
+    evidence = tuple(result.get(_EVIDENCE) or (_plain(line, check) for line in lines))
     count = int(result["unexpected_count"])
-    words = (evidence, _message(check, result), count, check.rounds, check.of_rounds)
+    words = (evidence, _message(check, result), count, check.rounds, check.of_rounds, check.severity)
     return Finding(view_name, check.name, cause, check.features, *words)
 
 
@@ -367,12 +409,78 @@ def _named(check: Check) -> list[Any]:
     return [*check.arguments.values(), *check.arguments.get("column_list", ())]
 
 
-def _plain(line: Mapping[str, Any], asked_for: Collection[Any]) -> Mapping[str, Any]:
-    """Return a line in Python's own values; of what only tells about which row it is, without what is not known."""
-    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in line.items()}
+def _plain(line: Mapping[str, Any], check: Check) -> Mapping[str, Any]:
+    """Return what a check shows of a line, in Python's own values; what only says which line it is, if it is known."""
+    compared = (*_named(check), *check.columns[len(check.frame.identity) :])
+    values = {
+        name: line[name].item() if isinstance(line[name], np.generic) else line[name]
+        for name in dict.fromkeys((*check.columns, *line))
+        if name in line and (name in check.columns or name in compared)
+    }
     missing = {name for name, value in values.items() if value is None or value != value}  # noqa: PLR0124  # NaN
     return {
         name: None if name in missing else value
         for name, value in values.items()
-        if name not in missing or name in asked_for
+        if name not in missing or name in compared
     }
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="UTF-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; max-width: 75em; margin: 2em auto; }}
+table {{ border-collapse: collapse; }} td, th {{ border: 1px solid #bbb; padding: 0.2em 0.6em; text-align: left; }}
+.text-success::before {{ content: "✓"; }} .text-danger::before, .text-warning::before {{ content: "✗"; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{above}
+{below}
+</body>
+</html>
+"""
+_GUARDED = {ord(sign): ord(guard) for sign, guard in zip("<>&$\"'", "﹤﹥﹠﹩＂＇", strict=True)}  # noqa: RUF001
+"""Signs that markup and templates are made of: until a page is done, others that look like them stand for them."""
+_TEXT = {guard: f"&#{sign};" for sign, guard in _GUARDED.items()}
+_ACTIVE = re.compile(
+    r"<(script|style|iframe|object)\b.*?</\1\s*>|</?(?:link|img|meta|base|form|input|script|iframe|object)\b[^>]*>",
+    re.DOTALL | re.IGNORECASE,
+)
+_ATTRIBUTES = re.compile(r"\s(?:href|src|srcset|style|on\w+|data-[\w-]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')", re.IGNORECASE)
+
+
+def _self_contained(page: str) -> str:
+    """Return the sections of a page of Great Expectations, without all that would be loaded or run."""
+    _, begin, rest = page.partition('<div id="section-1"')
+    body, _, _ = rest.partition("<footer")
+    return _ATTRIBUTES.sub("", _ACTIVE.sub("", begin + body)).translate(_TEXT)
+
+
+def _guarded_result(result: Any) -> Any:
+    """Return a copy of an expectation's result in which no value is markup."""
+    config = result.expectation_config
+    own = {"type": config.type, "kwargs": _guarded(config.kwargs), "meta": _guarded(config.meta)}
+    return result.__class__(
+        success=result.success,
+        expectation_config=config.__class__(**own, description=_guarded(config.description), severity=config.severity),
+        result=_guarded(result.result),
+        exception_info=_guarded(result.exception_info),
+        meta={},
+    )
+
+
+def _guarded(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.translate(_GUARDED)
+    if isinstance(value, Mapping):
+        return {_guarded(name): _guarded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_guarded, value))
+    return value

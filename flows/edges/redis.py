@@ -121,7 +121,7 @@ class OnlineStore:
         patience_s: float = _PATIENCE_S,
     ) -> None:
         self._layouts = _layouts(project, views)
-        self._client: Any = _client(url_or_client) if isinstance(url_or_client, str) else url_or_client
+        self._client: Any = _client(url_or_client, patience_s) if isinstance(url_or_client, str) else url_or_client
         self._patience_s = patience_s
         self._script = ""
         self._troubles: dict[int, str] = {}
@@ -452,9 +452,11 @@ def _layouts(project: str, views: Sequence[View]) -> dict[str, _Layout]:
     return layouts
 
 
-def _client(url: str) -> redis.Redis:
+def _client(url: str, patience_s: float) -> redis.Redis:
+    """Open a client; one attempt lasts no longer than the patience."""
+    limits_s = {"socket_timeout": min(10.0, patience_s), "socket_connect_timeout": min(5.0, patience_s)}
     try:
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=10, socket_connect_timeout=5)
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **limits_s)
     except ValueError:  # its text may hold pieces of the password
         hint = "write redis://host:6379/0, rediss://… or unix:///path; percent-encode user and password"
         raise Refused([Problem("key", "onlineStore", "is not a Redis URL", hint=hint)]) from None

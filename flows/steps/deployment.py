@@ -16,6 +16,7 @@ from freshet.schemas.deployment import (
     ServingSetup,
 )
 from freshet.schemas.event import Contract
+from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.rejects import dead_letter_topic
 
@@ -66,6 +67,7 @@ def deployment(
                 for plan in pipeline.plans
                 for check in checks_of(plan.view, serving.freshnessTarget)
             ],
+            findingsTopic=FINDINGS_TOPIC,
             dashboards=[],
         ),
         topics=[

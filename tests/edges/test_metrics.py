@@ -3,6 +3,7 @@
 import itertools
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -13,9 +14,20 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.exposition import generate_latest
 
-from freshet.flows.edges.metrics import FRESHNESS_BUCKETS, OUTCOMES, Histogram, Metrics, Server
+from freshet.flows.edges.metrics import (
+    FRESHNESS_BUCKETS,
+    OUTCOMES,
+    ROUND_BUCKETS,
+    Histogram,
+    Metrics,
+    Server,
+    ValidatorMetrics,
+)
+from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused
+from freshet.schemas.finding import Cause, Check, Finding, Frame, Outcome, Verdict
 from freshet.schemas.rejects import Reason
+from freshet.schemas.view import Feature, View
 
 STREAMS, VIEWS = ("clicks", "orders"), ("by_user", "by_page")
 
@@ -78,6 +90,101 @@ def test_a_quantile_is_the_bound_of_the_bucket_that_holds_it() -> None:
     histogram.observe(np.array([0.5] * 90 + [1.5] * 9 + [9.0]), "a")
 
     assert [histogram.quantile(share, "a") for share in (0.5, 0.9, 0.99, 1.0)] == [1.0, 1.0, 2.0, float("inf")]
+
+
+VIEW = View(
+    "by_user", ("edits",), (), (Feature("edits", DTYPES["int64"], "…"), Feature("share", DTYPES["float64"], "…"))
+)
+OTHER = View("by_page", ("edits",), (), (Feature("views", DTYPES["int64"], "…"),))
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def checked(cause: Cause | None, *features: str) -> Check:
+    return Check(f"by_user.{cause}", "…", Frame.ROWS, "…", {}, cause, features=features)
+
+
+CHECKS = {
+    "by_user": (
+        checked(Cause.DTYPE, "edits"),
+        checked(Cause.LOST_ONLINE_WRITE),
+        checked(Cause.STALE_ONLINE, "edits", "share"),
+        checked(None),
+    ),
+    "by_page": (),
+}
+
+
+def found(cause: Cause, *features: str, count: int = 1) -> Finding:
+    return Finding("by_user", f"by_user.{cause}", cause, features, (), "…", count)
+
+
+def validator_metrics() -> ValidatorMetrics:
+    return ValidatorMetrics([VIEW, OTHER], CHECKS, ["topic", "webhook"])
+
+
+def test_every_label_set_of_a_validator_is_zero_from_the_start() -> None:
+    value = validator_metrics().value
+
+    assert value("freshet_skew_compared_total", feature_view="by_user", feature="share") == 0
+    assert value("freshet_skew_compared_total", feature_view="by_page", feature="views") == 0
+    for feature, cause in (("edits", "dtype"), ("*", "lost_online_write"), ("*", "stale_online")):
+        assert value("freshet_skew_confirmed_total", feature_view="by_user", feature=feature, cause=cause) == 0
+    for view in ("by_user", "by_page"):
+        assert value("freshet_skew_inconclusive_total", feature_view=view) == 0
+        assert value("freshet_validator_errors_total", feature_view=view) == 0
+        for cause in Cause:
+            assert value("freshet_validator_findings", feature_view=view, cause=cause.value) == 0
+    for receiver in ("topic", "webhook"):
+        assert value("freshet_finding_delivery_failures_total", receiver=receiver) == 0
+        assert value("freshet_findings_dropped_total", receiver=receiver) == 0
+    assert value("freshet_validator_last_success_timestamp_seconds") == 0
+    assert value("freshet_data_docs_failures_total") == 0
+    assert value("freshet_validator_round_duration_seconds_count") == 0
+    for bound in (*map(str, ROUND_BUCKETS), "+Inf"):
+        assert value("freshet_validator_round_duration_seconds_bucket", le=bound) == 0
+
+
+def test_a_round_is_counted() -> None:
+    metrics = validator_metrics()
+    findings = (found(Cause.DTYPE, "edits", count=3), found(Cause.LOST_ONLINE_WRITE, count=2))
+    verdicts = (Verdict("by_user", Outcome.VIOLATED, 40, findings), Verdict("by_page", Outcome.INCONCLUSIVE, 0))
+
+    metrics.observe(verdicts, findings[:1], AT, 0.3)
+    metrics.observe(verdicts[:1], (), AT + timedelta(seconds=5), 0.3)
+
+    value = metrics.value
+    assert value("freshet_skew_compared_total", feature_view="by_user", feature="edits") == 80
+    assert value("freshet_skew_compared_total", feature_view="by_user", feature="share") == 80
+    assert value("freshet_skew_confirmed_total", feature_view="by_user", feature="edits", cause="dtype") == 6
+    assert value("freshet_skew_confirmed_total", feature_view="by_user", feature="*", cause="lost_online_write") == 4
+    assert value("freshet_skew_inconclusive_total", feature_view="by_page") == 1
+    assert value("freshet_skew_inconclusive_total", feature_view="by_user") == 0
+    assert value("freshet_validator_findings", feature_view="by_user", cause="dtype") == 0
+    assert value("freshet_validator_last_success_timestamp_seconds") == AT.timestamp() + 5
+    assert value("freshet_validator_round_duration_seconds_bucket", le="0.5") == 2
+    assert value("freshet_validator_round_duration_seconds_bucket", le="0.25") == 0
+
+
+def test_findings_that_are_open_are_shown_until_they_are_over() -> None:
+    metrics = validator_metrics()
+
+    metrics.observe((), (found(Cause.DTYPE), found(Cause.DTYPE), found(Cause.STALE_ONLINE)), AT, 0.1)
+
+    assert metrics.value("freshet_validator_findings", feature_view="by_user", cause="dtype") == 2
+    assert metrics.value("freshet_validator_findings", feature_view="by_user", cause="stale_online") == 1
+    assert metrics.value("freshet_validator_findings", feature_view="by_page", cause="dtype") == 0
+
+
+def test_a_round_in_which_the_validator_failed_in_one_view_is_no_success() -> None:
+    metrics = validator_metrics()
+    metrics.observe((Verdict("by_user", Outcome.OK, 1), Verdict("by_page", Outcome.OK, 1)), (), AT, 0.1)
+
+    later = AT + timedelta(seconds=5)
+    metrics.observe((Verdict("by_user", Outcome.OK, 1), Verdict("by_page", Outcome.VALIDATOR_ERROR, 0)), (), later, 0.1)
+
+    assert metrics.value("freshet_validator_last_success_timestamp_seconds") == AT.timestamp()
+    assert metrics.value("freshet_validator_errors_total", feature_view="by_page") == 1
+    assert metrics.value("freshet_validator_errors_total", feature_view="by_user") == 0
 
 
 def get(url: str) -> tuple[int, bytes]:

@@ -1,4 +1,6 @@
+import html
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,3 +196,80 @@ def test_nothing_judged_is_kept(judge: Judge) -> None:
 )
 def test_values_agree_within_their_tolerance(online: object, offline: object, tolerance: float, same: object) -> None:
     assert same is agree(online, offline, tolerance)
+
+
+def page_of(judge: Judge, *pairs: tuple[Any, Any], above: str = "") -> str:
+    judge.judge(VIEW, frame(*pairs), CHECKS, 1)
+    return judge.page(VIEW, "shop: edits <by> user", above)
+
+
+def test_a_page_shows_what_great_expectations_said_of_each_check(judge: Judge) -> None:
+    page = page_of(judge, (1, 1), (2, 3), (None, 4), above="<p>above</p>")
+
+    text = html.unescape(re.sub(r"<[^>]+>", "", page))
+    assert "the values are equal" in text
+    assert "(2, 3)" in text
+    assert "the value is there" in text
+    assert page.index("<p>above</p>") < page.index("the values are equal")
+    assert page.count('class="fas fa-check-circle text-success"') >= 1
+    assert "<title>shop: edits &lt;by&gt; user</title>" in page
+
+
+def test_a_page_loads_and_runs_nothing(judge: Judge) -> None:
+    page = page_of(judge, (1, 2))
+
+    assert not re.findall(r"<(?:script|link|img|iframe|object|embed|form|base)\b", page, re.IGNORECASE)
+    assert not re.findall(r"\s(?:href|src|srcset|on\w+|style|action)\s*=", page, re.IGNORECASE)
+    assert not re.findall(r"url\(|@import|https?://|javascript:", page, re.IGNORECASE)
+    assert "Content-Security-Policy\" content=\"default-src 'none'" in page
+
+
+def elements(page: str) -> set[str]:
+    return set(re.findall(r"<\s*([a-zA-Z!/][^\s>]*)", page))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '" onmouseover="alert(1)', "$column <b>", "&lt;b&gt;",
+        "</table><footer>", "${x} $$ {{ y }} {% z %}", "javascript:alert(1)",
+    ],
+)  # fmt: skip
+def test_a_value_on_a_page_is_text_whatever_it_holds(judge: Judge, value: str) -> None:
+    page = page_of(judge, (value, None), (value, "other"))
+
+    assert elements(page) == elements(page_of(judge, ("plain", None), ("plain", "other")))
+    assert value in html.unescape(page)
+
+
+def test_a_page_of_a_check_that_raised_says_so(judge: Judge) -> None:
+    broken = Check("broken", "…", Frame.ROWS, "ExpectColumnValuesToNotBeNull", {"column": "nowhere"}, Cause.DTYPE)
+    judge.judge(VIEW, frame((1, 1)), (broken,), 1)
+
+    assert "raised an exception" in judge.page(VIEW, "shop", "")
+
+
+def test_of_a_view_that_was_not_judged_there_is_a_page_all_the_same(judge: Judge) -> None:
+    assert "<p>why</p>" in judge.page("unknown", "shop", "<p>why</p>")
+
+
+def test_pages_keep_nothing_in_memory(judge: Judge) -> None:
+    page_of(judge, (1, 2))
+    kept_count = len(judge._newest[VIEW])  # noqa: SLF001  # what could grow
+
+    for number in range(5):
+        page_of(judge, (number, 2))
+
+    assert kept_count == len(judge._newest[VIEW])  # noqa: SLF001
+    assert judge.results_count == 0
+
+
+def test_evidence_shows_both_values_of_a_feature_though_the_check_is_about_one(judge: Judge) -> None:
+    lines = frame((None, 4), (5, 5)).rename(columns={"on": "on_edits", "off": "off_edits"})
+    check = replace(NOT_NULL, arguments={"column": "on_edits"}, given="off_edits", severity="warning")
+
+    (finding,) = judge.judge(VIEW, lines, (check,), 1).findings
+
+    assert [("user 0", None, 4)] == [(e["entity"], e["on_edits"], e["off_edits"]) for e in finding.evidence]
+    assert "entity" == next(iter(finding.evidence[0]))
+    assert finding.severity == "warning"

@@ -1,0 +1,108 @@
+"""The validator as a process, on an embedded broker and a Valkey server of its own: what it says, whom it tells, what it outlives."""
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mmh3
+import pytest
+from stack import FRESHET, Server, Stack, prepared, until
+
+from freshet.flows.edges import kafka
+from freshet.flows.edges.broker import Broker
+from freshet.flows.edges.redis import OnlineStore
+from freshet.schemas.finding import FINDINGS_TOPIC
+from freshet.schemas.view import View
+
+ROUNDS = {"FRESHET_ROUND": "500ms", "FRESHET_QUIET": "4s"}
+VIEW = "wiki_edits_by_channel"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path / "valkey")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def stack(broker: Broker, server: Server, tmp_path: Path) -> Iterator[Stack]:
+    """Both stores hold the features of 300 events, and nothing writes to them any more."""
+    made = prepared(broker.address, server.url, tmp_path)
+    made.produce(300)
+    made.done()
+    yield made
+    made.close()
+
+
+def validate(stack: Stack, **environment: str) -> Any:
+    return stack.spawn([*FRESHET, "run", "validator"], **ROUNDS, **environment)
+
+
+def metric(stack: Stack, name: str, **labels: str) -> float:
+    """Return a metric's value, summed up over all labels that are not given; 0 while nobody answers."""
+    found = re.findall(r"metrics at (http://\S+)", stack.log.read_text(errors="replace"))
+    try:
+        with urllib.request.urlopen(found[-1], timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+    except (IndexError, OSError):
+        return 0.0
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    own = [line for line in lines if re.match(rf"{name}[{{ ]", line) and all(pair in line for pair in wanted)]
+    return sum(float(line.rpartition(" ")[2]) for line in own)
+
+
+def news(stack: Stack) -> list[dict[str, Any]]:
+    """Return what was published of this project's findings."""
+    project = stack.workspace.pipeline.project
+    polled = list(kafka.records(stack.workspace.kafka, FINDINGS_TOPIC))
+    pairs = [pair for poll in polled for pair in zip(poll.keys, poll.values, strict=True)]
+    told = [(key.decode(), json.loads(value)) for key, value in pairs if key and value]
+    assert all(key == f"{alarm['project']}/{alarm['check']}" for key, alarm in told)
+    return [alarm for _, alarm in told if alarm["project"] == project]
+
+
+def view_of(stack: Stack) -> View:
+    return stack.workspace.pipeline.plan(VIEW).view
+
+
+def test_a_row_altered_online_is_told_with_its_cause_and_again_when_it_is_repaired(
+    stack: Stack, server: Server
+) -> None:
+    running = validate(stack)
+    until(lambda: metric(stack, "freshet_skew_compared_total", feature_view=VIEW) > 0)
+    assert stack.health() == "ok\n"
+    assert metric(stack, "freshet_skew_confirmed_total") == 0
+    view = view_of(stack)
+    online = OnlineStore(server.url, stack.workspace.pipeline.project, stack.workspace.pipeline.views)
+    (entity, *_) = online.sample(view, 1, seed=1)
+    (key,) = online._layouts[VIEW].keys_of([entity])  # noqa: SLF001  # where the row stands
+    field = mmh3.hash(f"{VIEW}:chan_edits_1m", signed=False).to_bytes(4, "little")
+    before = server.client().hget(key, field)
+    assert isinstance(before, bytes)
+
+    server.client().hset(key, field, b"\x20\x97\x08")  # an int64, 1047
+
+    until(lambda: news(stack))
+    (opened,) = news(stack)
+    assert ("opened", "value_mismatch", VIEW) == (opened["status"], opened["cause"], opened["feature_view"])
+    assert ["chan_edits_1m"] == opened["features"]
+    assert entity[0] == opened["entity"]
+    assert 1047 == opened["online"]["value"] != opened["offline"]["value"]
+    assert opened["online"]["version"] == opened["offline"]["version"]
+    assert opened["source"]["offset"] is not None
+    assert metric(stack, "freshet_validator_findings", feature_view=VIEW, cause="value_mismatch") == 1
+    assert metric(stack, "freshet_skew_confirmed_total", feature_view=VIEW, feature="chan_edits_1m") > 0
+
+    server.client().hset(key, field, before)
+
+    until(lambda: len(news(stack)) == 2)
+    resolved = news(stack)[1]
+    assert ("resolved", opened["check"], opened["since"]) == (resolved["status"], resolved["check"], resolved["since"])
+    assert metric(stack, "freshet_validator_findings") == 0
+    stack.stop(running)
+    pages = [path.read_text() for path in sorted((stack.workspace.data_docs_root / VIEW).glob("*-*.html"))]
+    assert any("chan_edits_1m.online_equals_offline" in page and entity[0] in page for page in pages)
