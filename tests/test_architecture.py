@@ -23,7 +23,7 @@ MAY_IMPORT = {
 }
 """Which rooms of the house a room may import from; data travels one way."""
 
-PART_OF = {"flows/edges/dead_letters.py": "flows.edges.kafka"}
+PART_OF = dict.fromkeys(("flows/edges/dead_letters.py", "flows/edges/findings.py"), "flows.edges.kafka")
 """A part of an edge in a file of its own, and the edge."""
 
 BEHIND_ONE_EDGE = {
@@ -31,7 +31,13 @@ BEHIND_ONE_EDGE = {
     "great_expectations": {"flows/edges/quality.py"},
     "confluent_kafka": {"flows/edges/kafka.py", "flows/edges/broker.py"},
     "redis": {"flows/edges/redis.py", "flows/edges/store_config.py", "flows/edges/valkey.py"},
-    "bytewax": {"flows/edges/bytewax.py", "flows/materializer.py", "flows/live.py"},
+    "bytewax": {
+        "flows/edges/bytewax.py",
+        "flows/materializer.py",
+        "flows/live.py",
+        "flows/validator.py",
+        "flows/live_validator.py",
+    },
     "prometheus_client": {"flows/edges/metrics.py", "flows/edges/feast.py", "flows/live.py", "scripts/demo.py"},
 }
 """Outside systems, and the files that know them. A flow's file names Bytewax's operators, live.py our own metrics."""

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from freshet.flows import settings
 from freshet.flows.edges import feast
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.parquet import OfflineStore
-from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
-from freshet.flows.validator import check_round
-from freshet.schemas.finding import Check, Outcome, Verdict
+from freshet.flows.observer import Seen
+from freshet.flows.validator import judged
+from freshet.schemas.errors import Refused
+from freshet.schemas.finding import Check, Frame, Outcome, Verdict
 from freshet.scripts import cli
 
 OUTPUT = {
@@ -413,13 +415,47 @@ def test_every_planned_check_is_one_that_the_judge_is_given(applied: Applied) ->
     workspace, judge = applied.workspace, Recording()
     target = workspace.source.declaration.servingRequirements.freshnessTarget
 
-    online = MemoryOnlineStore(workspace.pipeline.project, workspace.pipeline.views)
-    check_round(
-        workspace.pipeline, online, OfflineStore(workspace.offline_root), dict, judge,
-        freshness_target=target, sample_count=5, seed=0, grace=pd.Timedelta(0).to_pytimedelta(), wait=lambda _: None,
-    )  # fmt: skip
+    for view in workspace.pipeline.views:
+        frames = {frame: pd.DataFrame(columns=["offline_row"]) for frame in Frame}
+        judged(judge, Seen(view, datetime.now(UTC), frames), target)
 
     assert {check["name"] for check in applied.planned["monitoringConfig"]["consistencyChecks"]} == judge.names
+
+
+def test_the_planned_topic_of_findings_is_there(applied: Applied, cluster: Broker) -> None:
+    topics = AdminClient({"bootstrap.servers": cluster.address}).list_topics(timeout=10).topics
+
+    assert topics[applied.planned["monitoringConfig"]["findingsTopic"]].partitions
+
+
+def test_a_check_as_json_is_one_round(applied: Applied) -> None:
+    done = applied.freshet("check", "--json", "--sample", "5")
+
+    assert done.returncode == 3, done.stderr
+    said = json.loads(done.stdout)
+    assert ("wikipedia", "inconclusive") == (said["project"], said["outcome"])
+    assert said.keys() == {"project", "at", "outcome", "verdicts"}
+    assert [view["name"] for view in applied.planned["featureViews"]] == [
+        one["feature_view"] for one in said["verdicts"]
+    ]
+    for verdict in said["verdicts"]:
+        assert ("inconclusive", 0, []) == (verdict["outcome"], verdict["compared_count"], verdict["findings"])
+        assert verdict["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--workers", "2"), "--workers"), (("--processes", "2"), "--processes"), (("--rebuild",), "--rebuild"),
+        (("--accept-gap",), "--accept-gap"), (("--until-end",), "--until-end"),
+    ],
+)  # fmt: skip
+def test_what_is_the_materializer_s_is_refused_for_the_validator(words: tuple[str, ...], named: str) -> None:
+    command = ["run", "validator", *words]
+    asked = cli.parser(command).parse_args(command)
+
+    with pytest.raises(Refused, match=f'argument "{named}" is the materializer\'s'):
+        asked.act(asked, settings.Settings())
 
 
 def test_every_planned_view_is_in_feasts_registry(applied: Applied) -> None:
