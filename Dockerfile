@@ -1,4 +1,5 @@
-# Two images from one file: `materializer` (apply, produce, run) and `validator`, which alone has Great Expectations.
+# Two images from one file: `materializer` (apply, produce, run) and `validator` (run, check), which alone has Great
+# Expectations.
 #   docker build --target materializer -t freshet-materializer .
 FROM python:3.12-slim-bookworm AS base
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
@@ -33,7 +34,10 @@ RUN pip install --no-cache-dir --no-deps --no-index /wheel/*.whl
 FROM base AS validator
 COPY --from=build-validator /opt/freshet /opt/freshet
 USER freshet
-CMD ["check"]
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9307/healthz', timeout=4)"]
+CMD ["run", "validator"]
 
 FROM base AS materializer
 COPY --from=build-materializer /opt/freshet /opt/freshet

@@ -4,12 +4,15 @@ A `Check` is one expectation that the declaration implies; a `Finding` is a chec
 evidence; a `Verdict` is the answer for one feature view. A verdict that could not be reached is never `ok`.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
+
+from freshet.schemas.record import Record
 
 FINDINGS_TOPIC = "freshet.findings"
 """Where alarms are published, for all projects of a cluster."""
@@ -260,6 +263,11 @@ class Alarm:
         """
         when = {"since": _instant(self.since), "at": _instant(self.at)}
         return {"project": project, "status": self.status.value, **when, **self.finding.as_json()}
+
+    def as_record(self, project: str) -> Record:
+        """Return what the topic is sent: JSON under `<project>/<check>`, so that all news of a finding are in order."""
+        value = json.dumps(self.as_json(project), allow_nan=False).encode()
+        return Record(FINDINGS_TOPIC, f"{project}/{self.finding.check}".encode(), value)
 
 
 def _instant(at: datetime) -> str:

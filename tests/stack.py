@@ -161,8 +161,10 @@ class Stack:
             process.kill()
 
 
-def prepared(brokers: str, online_url: str, tmp_path: Path, **more: str) -> Stack:
-    """Make a project of its own, with topics of its own."""
+def prepared(
+    brokers: str, online_url: str, tmp_path: Path, declared_as: Callable[[str], str] = lambda text: text, **more: str
+) -> Stack:
+    """Make a project of its own, with topics of its own; `declared_as` changes the text of its declaration."""
     root = tmp_path / "project"
     ignored = shutil.ignore_patterns("*store.yaml", "__*")
     shutil.copytree(REPO / "feature_repo", root / "feature_repo", ignore=ignored)
@@ -171,7 +173,7 @@ def prepared(brokers: str, online_url: str, tmp_path: Path, **more: str) -> Stac
     contract = root / "schemas" / "events" / "wiki_edits.py"
     contract.write_text(contract.read_text().replace('topic="wiki_edits"', f'topic="{name}"'))
     declared = root / "feature_repo" / "features.yaml"
-    declared.write_text(declared.read_text().replace("project: wikipedia", f"project: {name}"))
+    declared.write_text(declared_as(declared.read_text().replace("project: wikipedia", f"project: {name}")))
     mine = {
         "FRESHET_PROJECT": str(root),
         "FRESHET_BROKERS": brokers,

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 MAY_ALSO = {"flows/edges/quality.py": "freshet.flows.steps.statistics"}
 """The one step that an edge knows: the judge counts with our own arithmetic."""
 
-PART_OF = {"flows/edges/dead_letters.py": "flows.edges.kafka"}
+PART_OF = dict.fromkeys(("flows/edges/dead_letters.py", "flows/edges/findings.py"), "flows.edges.kafka")
 """A part of an edge in a file of its own, and the edge."""
 
 BEHIND_ONE_EDGE = {
@@ -34,7 +34,13 @@ BEHIND_ONE_EDGE = {
     "great_expectations": {"flows/edges/quality.py"},
     "confluent_kafka": {"flows/edges/kafka.py", "flows/edges/broker.py"},
     "redis": {"flows/edges/redis.py", "flows/edges/store_config.py", "flows/edges/valkey.py"},
-    "bytewax": {"flows/edges/bytewax.py", "flows/materializer.py", "flows/live.py", "flows/validator.py"},
+    "bytewax": {
+        "flows/edges/bytewax.py",
+        "flows/materializer.py",
+        "flows/live.py",
+        "flows/validator.py",
+        "flows/live_validator.py",
+    },
     "prometheus_client": {"flows/edges/metrics.py", "flows/edges/feast.py", "flows/live.py", "scripts/demo.py"},
 }
 """Outside systems, and the files that know them. A flow's file names Bytewax's operators, live.py our own metrics."""

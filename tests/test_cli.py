@@ -30,6 +30,7 @@ from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
 from freshet.flows.observer import Seen
 from freshet.flows.validator import judged
+from freshet.schemas.errors import Refused
 from freshet.schemas.finding import Check, Frame, Outcome, Verdict
 from freshet.scripts import cli
 
@@ -415,10 +416,46 @@ def test_every_planned_check_is_one_that_the_judge_is_given(applied: Applied) ->
     target = workspace.source.declaration.servingRequirements.freshnessTarget
 
     for view in workspace.pipeline.views:
-        seen = Seen(view, datetime.now(UTC), {kind: pd.DataFrame(columns=["offline_row"]) for kind in Frame})
-        judged(judge, seen, target)
+        frames = {frame: pd.DataFrame(columns=["offline_row"]) for frame in Frame}
+        judged(judge, Seen(view, datetime.now(UTC), frames), target)
 
     assert {check["name"] for check in applied.planned["monitoringConfig"]["consistencyChecks"]} == judge.names
+
+
+def test_the_planned_topic_of_findings_is_there(applied: Applied, cluster: Broker) -> None:
+    topics = AdminClient({"bootstrap.servers": cluster.address}).list_topics(timeout=10).topics
+
+    assert topics[applied.planned["monitoringConfig"]["findingsTopic"]].partitions
+
+
+def test_a_check_as_json_is_one_round(applied: Applied) -> None:
+    done = applied.freshet("check", "--json", "--sample", "5")
+
+    assert done.returncode == 3, done.stderr
+    said = json.loads(done.stdout)
+    assert ("wikipedia", "inconclusive") == (said["project"], said["outcome"])
+    assert said.keys() == {"project", "at", "outcome", "verdicts"}
+    assert [view["name"] for view in applied.planned["featureViews"]] == [
+        one["feature_view"] for one in said["verdicts"]
+    ]
+    for verdict in said["verdicts"]:
+        assert ("inconclusive", 0, []) == (verdict["outcome"], verdict["compared_count"], verdict["findings"])
+        assert verdict["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--workers", "2"), "--workers"), (("--processes", "2"), "--processes"), (("--rebuild",), "--rebuild"),
+        (("--accept-gap",), "--accept-gap"), (("--until-end",), "--until-end"),
+    ],
+)  # fmt: skip
+def test_what_is_the_materializer_s_is_refused_for_the_validator(words: tuple[str, ...], named: str) -> None:
+    command = ["run", "validator", *words]
+    asked = cli.parser(command).parse_args(command)
+
+    with pytest.raises(Refused, match=f'argument "{named}" is the materializer\'s'):
+        asked.act(asked, settings.Settings())
 
 
 def test_every_planned_view_is_in_feasts_registry(applied: Applied) -> None:

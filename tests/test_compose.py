@@ -27,7 +27,12 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"].startswith("freshet-")]
 DOCKERFILE = (REPO / "Dockerfile").read_text(encoding="utf-8")
 ENTRYPOINT = json.loads(re.findall(r"^ENTRYPOINT (.+)$", DOCKERFILE, re.MULTILINE)[0])
-HEALTHCHECK = json.loads(re.findall(r"HEALTHCHECK .+\n\s+CMD (.+)$", DOCKERFILE, re.MULTILINE)[0])
+STAGES = dict(re.findall(r"^FROM \S+ AS (\S+)\n((?:(?!FROM ).*\n)*)", DOCKERFILE, re.MULTILINE))
+HEALTHCHECKS = {
+    stage: json.loads(found[1])
+    for stage, text in STAGES.items()
+    if (found := re.search(r"HEALTHCHECK .+\n\s+CMD (.+)$", text, re.MULTILINE))
+}
 LIMIT_S = 120.0
 
 
@@ -71,10 +76,14 @@ def test_a_service_has_limits_and_writes_to_its_volumes_alone(name: str) -> None
     assert service.get("read_only") or name == "kafka"  # which writes its configuration beside its programs
 
 
-def test_only_the_materializer_is_asked_for_its_health() -> None:
+def test_only_the_long_running_processes_are_asked_for_their_health_each_by_its_image() -> None:
     lasting = [name for name in OURS if "stop_grace_period" in SERVICES[name]]
 
-    assert ["materializer"] == [name for name in lasting if "healthcheck" not in SERVICES[name]]
+    assert ["materializer", "validator"] == [name for name in lasting if "healthcheck" not in SERVICES[name]]
+    for name in ("materializer", "validator"):
+        assert name == SERVICES[name]["build"]["target"]
+        assert name in HEALTHCHECKS
+        assert ["run", name] == SERVICES[name]["command"]
 
 
 def test_volumes_are_declared() -> None:
@@ -173,6 +182,8 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
     assert "registry" in ended(started("apply", deployment))
     address = f"127.0.0.1:{free_port()}"
     materializer = started("materializer", deployment, FRESHET_METRICS_ADDRESS=address)
+    looking_at = f"127.0.0.1:{free_port()}"
+    validator = started("validator", deployment, FRESHET_METRICS_ADDRESS=looking_at)
     producer = started("producer", deployment)
     try:
         deadline = time.monotonic() + LIMIT_S
@@ -180,7 +191,7 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
             assert time.monotonic() < deadline
             assert materializer.poll() is None, materializer.communicate()
             assert producer.poll() is None, producer.communicate()
-        assert healthy(address)
+        assert healthy("materializer", address)
         os.killpg(producer.pid, signal.SIGTERM)  # as tini -g does
         assert ", 0 refused" in ended(producer, grace_s("producer"))
         while metric(address, "kafka_consumergroup_lag_sum") > 0:
@@ -188,22 +199,39 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
         materializer.send_signal(signal.SIGTERM)
 
         assert "stopped" in ended(materializer, grace_s("materializer"))
+        while not rows_are_compared(looking_at):
+            assert time.monotonic() < deadline + LIMIT_S
+            assert validator.poll() is None, validator.communicate()
+        assert healthy("validator", looking_at)
+        assert metric(looking_at, "freshet_skew_confirmed_total") == 0
+        validator.send_signal(signal.SIGTERM)
+        assert "stopped" in ended(validator, grace_s("validator"))
+        assert (Path(deployment["/project"]) / ".freshet" / "docs" / "index.html").is_file()
         assert ended(started("check", deployment)).count(": ok, ") == 3
     finally:
-        for process in (materializer, producer):
+        for process in (materializer, validator, producer):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
 
-def healthy(address: str) -> bool:
-    command = [word.replace("127.0.0.1:9308", address) for word in HEALTHCHECK]
-    return subprocess.run([sys.executable, *command[1:]], check=False).returncode == 0
+def healthy(name: str, address: str) -> bool:
+    default = {"materializer": "127.0.0.1:9308", "validator": "127.0.0.1:9307"}[name]
+    command = [word.replace(default, address) for word in HEALTHCHECKS[name]]
+    assert command != HEALTHCHECKS[name]
+    return subprocess.run([sys.executable, *command[1:]], capture_output=True, check=False).returncode == 0
 
 
 def rows_are_online(address: str) -> bool:
     try:
         return metric(address, "freshet_rows_total") > 20
+    except OSError:  # not listening yet
+        return False
+
+
+def rows_are_compared(address: str) -> bool:
+    try:
+        return metric(address, "freshet_skew_compared_total") > 0
     except OSError:  # not listening yet
         return False
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import mmh3
 import pytest
-from stack import FRESHET, Server, Stack, prepared, until
+from stack import FRESHET, Server, Stack, free_ports, prepared, until
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
@@ -19,6 +21,12 @@ from freshet.schemas.view import View
 
 ROUNDS = {"FRESHET_ROUND": "500ms", "FRESHET_QUIET": "4s"}
 VIEW = "wiki_edits_by_channel"
+
+
+def channels_alone(declaration: str) -> str:
+    """Leave one view: Great Expectations takes its time for each feature."""
+    features = re.sub(r"(?s)(?<=featureDefinitions:\n).*(?=  # the channel)", "", declaration)
+    return re.sub(r"  wiki_edits_by_(user|page):.*\n", "", features)
 
 
 @pytest.fixture
@@ -31,7 +39,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def stack(broker: Broker, server: Server, tmp_path: Path) -> Iterator[Stack]:
     """Both stores hold the features of 300 events, and nothing writes to them any more."""
-    made = prepared(broker.address, server.url, tmp_path)
+    made = prepared(broker.address, server.url, tmp_path, channels_alone)
     made.produce(300)
     made.done()
     yield made
@@ -63,6 +71,14 @@ def news(stack: Stack) -> list[dict[str, Any]]:
     told = [(key.decode(), json.loads(value)) for key, value in pairs if key and value]
     assert all(key == f"{alarm['project']}/{alarm['check']}" for key, alarm in told)
     return [alarm for _, alarm in told if alarm["project"] == project]
+
+
+def rounds(stack: Stack) -> float:
+    return metric(stack, "freshet_validator_round_duration_seconds_count")
+
+
+def errors(stack: Stack) -> float:
+    return metric(stack, "freshet_validator_errors_total", feature_view=VIEW)
 
 
 def view_of(stack: Stack) -> View:
@@ -106,3 +122,68 @@ def test_a_row_altered_online_is_told_with_its_cause_and_again_when_it_is_repair
     stack.stop(running)
     pages = [path.read_text() for path in sorted((stack.workspace.data_docs_root / VIEW).glob("*-*.html"))]
     assert any("chan_edits_1m.online_equals_offline" in page and entity[0] in page for page in pages)
+
+
+def test_a_redis_that_dies_is_an_error_of_every_round_and_of_none_after_it_is_back(
+    stack: Stack, server: Server
+) -> None:
+    running = validate(stack)
+    until(lambda: metric(stack, "freshet_skew_compared_total", feature_view=VIEW) > 0)
+
+    server.stop()
+    before = rounds(stack)  # one may have begun before
+    until(lambda: rounds(stack) >= before + 2)
+
+    assert errors(stack) >= 1
+    assert f"Redis at 127.0.0.1:{server.port} cannot be used" in stack.health()
+    succeeded_at = metric(stack, "freshet_validator_last_success_timestamp_seconds")
+    until(lambda: errors(stack) >= 3)
+    assert succeeded_at == metric(stack, "freshet_validator_last_success_timestamp_seconds")
+
+    server.start()
+    until(lambda: stack.health() == "ok\n")
+    until(lambda: metric(stack, "freshet_validator_last_success_timestamp_seconds") > succeeded_at)
+    assert [] == news(stack)
+    stack.stop(running)
+
+
+def test_a_torn_part_is_an_error_of_its_view_until_it_is_mended(stack: Stack) -> None:
+    part = max((stack.workspace.offline_root / VIEW).glob("part-*.parquet"), key=lambda path: path.stat().st_size)
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+
+    running = validate(stack)
+    until(lambda: rounds(stack) >= 2)
+
+    assert errors(stack) >= 2
+    assert part.name in stack.health()
+    assert metric(stack, "freshet_validator_last_success_timestamp_seconds") == 0
+    assert metric(stack, "freshet_skew_compared_total", feature_view=VIEW) == 0
+
+    part.write_bytes(whole)
+    until(lambda: metric(stack, "freshet_skew_compared_total", feature_view=VIEW) > 0)
+    until(lambda: stack.health() == "ok\n")
+    stack.stop(running, signal.SIGINT)
+
+
+def test_a_validator_that_starts_before_kafka_and_redis_waits_and_says_so(tmp_path: Path) -> None:
+    """As a plain Bytewax flow."""
+    server = Server(tmp_path / "valkey")
+    with Broker.start() as started:
+        stack = prepared(started.address, server.url, tmp_path, channels_alone)
+    server.stop()
+    command = [sys.executable, "-m", "bytewax.run", "freshet.flows.live_validator:flow()"]
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    stack.log.write_text(f"metrics at http://{address}/metrics\n")  # Bytewax's command lets nobody set up logging
+    running = stack.spawn(command, **ROUNDS, FRESHET_METRICS_ADDRESS=address)
+    try:
+        until(lambda: errors(stack) >= 2)
+        assert f"Redis at 127.0.0.1:{server.port} cannot be used" in stack.health()
+        server.start()
+        until(lambda: f'kafka "{started.address}" is not available' in stack.health())
+
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0
+    finally:
+        stack.close()
+        server.stop()

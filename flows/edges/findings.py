@@ -4,18 +4,10 @@ Its key is `<project>/<check>`, so that all news of one finding are in one parti
 keeps the newest of each. Its value is JSON, `Alarm.as_json`. After an outage a record may be there twice.
 """
 
-import json
 from collections.abc import Sequence
 
 from freshet.flows.edges.kafka import Kafka, Outbox, partitions_count
 from freshet.schemas.finding import FINDINGS_TOPIC, Alarm
-from freshet.schemas.record import Record
-
-
-def findings_record(project: str, alarm: Alarm) -> Record:
-    """Return the record of an alarm."""
-    value = json.dumps(alarm.as_json(project), allow_nan=False).encode()
-    return Record(FINDINGS_TOPIC, f"{project}/{alarm.finding.check}".encode(), value)
 
 
 class Findings:
@@ -36,7 +28,7 @@ class Findings:
         # One that has lost a record goes on for ever saying so: it is not kept.
         outbox, self._outbox = self._outbox or Outbox(self._kafka, "finding"), None
         for alarm in alarms:
-            outbox.send(findings_record(self._project, alarm), alarm.finding.check)
+            outbox.send(alarm.as_record(self._project), alarm.finding.check)
         outbox.flush()
         outbox.raise_failed()
         self._outbox = outbox

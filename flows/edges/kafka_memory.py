@@ -11,7 +11,6 @@ from typing import NoReturn, Self
 
 import numpy as np
 
-from freshet.flows.edges.findings import findings_record
 from freshet.flows.edges.kafka import GAP_HINT, Delivered, encode
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event
@@ -308,4 +307,4 @@ class MemoryFindings:
         """Publish all; raises `Unavailable` if the cluster is not well, `Refused` for a topic that is not there."""
         self._log.check_well()
         for alarm in alarms:
-            self._log.send(findings_record(self._project, alarm))
+            self._log.send(alarm.as_record(self._project))

@@ -116,7 +116,7 @@ class OfflineStore:
         tables, wanted = [], None if columns is None else list(columns)
         for part in parts:
             try:
-                tables.append(_opened(self.root / name / part, lambda file: file.read(wanted)))
+                tables.append(_opened(self.root / name / part, lambda file: _whole(file, wanted)))
             except FileNotFoundError as error:
                 raise Unavailable(f"offline store part {self.root / name / part} is not there") from error
         return pa.concat_tables(tables)
@@ -144,7 +144,7 @@ class OfflineStore:
         for _ in range(_READ_ATTEMPTS):
             parts = self._parts(name)
             try:
-                tables = [_opened(part, lambda file: file.read()) for part in parts]
+                tables = [_opened(part, _whole) for part in parts]
             except FileNotFoundError:
                 continue  # a part was replaced or expired since the folder was listed: list it again
             if not tables:
@@ -340,9 +340,16 @@ def _opened(part: Path, take: Callable[[pq.ParquetFile], _T]) -> _T:
             return take(pq.ParquetFile(file))
     except FileNotFoundError:
         raise
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         what = f"offline store part {part} is torn or not parquet: {error}. Hint: move it out of the folder"
         raise Unavailable(what) from error
+
+
+def _whole(file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
+    """Read a part, or some columns; raises ArrowInvalid for text that is none, which would show only where it is made Python's."""
+    table = file.read(columns)
+    table.validate(full=True)
+    return table
 
 
 def _check(part: Path, found: pa.Schema, expected: pa.Schema) -> None:
