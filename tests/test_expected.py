@@ -17,6 +17,7 @@ from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.observer import Observer, Outside, Sampling, Seen
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.checks import checks_of, joined
+from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.steps.pools import Pools
 from freshet.flows.validator import check_once, judged
 from freshet.schemas.dtypes import DTYPES
@@ -91,11 +92,11 @@ def observer_of(rows: Rows, serve: Callable[[StoredRow | None], StoredRow | None
         now[0] += GRACE
         return now[0]
 
-    ends, lags = {"edits/000000": len(rows)}, {("edits", 0): 0.0}
-    outside = Outside(Served(), offline, ledger, lambda: ends, lambda: lags, tick)
+    ends, progress = {"edits/000000": len(rows)}, {("edits", 0): Progress(len(rows), len(rows))}
+    outside = Outside(Served(), offline, ledger, lambda: ends, lambda: progress, tick)
     plan = ViewPlan(VIEW, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True)
     sampling = Sampling(rows_count=size, keys_count=0, grace=GRACE, limit=timedelta(hours=9))
-    return Observer(Pipeline("test", (plan,)), outside, sampling)
+    return Observer(Pipeline("test", (plan,)), outside, sampling, Freshness(TARGET))
 
 
 def check(

@@ -346,7 +346,10 @@ def _opened(part: Path, take: Callable[[pq.ParquetFile], _T]) -> _T:
 
 
 def _whole(file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
-    """Read a part, or some columns; raises ArrowInvalid for text that is none, which would show only where it is made Python's."""
+    """Read a part, or some columns; raises ArrowInvalid for text that is none.
+
+    That would show only where the text is made Python's.
+    """
     table = file.read(columns)
     table.validate(full=True)
     return table
