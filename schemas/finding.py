@@ -61,7 +61,7 @@ class Cause(StrEnum):
     LOST_OFFLINE_WRITE = "lost_offline_write"
     """An online row is not in the offline store, though all it was made of is committed; or a part of it is gone."""
     PARTIAL_BATCH = "partial_batch"
-    """There are fewer offline rows than were committed."""
+    """There are fewer offline rows than were committed, or fewer archived events than rows were made of."""
     DUPLICATE_OFFLINE = "duplicate_offline"
     """One version of a row stands more than once in the offline store, or there are more rows than were committed."""
     CLOCK_SKEW = "clock_skew"
