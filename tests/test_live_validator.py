@@ -11,6 +11,7 @@ from typing import Any
 
 import mmh3
 import pytest
+from listener import SECRET, Listener
 from stack import FRESHET, Server, Stack, free_ports, prepared, until
 
 from freshet.flows.edges import kafka
@@ -34,6 +35,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made = Server(tmp_path / "valkey")
     yield made
     made.stop()
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    made = Listener()
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -86,9 +94,9 @@ def view_of(stack: Stack) -> View:
 
 
 def test_a_row_altered_online_is_told_with_its_cause_and_again_when_it_is_repaired(
-    stack: Stack, server: Server
+    stack: Stack, server: Server, listener: Listener
 ) -> None:
-    running = validate(stack)
+    running = validate(stack, FRESHET_WEBHOOK=listener.url.replace(SECRET, "${HOOK_SECRET}"), HOOK_SECRET=SECRET)
     until(lambda: metric(stack, "freshet_skew_compared_total", feature_view=VIEW) > 0)
     assert stack.health() == "ok\n"
     assert metric(stack, "freshet_skew_confirmed_total") == 0
@@ -120,6 +128,9 @@ def test_a_row_altered_online_is_told_with_its_cause_and_again_when_it_is_repair
     assert ("resolved", opened["check"], opened["since"]) == (resolved["status"], resolved["check"], resolved["since"])
     assert metric(stack, "freshet_validator_findings") == 0
     stack.stop(running)
+    assert [opened, resolved] == [alarm for body in listener.bodies for alarm in json.loads(body)]
+    assert all(SECRET in path for _, path, _, _ in listener.requests)
+    assert SECRET not in stack.log.read_text()
     pages = [path.read_text() for path in sorted((stack.workspace.data_docs_root / VIEW).glob("*-*.html"))]
     assert any("chan_edits_1m.online_equals_offline" in page and entity[0] in page for page in pages)
 

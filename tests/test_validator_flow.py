@@ -9,12 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from freshet.flows import settings
 from freshet.flows.courier import Courier
 from freshet.flows.edges import bytewax
 from freshet.flows.edges.data_docs import DataDocs
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.metrics import ValidatorMetrics
 from freshet.flows.edges.quality import Judge
+from freshet.flows.live import Workspace
 from freshet.flows.live_validator import Connecting, LiveReporter
 from freshet.flows.observer import Seen
 from freshet.flows.steps.alarms import Alarms
@@ -212,6 +214,19 @@ def test_what_is_refused_later_is_an_error_of_the_round() -> None:
     observer.begin()
 
     assert ['topic "edits" is not there', ""] == errors(observer, (1, 2))
+
+
+def test_the_webhook_s_secret_is_the_environment_s_and_is_not_printed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = settings.read({"FRESHET_PROJECT": str(project), "FRESHET_WEBHOOK": "https://hooks.example/${HOOK_SECRET}"})
+    workspace = Workspace.open(read)
+    with pytest.raises(Refused, match=r"FRESHET_WEBHOOK.*HOOK_SECRET"):
+        _ = workspace.webhook
+    monkeypatch.setenv("HOOK_SECRET", "s3cret")
+
+    assert workspace.webhook == "https://hooks.example/s3cret"
+    assert "hooks.example" not in repr(workspace.settings)
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------

@@ -295,6 +295,16 @@ def test_a_torn_part_is_named(root: Path, tear: Callable[[bytes], bytes]) -> Non
         store.read("by_user")
 
 
+def test_a_part_whose_text_is_not_utf_8_is_torn_too(tmp_path: Path) -> None:
+    offsets, octets = pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")
+    table = pa.table({"user": pa.Array.from_buffers(pa.string(), 1, [None, offsets, octets])})
+    (tmp_path / "by_user").mkdir()
+    pq.write_table(table, tmp_path / "by_user" / "part-1.parquet")
+
+    with pytest.raises(Unavailable, match=r"part-1.parquet is torn or not parquet"):
+        OfflineStore(tmp_path).read_parts("by_user", ["part-1.parquet"])
+
+
 def test_a_part_without_an_end_is_named_at_the_start(root: Path) -> None:
     part = written(prepared(root), root)
     part.write_bytes(part.read_bytes()[:-20])

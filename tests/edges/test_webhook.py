@@ -2,70 +2,23 @@
 
 import json
 import logging
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Protocol
 
 import pytest
+from listener import SECRET, Listener
 
 from freshet.flows.edges.webhook import MemoryWebhook, Webhook
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.finding import Alarm, Cause, Finding, Status
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
-SECRET = "s3cret"
 
 
 def alarm(name: str) -> Alarm:
     made = Finding("by_user", f"by_user.{name}", Cause.DTYPE, (), ({"entity": "ü\ud800"},), "…")
     return Alarm(Status.OPENED, made, AT, AT)
-
-
-@dataclass
-class Listener:
-    """A server on loopback that answers as it is told: a status, a redirect, or nothing at all until it is let go."""
-
-    status: int = 204
-    hangs: bool = False
-    requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
-    released: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        listener = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                listener.requests.append((self.command, self.path, dict(self.headers), body))
-                if listener.hangs:
-                    listener.released.wait(60)
-                    return
-                self.send_response(listener.status)
-                self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            do_GET = do_POST
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.host = f"127.0.0.1:{self.server.server_address[1]}"
-        self.url = f"http://{self.host}/hook/{SECRET}?key={SECRET}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def bodies(self) -> list[bytes]:
-        return [body for *_, body in self.requests]
-
-    def close(self) -> None:
-        self.released.set()
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture
