@@ -2,6 +2,7 @@
 
 import json
 import socket
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,7 +55,7 @@ def published(cluster: Cluster, project: str) -> list[tuple[str, object]]:
 
 
 def test_each_alarm_is_a_record_under_its_project_and_check(cluster: Cluster, request: pytest.FixtureRequest) -> None:
-    project = f"of {request.node.name}"
+    project = f"of {request.node.name} {uuid.uuid4().hex}"  # others, and earlier runs, share the topic
     findings = cluster.open(project)
     alarms = [alarm("a"), alarm("b"), alarm("a", Status.RESOLVED)]
 

@@ -67,7 +67,7 @@ def test_a_torn_ledger_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_ledger_of_another_format_is_refused(tmp_path: Path) -> None:
     LedgerFile(tmp_path).write(LEDGER.model_copy(update={"format": FORMAT + 1}))
 
-    with pytest.raises(Refused, match="has another format than this version's 1; got 2"):
+    with pytest.raises(Refused, match="has another format than this version's 2; got 3"):
         LedgerFile(tmp_path).read()
 
 
