@@ -135,11 +135,18 @@ def test_of_a_row_that_was_not_found_offline_no_value_is_compared(found: Found) 
     assert made["type_edits_1h"] == "int"
 
 
-def test_of_a_busy_entity_the_row_of_the_first_look_is_compared_and_that_of_the_second_placed() -> None:
+def test_of_a_busy_entity_the_row_of_the_first_look_is_compared_and_placed_while_the_second_is_newer() -> None:
     found = line(looked(online("ann", 1, 2, 2), online("ann", 2, 3, 4), found=offline(1, 2, 3)))
 
     assert tuple(found[name] for name in LINE[:3]) == ("found", 2, 3)
-    assert found["online_at"].startswith("2026-03-01T12:00:02")
+    assert found["online_at"].startswith("2026-03-01T12:00:01")
+
+
+def test_an_online_row_that_went_back_between_the_looks_is_placed_at_the_second() -> None:
+    found = line(looked(online("ann", 4, 3), online("ann", 3, 2)))
+
+    assert found["online_at"].startswith("2026-03-01T12:00:03")
+    assert found["online_at"] < found["seen_at"]
 
 
 def test_online_is_held_to_the_offline_row_that_the_entity_was_chosen_by() -> None:
