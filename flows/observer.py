@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from freshet.flows.recompute import Budget, Recompute
 from freshet.flows.steps import checks
-from freshet.flows.steps.freshness import Freshness, Progress, Source
+from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
 from freshet.flows.steps.watch import (
     Entity,
     Judgeable,
@@ -113,6 +113,7 @@ class Seen:
     """What a round saw of a view: frames to judge, or why there are none.
 
     `waiting_count` entities cannot be judged yet; of `undecided_count` partitions it will show how they keep up.
+    `freshness` is all that was seen of that so far; None if this round saw nothing of it.
     """
 
     view: View
@@ -121,6 +122,7 @@ class Seen:
     error: str = ""
     waiting_count: int = 0
     undecided_count: int = 0
+    freshness: Reading | None = None
 
 
 class Watch:
@@ -352,13 +354,15 @@ class Observer:
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
-        return Seen(
-            view, at, frames, waiting_count=watch.waiting_count, undecided_count=self._undecided_count(view, at)
-        )
+        return self._looked(view, at, frames, watch.waiting_count)
+
+    def _looked(self, view: View, at: datetime, frames: Mapping[Frame, pd.DataFrame], waiting_count: int = 0) -> Seen:
+        reading = self.freshness.reading(view.sources)
+        return Seen(view, at, frames, "", waiting_count, self._undecided_count(view, at), reading)
 
     def _unwritten(self, view: View, at: datetime) -> Seen:
         """Before the first commit there is nothing to look at but Kafka."""
-        return Seen(view, at, self._freshness(view), undecided_count=self._undecided_count(view, at))
+        return self._looked(view, at, self._freshness(view))
 
     def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:
         return {Frame.FRESHNESS: checks.freshness(self.freshness.lines(view.sources))}
