@@ -29,7 +29,7 @@ from freshet.scripts import reference
 from freshet.scripts.apply import apply
 from freshet.scripts.faults.breaks import Faults
 
-WAIT_LIMIT_S = 60.0
+WAIT_LIMIT_S = 120.0
 FRESHET = (sys.executable, "-m", "freshet.scripts.cli")
 
 Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
