@@ -44,27 +44,34 @@ def main() -> int:
             return replace(outside, offline=offline, ledger=ledger)
 
         opened = open_live(workspace, reach=reach)
-        threading.Thread(target=_obey, args=(path, sink), name="order", daemon=True).start()
+        threading.Thread(target=_listen, args=(path, sink), name="order", daemon=True).start()
         opened.run()
     except FreshetError as error:
         return complain(error)
     return 0
 
 
-def _obey(path: Path, sink: Sink) -> None:
-    """Do as is ordered by now."""
+def obey(text: str, sink: Sink) -> None:
+    """Break what an order says; nothing without one."""
+    if text:
+        told = json.loads(text)
+        entities = None if told["entities"] is None else frozenset(told["entities"])
+        sink.cause, sink.choice = Cause(told["cause"]), Choice(told["rate"], told["seed"], entities)
+        sink.deeds = Deeds(Path(told["deeds"]))
+    sink.begun = bool(text)
+
+
+def _listen(path: Path, sink: Sink) -> None:
+    """Obey whatever order is there by now."""
     pause, known = threading.Event(), ""
     while not pause.wait(_LOOK_AGAIN_S):
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             text = ""
-        if text and text != known:
-            told = json.loads(text)
-            entities = None if told["entities"] is None else frozenset(told["entities"])
-            sink.cause, sink.choice = Cause(told["cause"]), Choice(told["rate"], told["seed"], entities)
-            sink.deeds = Deeds(Path(told["deeds"]))
-        sink.begun, known = bool(text), text
+        if text != known:
+            obey(text, sink)
+            known = text
 
 
 if __name__ == "__main__":
