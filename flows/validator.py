@@ -26,8 +26,8 @@ from freshet.flows.steps.pools import Pools
 from freshet.schemas.finding import Alarm, Check, Finding, Frame, Outcome, Verdict, worst
 from freshet.schemas.units import Objective
 
-_GATHERED = {Frame.ROWS, Frame.RECOMPUTED}
-"""Frames of which each look has other lines."""
+_GATHERED = {Frame.ROWS, Frame.RECOMPUTED, Frame.REGISTRY, Frame.SERVED}
+"""Frames of which each look has other lines, or none."""
 
 EXIT_CODES = {Outcome.OK: 0, Outcome.VIOLATED: 1, Outcome.INCONCLUSIVE: 3, Outcome.VALIDATOR_ERROR: 4}
 
@@ -45,15 +45,16 @@ def judged(judge: Judge, seen: Seen, freshness_target: Objective, pools: Pools |
     `pools` gather rows over rounds for what is judged by many; without them it is judged by the rows there are.
     """
     view = seen.view
+    verdicts = list[Verdict]()
     if seen.error:
-        return Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",))
+        verdicts.append(Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",)))
     checks = checks_of(view, freshness_target)
     rows = seen.frames.get(Frame.ROWS)
     to_judge = [(frame, [check for check in checks if check.frame is kind]) for kind, frame in seen.frames.items()]
     if rows is not None:
         to_judge += (pools or Pools(checks, rows_count=1, rounds_count=1)).take(rows)
-    verdicts = [judge.judge(view.name, frame, own, minimum_rows=1) for frame, own in to_judge]
-    if rows is None:
+    verdicts += [judge.judge(view.name, frame, own, minimum_rows=1) for frame, own in to_judge]
+    if rows is None and not seen.error:
         verdicts.append(Verdict(view.name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view.name}: nothing is committed",)))
     judged_names = {check.name for _, own in to_judge for check in own}
     return Verdict(
