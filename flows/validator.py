@@ -26,8 +26,8 @@ from freshet.flows.steps.pools import Pools
 from freshet.schemas.finding import Alarm, Finding, Frame, Outcome, Question, Verdict, worst
 from freshet.schemas.units import Objective
 
-_GATHERED = {Frame.ROWS, Frame.RECOMPUTED}
-"""Frames of which each look has other lines."""
+_GATHERED = {Frame.ROWS, Frame.RECOMPUTED, Frame.REGISTRY, Frame.SERVED}
+"""Frames of which each look has other lines, or none."""
 
 EXIT_CODES = {Outcome.OK: 0, Outcome.VIOLATED: 1, Outcome.INCONCLUSIVE: 3, Outcome.VALIDATOR_ERROR: 4}
 
@@ -55,8 +55,6 @@ def judged(
 
 def _questions(seen: Seen, freshness_target: Objective, pools: Pools | None) -> list[Question]:
     """Return what is to be asked of a look at a view."""
-    if seen.error:
-        return []
     checks = checks_of(seen.view, freshness_target)
     rows = seen.frames.get(Frame.ROWS)
     to_judge = [(frame, [check for check in checks if check.frame is kind]) for kind, frame in seen.frames.items()]
@@ -68,10 +66,10 @@ def _questions(seen: Seen, freshness_target: Objective, pools: Pools | None) -> 
 def _verdict(seen: Seen, freshness_target: Objective, answers: Sequence[tuple[Question, Verdict]]) -> Verdict:
     """Make one verdict of those of a view's frames."""
     view = seen.view
-    if seen.error:
-        return Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",))
     rows, verdicts = seen.frames.get(Frame.ROWS), [verdict for _, verdict in answers]
-    if rows is None:
+    if seen.error:
+        verdicts.append(Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",)))
+    elif rows is None:
         verdicts.append(Verdict(view.name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view.name}: nothing is committed",)))
     judged_names = {check.name for question, _ in answers for check in question.checks}
     checks = checks_of(view, freshness_target)
