@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.archives import ArchiveIndex, Budget, indexes_of
 from freshet.flows.parity import EVERY, Client, Parity
-from freshet.flows.recompute import ArchiveIndex, Budget, Recompute, indexes_of
+from freshet.flows.recompute import Recompute
 from freshet.flows.steps import checks
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
 from freshet.flows.steps.watch import (
@@ -311,7 +312,8 @@ class Observer:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
         at = self._outside.now()
         try:
-            self.freshness.look(self._outside.progress(), at, self._outside.now())
+            progress = self._outside.progress()
+            self.freshness.look(progress, at, self._outside.now())
             ledger = self._outside.ledger.read()
             if ledger is None:
                 return [self._unwritten(watch.view, at) for watch in self.watches]
@@ -319,6 +321,7 @@ class Observer:
             online = checks.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
             new, errors = self._list_parts(ledger)
+            archives = self._archives(progress, errors)
             again = dict[str, Mapping[Entity, StoredRow | None]]()
             for watch in self.watches:
                 try:
@@ -335,10 +338,11 @@ class Observer:
                 again = {name: {} for name in again}
                 for watch in self.watches:
                     watch.forget()
+            stores = {name: {Frame.STORE: online, **frames} for name, frames in archives.items()}
             return [
                 Seen(watch.view, at, error=errors[watch.view.name])
                 if watch.view.name in errors
-                else self._seen(watch, at, online, again[watch.view.name], ends)
+                else self._seen(watch, at, stores[watch.view.name], again[watch.view.name], ends)
                 for watch in self.watches
             ]
         except FreshetError as error:
@@ -356,6 +360,27 @@ class Observer:
                 errors[watch.view.name] = str(error)
         return new, errors
 
+    def _archives(
+        self, progress: Mapping[Source, Progress], errors: dict[str, str]
+    ) -> dict[str, dict[Frame, pd.DataFrame]]:
+        """Hold each stream's archive against the ledger; no frame of a view of whose stream nothing can be said now."""
+        before = self._outside.ledger.read()
+        for watch in self.watches:
+            try:
+                for stream in watch.view.sources:
+                    self._indexes[stream].learn()
+            except FreshetError as error:
+                errors.setdefault(watch.view.name, str(error))
+        frames = {watch.view.name: dict[Frame, pd.DataFrame]() for watch in self.watches}
+        if before is None or self._outside.ledger.read() != before:
+            return frames
+        lines = {stream: index.conserved(before, progress) for stream, index in self._indexes.items()}
+        for watch in self.watches:
+            own = [lines[stream] for stream in watch.view.sources]
+            if None not in own and any(own):
+                frames[watch.view.name][Frame.ARCHIVE] = checks.archive(line for one in own for line in one or ())
+        return frames
+
     def _see(
         self, watch: Watch, new: Sequence[str], number: int, *, lost: bool, choose: bool
     ) -> Mapping[Entity, StoredRow | None]:
@@ -371,7 +396,7 @@ class Observer:
         self,
         watch: Watch,
         at: datetime,
-        online: pd.DataFrame,
+        stores: Mapping[Frame, pd.DataFrame],
         again: Mapping[Entity, StoredRow | None],
         ends: Mapping[str, int],
     ) -> Seen:
@@ -383,7 +408,7 @@ class Observer:
             frames = {
                 Frame.SCHEMA: checks.schemas(view, watch.schemas()),
                 Frame.PARTS: checks.parts(watch.part_lines()),
-                Frame.STORE: online,
+                **stores,
                 **rows,
                 **self._freshness(view),
             }

@@ -79,7 +79,7 @@ class Frame(StrEnum):
     The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
     declared SQL makes of the archived events, what Feast's registry says of the view, what Feast serves online beside
     what it gives to a trainer, rows of many rounds together, of those the values of one feature, one an entity, the
-    online store as a whole, or how the source's partitions keep up.
+    online store as a whole, the archived events of the source's partitions, or how these keep up.
     """
 
     SCHEMA = "schema"
@@ -91,6 +91,7 @@ class Frame(StrEnum):
     POOL = "pool"
     VALUES = "values"
     STORE = "store"
+    ARCHIVE = "archive"
     FRESHNESS = "freshness"
 
     @property
@@ -118,6 +119,7 @@ _IDENTITIES = {
     Frame.POOL: ("entity", "event_timestamp", "version"),
     Frame.VALUES: ("entity", "event_timestamp", "version"),
     Frame.STORE: ("committed", "counted"),
+    Frame.ARCHIVE: ("stream", "partition", "accepted", "archived", "durable", "committed"),
     Frame.FRESHNESS: ("stream", "partition", "state", "lag_seconds", "waiting_count", "committed", "end", "burning"),
 }
 
