@@ -6,7 +6,7 @@ evidence; a `Verdict` is the answer for one feature view. A verdict that could n
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -153,6 +153,25 @@ class Check:
         """What its evidence shows of a line: which one it is, and both values of each feature that it is about."""
         sides = _SIDES.get(self.frame, ())
         return (*self.frame.identity, *(f"{side}_{name}" for name in self.features for side in sides))
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A frame of a view, as a pandas DataFrame, and the checks, one or more, that are all about it.
+
+    With fewer lines than `minimum_rows` it cannot be said that they hold.
+    """
+
+    view: str
+    lines: Any
+    checks: Sequence[Check]
+    minimum_rows: int = 1
+
+    @property
+    def frame(self) -> Frame:
+        """Which frame it is about."""
+        (frame,) = {check.frame for check in self.checks}
+        return frame
 
 
 @dataclass(frozen=True)

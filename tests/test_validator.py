@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +21,7 @@ from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import check_once, exit_code
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.finding import Cause, Check, Frame, Outcome, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import Ledger, ShardMark, Update
 from freshet.schemas.plan import Oracle, Pipeline, ViewPlan
 from freshet.schemas.units import Objective
@@ -434,11 +433,11 @@ class Forgetful:
     judge_of_all: Judge
     lacks: str
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
-        kept = [check for check in checks if check.name != self.lacks]
-        if not kept:
-            return Verdict(view_name, Outcome.OK, len(frame))
-        return self.judge_of_all.judge(view_name, frame, kept, minimum_rows)
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        kept = [[check for check in one.checks if check.name != self.lacks] for one in questions]
+        left = [replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True) if checks]
+        told = iter(self.judge_of_all.judge(left))
+        return [next(told) if checks else Verdict(VIEW.name, Outcome.OK, 0) for checks in kept]
 
 
 def test_stores_that_agree_are_ok(judge: Judge) -> None:
