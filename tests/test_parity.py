@@ -24,7 +24,7 @@ from freshet.flows.steps.watch import Found, Judgeable, Ticket, versions_of
 from freshet.flows.validator import judged
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.finding import Cause, Check, Frame, Outcome, Status, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Question, Status, Verdict
 from freshet.schemas.registration import Entry
 from freshet.schemas.units import Objective
 from freshet.schemas.view import Feature, StoredRow, View
@@ -121,9 +121,16 @@ class Forgetful:
     judge_of_all: Judge
     lacks: str
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
-        kept = [check for check in checks if check.name != self.lacks]
-        return self.judge_of_all.judge(view_name, frame, kept, minimum_rows)
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        kept = [[check for check in one.checks if check.name != self.lacks] for one in questions]
+        return self.judge_of_all.judge(
+            [replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True)]
+        )
+
+
+def verdict_of(judge: Judge | Forgetful, seen: Seen) -> Verdict:
+    (verdict,) = judged(judge, [seen], TARGET)
+    return verdict
 
 
 def test_feast_is_asked_for_rows_that_stand_still_in_both_stores_and_no_others() -> None:
@@ -133,11 +140,9 @@ def test_feast_is_asked_for_rows_that_stand_still_in_both_stores_and_no_others()
     rig.put(row("bob", 60))  # went on since the second look
     rig.put(row("cid", 20, 2), is_served=False)  # a lost online write: another check's
     moved = replace(dan, ticket=replace(dan.ticket, second=None))  # between the looks
-    altered = replace(
-        eve, ticket=replace(eve.ticket, first=replace(eve.ticket.first, features={"edits": 9, "share": 0.5}))
-    )
+    rig.online.write(VIEW, pa.Table.from_pylist([row("eve", 40, edits=9)], VIEW.row_schema))  # a value mismatch
 
-    frames = rig.frames(ann, bob, cid, moved, altered, replace(fay, found=Found.SUPERSEDED))
+    frames = rig.frames(ann, bob, cid, moved, eve, replace(fay, found=Found.SUPERSEDED))
 
     assert rig.feast.entities == [("ann",)]
     (line,) = frames[Frame.SERVED].to_dict("records")
@@ -200,7 +205,7 @@ def test_a_feast_that_fails_is_the_validator_s_error_until_it_answers(judge: Jud
     for looked, error in ((rig.looked("ann"), "gone"), ([], "gone"), ([], ""), (rig.looked("ann"), "")):
         rig.feast.error = error
         rig.now += timedelta(seconds=5)
-        verdicts.append(judged(judge, rig.seen(*looked), TARGET))
+        verdicts.append(verdict_of(judge, rig.seen(*looked)))
 
     failed = [verdict.outcome is Outcome.VALIDATOR_ERROR for verdict in verdicts]
     assert [True, True, True, False] == failed  # with nothing to ask for, it is not known to answer
@@ -210,7 +215,7 @@ def test_a_feast_that_fails_is_the_validator_s_error_until_it_answers(judge: Jud
 def test_what_feast_could_not_be_asked_for_does_not_hide_what_else_was_seen(judge: Judge) -> None:
     frames = {Frame.REGISTRY: pd.DataFrame([("ttl", "1", "2")], columns=["entry", "declared", "registered"])}
 
-    verdict = judged(judge, Seen(VIEW, START, frames, error="Feast is away"), TARGET)
+    verdict = verdict_of(judge, Seen(VIEW, START, frames, error="Feast is away"))
 
     assert Outcome.VIOLATED is not verdict.outcome is Outcome.VALIDATOR_ERROR
     assert ["edits_by_user.registry_is_declared"] == [finding.check for finding in verdict.findings]
@@ -222,13 +227,13 @@ def test_a_round_that_does_not_ask_feast_closes_no_finding_of_it(judge: Judge) -
     rig.put(row("ann", 0, 1, edits=1, made_s=9), row("ann", 0, 2, edits=2, made_s=8))
     news = []
     for _ in range(4):  # only the first one asks
-        verdict = judged(judge, rig.seen(*rig.looked("ann")), TARGET)
+        verdict = verdict_of(judge, rig.seen(*rig.looked("ann")))
         news.append([alarm.status for alarm in alarms.heed(verdict, rig.now)[1]])
         rig.now += timedelta(seconds=10)
     rig.put(row("ann", 1))
     rig.now += timedelta(minutes=1)
 
-    healed = judged(judge, rig.seen(*rig.looked("ann")), TARGET)
+    healed = verdict_of(judge, rig.seen(*rig.looked("ann")))
 
     assert [[Status.OPENED], [], [], []] == news
     assert EQUAL not in healed.untold
@@ -250,8 +255,8 @@ def test_without_the_check_what_a_trainer_gets_otherwise_goes_unseen_on_real_par
     rig.put(row("bob", 0, 2, edits=2, made_s=8))
     seen = rig.seen(*rig.looked("ann", "bob"))
 
-    verdict = judged(judge, seen, TARGET)
-    without = judged(Forgetful(judge, EQUAL), seen, TARGET)
+    verdict = verdict_of(judge, seen)
+    without = verdict_of(Forgetful(judge, EQUAL), seen)
 
     assert seen.error == ""
     (finding,) = verdict.findings
