@@ -84,16 +84,20 @@ def open_observer(workspace: Workspace, sampling: Sampling, patience_s: float | 
                 found[streams[topic], part] = Progress(committed[part], end)
         return found
 
-    def feast() -> Client:
-        from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # it takes seconds
-
-        config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
-        return FeastClient(config, workspace.offline_root, patience_s or _FEAST_PATIENCE_S)
-
     offline, ledger = OfflineStore(workspace.offline_root), LedgerFile(workspace.offline_root)
-    outside = Outside(online, offline, ledger, ends, progress, _now, feast)
+    outside = Outside(
+        online, offline, ledger, ends, progress, _now, lambda: feast_client(workspace, patience_s or _FEAST_PATIENCE_S)
+    )
     freshness = Freshness(workspace.source.declaration.servingRequirements.freshnessTarget, workspace.settings.epoch)
     return Observer(workspace.pipeline, outside, sampling, freshness)
+
+
+def feast_client(workspace: Workspace, patience_s: float) -> Client:
+    """Make a client of Feast with a project's registry and stores; the first one of a process takes seconds."""
+    from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # that is why
+
+    config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
+    return FeastClient(config, workspace.offline_root, patience_s)
 
 
 def sampling_of(settings: Settings, sample_count: int, limit: timedelta, seed: int = 0) -> Sampling:
@@ -269,6 +273,8 @@ def open_validator(workspace: Workspace) -> Validator:
     webhook = Webhook(workspace.webhook, pipeline.project) if workspace.webhook else None
     observer = Connecting(pipeline.views, lambda: open_observer(workspace, sampling, _PATIENCE_S))
     observer.begin()
+    if settings.parity_every:
+        feast_client(workspace, _PATIENCE_S)  # what takes seconds holds up no round
     judge = quality.Judge()
     receivers = (TOPIC,) if webhook is None else (TOPIC, WEBHOOK)
     checks = {view.name: checks_of(view, target) for view in pipeline.views}
