@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.canaries import Canaries
 from freshet.flows.recompute import Budget, Recompute
 from freshet.flows.steps import checks
+from freshet.flows.steps.canaries import CanaryLine, Probe
 from freshet.flows.steps.freshness import Freshness, Progress, Source
 from freshet.flows.steps.watch import (
     Entity,
@@ -134,6 +136,8 @@ class Watch:
         self._gone: dict[str, PartSummary] = {}
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
+        self.canary_lines: list[CanaryLine] = []
+        """What this round saw of canaries."""
         self._is_counted = False
         """Whether the visible parts are those of that ledger, none of a later one."""
 
@@ -217,9 +221,39 @@ class Watch:
         self._tickets = left
         return done, versions
 
+    def look_at(self, probes: Iterable[Probe], asked_at: datetime) -> None:
+        """See what became of canaries, by what was durable before the parts were listed."""
+        ledger, outside, schema = self._durable, self._outside, self.view.row_schema
+        self.canary_lines = []
+        if ledger is None:
+            return
+        known = [probe for probe in probes if probe.state is not None]
+        answered_at = outside.now()
+        for probe in known:
+            probe.look(ledger, asked_at, answered_at)
+        wanted = [row for probe in known if (row := probe.wanted) is not None]
+        online = dict(
+            zip(
+                (row.entity for row in wanted),
+                outside.online.read(self.view, [row.entity for row in wanted]),
+                strict=True,
+            )
+        )
+        parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
+        names = [*self.view.entity_names, EVENT_TIME, VERSION]
+        tables = ((part, outside.offline.read_parts(self.view.name, [part], names)) for part in parts)
+        offline = versions_of(self.view, tables, wanted) if wanted else {}
+        is_readable = all(one.schema.equals(schema) for one in self._parts.values())
+        for probe in known:
+            row = probe.wanted
+            there = row is not None and (row.entity, row.event_timestamp) in offline
+            stored = None if row is None else online[row.entity]
+            self.canary_lines.append(probe.line(stored, is_offline=there or (False if is_readable else None)))
+            probe.let_go()
+
     def forget(self) -> None:
         """Begin anew: the online store is another one than was looked at."""
-        self._tickets = []
+        self._tickets, self.canary_lines = [], []
         self._memory.clear()
 
     def schemas(self) -> dict[str, pa.Schema]:
@@ -280,8 +314,15 @@ def _final(done: Sequence[Judgeable], versions: Versions) -> list[Mapping[str, A
 class Observer:
     """Looks at every view, round after round."""
 
-    def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling, freshness: Freshness) -> None:
-        self._outside, self._sampling, self.freshness = outside, sampling, freshness
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        outside: Outside,
+        sampling: Sampling,
+        freshness: Freshness,
+        canaries: Canaries | None = None,
+    ) -> None:
+        self._outside, self._sampling, self.freshness, self._canaries = outside, sampling, freshness, canaries
         self._begun_at: datetime | None = None
         self.watches = [Watch(plan, outside, sampling) for plan in pipeline.plans]
 
@@ -309,6 +350,8 @@ class Observer:
                 again = {name: {} for name in again}
                 for watch in self.watches:
                     watch.forget()
+            if self._canaries is not None:
+                self._canaries.send(ledger)
             return [
                 Seen(watch.view, at, error=errors[watch.view.name])
                 if watch.view.name in errors
@@ -321,10 +364,13 @@ class Observer:
     def _see(
         self, watch: Watch, ledger: Ledger, number: int, *, lost: bool, choose: bool
     ) -> Mapping[Entity, StoredRow | None]:
+        asked_at = self._outside.now()
         new = watch.list_parts(self._outside.ledger.read() or ledger)  # another view's round has taken its time
         if lost:
             watch.forget()
             return {}
+        if self._canaries is not None:
+            watch.look_at(self._canaries.probes(watch.view), asked_at)
         again = watch.look_again()
         if choose:
             watch.begin(new, number)
@@ -349,6 +395,7 @@ class Observer:
                 Frame.STORE: online,
                 **rows,
                 **self._freshness(view),
+                **self._canary_frame(watch),
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
@@ -362,6 +409,12 @@ class Observer:
 
     def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:
         return {Frame.FRESHNESS: checks.freshness(self.freshness.lines(view.sources))}
+
+    def _canary_frame(self, watch: Watch) -> dict[Frame, pd.DataFrame]:
+        if self._canaries is None or not watch.canary_lines:
+            return {}
+        self._canaries.judged(watch.view, watch.canary_lines)
+        return {Frame.CANARIES: checks.canaries(watch.canary_lines)}
 
     def _undecided_count(self, view: View, at: datetime) -> int:
         """Of a partition that is undecided after the limit, nothing more is to be expected."""

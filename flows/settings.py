@@ -17,6 +17,7 @@
 | FRESHET_ROUND | how often the validator looks at both stores | 5 s |
 | FRESHET_SAMPLE | how many entities of each view it chooses in a round | 150 |
 | FRESHET_QUIET | how long a check must have held before its finding is over | 60 s |
+| FRESHET_CANARIES | a YAML or JSON file of events that the validator may publish into the streams' topics | |
 | FRESHET_WEBHOOK | an http:// or https:// URL that findings are posted to; may use ${NAME} | |
 | FRESHET_DATA_DOCS | the folder of the validator's Data Docs | .freshet/docs |
 | FRESHET_DATA_DOCS_EVERY | how often a page of each view is written though no finding opens or ends | 10 minutes |
@@ -52,6 +53,7 @@ class Settings:
     round: timedelta = timedelta(seconds=5)
     sample: int = 150
     quiet: timedelta = timedelta(seconds=60)
+    canaries: Path | None = None
     webhook: str | None = field(default=None, repr=False)
     data_docs: Path = Path(".freshet/docs")
     data_docs_every: timedelta = timedelta(minutes=10)
@@ -70,6 +72,7 @@ _READ: dict[str, Callable[[str], object]] = {
     "round": units.duration,
     "sample": int,
     "quiet": units.duration,
+    "canaries": Path,
     "data_docs": Path,
     "data_docs_every": units.duration,
 }

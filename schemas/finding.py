@@ -75,7 +75,7 @@ class Frame(StrEnum):
 
     The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
     declared SQL makes of the archived events, rows of many rounds together, of those the values of one feature, one an
-    entity, the online store as a whole, or how the source's partitions keep up.
+    entity, the online store as a whole, how the source's partitions keep up, or what became of the canaries in them.
     """
 
     SCHEMA = "schema"
@@ -86,6 +86,7 @@ class Frame(StrEnum):
     VALUES = "values"
     STORE = "store"
     FRESHNESS = "freshness"
+    CANARIES = "canaries"
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -108,6 +109,10 @@ _IDENTITIES = {
     Frame.VALUES: ("entity", "event_timestamp", "version"),
     Frame.STORE: ("committed", "counted"),
     Frame.FRESHNESS: ("stream", "partition", "state", "lag_seconds", "waiting_count", "committed", "end", "burning"),
+    Frame.CANARIES: (
+        *("stream", "partition", "state", "entity", "source_offset", "event_at", "sent_at", "waited_seconds"),
+        *("committed", "online_at"),
+    ),
 }
 
 
