@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from freshet.flows.edges.kafka import Kafka, Outbox
+from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.record import Record
 
 
@@ -21,9 +22,15 @@ class CanaryWriter:
         `Refused` for those that it has not, after it was told of the others.
         """
         # One that has lost a record goes on for ever saying so: it is not kept.
-        outbox, self._outbox = self._outbox or Outbox(self._kafka, "canary"), None
+        outbox, self._outbox = self._outbox or Outbox(self._kafka, "event"), None
+        problems = list[Problem]()
         for index, record in enumerate(records):
-            outbox.send(record, record.topic, partial(delivered, index))
+            try:
+                outbox.send(record, f"canary of {record.topic}", partial(delivered, index))
+            except Refused as refusal:
+                problems += refusal.problems
         outbox.flush()
         outbox.raise_failed()
         self._outbox = outbox
+        if problems:
+            raise Refused(problems)
