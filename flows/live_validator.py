@@ -34,7 +34,7 @@ from freshet.flows.settings import Settings
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.canaries import Template
 from freshet.flows.steps.checks import checks_of
-from freshet.flows.steps.freshness import STALLED_AFTER, Freshness, Progress, Source
+from freshet.flows.steps.freshness import STALLED_AFTER, WINDOWS, Freshness, Progress, Source
 from freshet.flows.steps.pages import summary
 from freshet.flows.validator import Edges, Looker, Report, Round, Rounds, build
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
@@ -167,6 +167,10 @@ class LiveReporter:
     def report(self, told: Round, took: timedelta) -> None:
         """Tell of one round, which took so long."""
         self.metrics.observe(told.verdicts, told.open, told.at, took.total_seconds())
+        for report in told.reports:
+            if (seen := report.freshness) is not None:
+                name = report.verdict.view
+                self.metrics.observe_freshness(name, seen.checked_count, seen.stale_count, seen.burn_rates)
         for courier in self.couriers:
             courier.send(told.news)
         for report in told.reports:
@@ -277,7 +281,7 @@ def open_validator(workspace: Workspace) -> Validator:
     judge = quality.Judge()
     receivers = (TOPIC,) if webhook is None else (TOPIC, WEBHOOK)
     checks = {view.name: checks_of(view, target) for view in pipeline.views}
-    metrics = ValidatorMetrics(pipeline.views, checks, receivers)
+    metrics = ValidatorMetrics(pipeline.views, checks, receivers, WINDOWS)
     release = (
         Release(templates, lambda *place: metrics.canaries.labels(*place[:2]).set(place[2])) if templates else None
     )

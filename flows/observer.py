@@ -17,7 +17,7 @@ from freshet.flows.canaries import Canaries
 from freshet.flows.recompute import Budget, Recompute
 from freshet.flows.steps import checks
 from freshet.flows.steps.canaries import CanaryLine, Probe
-from freshet.flows.steps.freshness import Freshness, Progress, Source
+from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
 from freshet.flows.steps.watch import (
     Entity,
     Judgeable,
@@ -115,6 +115,7 @@ class Seen:
     """What a round saw of a view: frames to judge, or why there are none.
 
     `waiting_count` entities cannot be judged yet; of `undecided_count` partitions it will show how they keep up.
+    `freshness` is all that was seen of that so far; None if this round saw nothing of it.
     """
 
     view: View
@@ -123,6 +124,7 @@ class Seen:
     error: str = ""
     waiting_count: int = 0
     undecided_count: int = 0
+    freshness: Reading | None = None
 
 
 class Watch:
@@ -399,13 +401,15 @@ class Observer:
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
-        return Seen(
-            view, at, frames, waiting_count=watch.waiting_count, undecided_count=self._undecided_count(view, at)
-        )
+        return self._looked(view, at, frames, watch.waiting_count)
+
+    def _looked(self, view: View, at: datetime, frames: Mapping[Frame, pd.DataFrame], waiting_count: int = 0) -> Seen:
+        reading = self.freshness.reading(view.sources)
+        return Seen(view, at, frames, "", waiting_count, self._undecided_count(view, at), reading)
 
     def _unwritten(self, view: View, at: datetime) -> Seen:
         """Before the first commit there is nothing to look at but Kafka."""
-        return Seen(view, at, self._freshness(view), undecided_count=self._undecided_count(view, at))
+        return self._looked(view, at, self._freshness(view))
 
     def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:
         return {Frame.FRESHNESS: checks.freshness(self.freshness.lines(view.sources))}

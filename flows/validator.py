@@ -21,7 +21,7 @@ from freshet.flows.edges.bytewax import Failure, KeyedSink, PollSource, Stop
 from freshet.flows.observer import Observer, Seen
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.checks import checks_of, freshness
-from freshet.flows.steps.freshness import without_history
+from freshet.flows.steps.freshness import Reading, without_history
 from freshet.flows.steps.pools import Pools
 from freshet.schemas.finding import Alarm, Check, Finding, Frame, Outcome, Verdict, worst
 from freshet.schemas.units import Objective
@@ -121,10 +121,15 @@ def exit_code(verdicts: Sequence[Verdict]) -> int:
 
 @dataclass(frozen=True)
 class Report:
-    """What one round has to say of one view: its verdict, with confirmed findings only, and what became news."""
+    """What one round has to say of one view.
+
+    Its verdict, with confirmed findings only, what became news, and how fresh the view was seen to be so far, if the
+    round saw it.
+    """
 
     verdict: Verdict
     news: tuple[Alarm, ...]
+    freshness: Reading | None = None
 
 
 @dataclass(frozen=True)
@@ -258,5 +263,5 @@ def heeded(edges: Edges, number: int, seen: Sequence[Seen]) -> Round:
             edges.pools[one.view.name] = Pools(checks_of(one.view, edges.freshness_target))
         found = judged(edges.judge, one, edges.freshness_target, edges.pools[one.view.name])
         verdict, news = edges.alarms.heed(found, one.at)
-        reports.append(Report(verdict, news))
+        reports.append(Report(verdict, news, one.freshness))
     return Round(number, seen[0].at, tuple(reports), tuple(edges.alarms.open.values()))

@@ -16,6 +16,7 @@ from simulated import GIVEN, START, STREAM, World
 
 from freshet.flows import settings
 from freshet.flows.canaries import Canaries, agreed
+from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.project import Project
 from freshet.flows.edges.quality import Judge
 from freshet.flows.live import Workspace
@@ -29,8 +30,9 @@ from freshet.flows.testing import Given
 from freshet.schemas.errors import Refused
 from freshet.schemas.event import CANARY_HEADER, Event, Stream
 from freshet.schemas.finding import Cause, Frame, Outcome, Verdict
+from freshet.schemas.ledger import Ledger, PartitionMark
 from freshet.schemas.record import header
-from freshet.schemas.units import Objective
+from freshet.schemas.units import Objective, instant_us
 from freshet.schemas.view import StoredRow, View
 
 TARGET, LIMIT = Objective(99, timedelta(seconds=2)), timedelta(seconds=15)
@@ -463,3 +465,24 @@ def test_a_file_of_consent_gives_events_by_stream(tmp_path: Path) -> None:
     (tmp_path / "canaries.yaml").write_text('clicks:\n  user: "canary-{canary}"\n  cost: "1"\n')
 
     assert {"clicks": {"user": "canary-{canary}", "cost": "1"}} == Project(tmp_path).canaries(Path("canaries.yaml"))
+
+
+def test_a_view_that_cannot_be_looked_at_holds_up_no_other() -> None:
+    log = MemoryLog()
+    log.create_topics({"rides": 2})
+    templates = agreed({"rides": RIDE}, RIDES.contracts, RIDES.pipeline)
+    canaries = Canaries(templates, RIDES.pipeline, {"rides": 2}, log.canaries(), lambda: START, LIMIT)
+    marks = {f"rides/00000{part}": PartitionMark(newest_us=instant_us(START)) for part in (0, 1)}
+    ledger = Ledger(id="a", shards_count=1, partitions=marks, offsets=dict.fromkeys(marks, 1))
+    by_rider, by_city = RIDES.pipeline.views
+
+    canaries.send(ledger)
+    for probe in canaries.probes(by_rider):
+        probe.look(ledger, START, START)
+        probe.let_go()
+    canaries.send(ledger)
+    canaries.send(ledger)
+
+    assert [2, 2] == [len(poll.values) for poll in log.records("rides")]
+    assert [1, 1] == [probe.canary and probe.canary.offset for probe in canaries.probes(by_rider)]
+    assert [0, 0] == [probe.canary and probe.canary.offset for probe in canaries.probes(by_city)]

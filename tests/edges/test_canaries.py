@@ -104,7 +104,7 @@ def test_a_broker_that_is_away_is_named_and_those_of_before_are_not_sent_again()
 def test_one_that_is_too_large_is_refused_and_the_others_are_delivered() -> None:
     with Broker.start() as broker:
         broker.create_topic("clicks", COUNT)
-                large, places = Record("clicks", b"a", b"x" * 2_000_000), Places()
+        large, places = Record("clicks", b"a", b"x" * 2_000_000), Places()
 
         with pytest.raises(Refused, match="too large"):
             CanaryWriter(kafka.Kafka(broker.address)).publish(
