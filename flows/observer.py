@@ -234,13 +234,8 @@ class Watch:
         for probe in known:
             probe.look(ledger, asked_at, answered_at)
         wanted = [row for probe in known if (row := probe.wanted) is not None]
-        online = dict(
-            zip(
-                (row.entity for row in wanted),
-                outside.online.read(self.view, [row.entity for row in wanted]),
-                strict=True,
-            )
-        )
+        entities = [row.entity for row in wanted]
+        online = dict(zip(entities, outside.online.read(self.view, entities), strict=True))
         parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
         names = [*self.view.entity_names, EVENT_TIME, VERSION]
         tables = ((part, outside.offline.read_parts(self.view.name, [part], names)) for part in parts)

@@ -12,7 +12,7 @@ from typing import Any
 import mmh3
 import pytest
 from listener import SECRET, Listener
-from stack import FRESHET, PARTITIONS, Server, Stack, free_ports, prepared, until
+from stack import FRESHET, Server, Stack, free_ports, prepared, until
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
@@ -203,7 +203,9 @@ def test_canaries_that_the_user_agrees_to_are_seen_in_both_stores_of_every_parti
     until(lambda: "metrics at" in stack.said())
 
     validator = validate(stack, FRESHET_CANARIES="canaries.yaml")
-    places = [(part, store) for part in range(PARTITIONS) for store in ("online", "offline")]
+    topic = stack.workspace.contracts["wiki_edits"].stream.topic
+    count = kafka.partitions_count(stack.workspace.kafka, topic)  # the embedded broker has its own idea
+    places = [(part, store) for part in range(count) for store in ("online", "offline")]
     until(
         lambda: all(
             metric(stack, "freshet_canary_last_timestamp_seconds", partition=f"wiki_edits/{part}", store=store) > 0
@@ -212,10 +214,9 @@ def test_canaries_that_the_user_agrees_to_are_seen_in_both_stores_of_every_parti
     )
 
     assert [] == news(stack)
-    topic = stack.workspace.contracts["wiki_edits"].stream.topic
     sent = [poll for poll in kafka.records(stack.workspace.kafka, topic) if poll.headers]
     marked = [key for poll in sent for key, own in zip(poll.keys, poll.headers or (), strict=True) if _is_canary(own)]
-    assert PARTITIONS == len({*marked})
+    assert count == len({*marked})
     assert all(key is not None and key.startswith(b"canary-") for key in marked)
     for process in (validator, materializer):
         stack.stop(process)

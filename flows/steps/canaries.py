@@ -78,7 +78,7 @@ class Canary:
     entities: Mapping[str, Entity]
 
 
-class Progress(StrEnum):
+class CanaryState(StrEnum):
     """How far a partition's canary is."""
 
     WAITING = "waiting"
@@ -103,7 +103,7 @@ class CanaryLine:
 
     stream: str
     partition: int
-    state: Progress
+    state: CanaryState
     entity: str | None = None
     source_offset: int | None = None
     event_at: datetime | None = None
@@ -128,7 +128,7 @@ class Probe:
     lateness: timedelta
     limit: timedelta
     canary: Canary | None = None
-    state: Progress | None = None
+    state: CanaryState | None = None
     _committed: int = 0
     _stands_since: datetime = _EPOCH
     _waited: timedelta = timedelta(0)
@@ -142,13 +142,13 @@ class Probe:
     @property
     def wanted(self) -> StoredRow | None:
         """The row that both stores must have by now, without its values."""
-        if self.canary is None or self.state is not Progress.COMMITTED:
+        if self.canary is None or self.state is not CanaryState.COMMITTED:
             return None
         return StoredRow(self.canary.entities[self.view.name], self.canary.event_timestamp, 0, {})
 
     def send(self, canary: Canary | None, ledger: Ledger) -> None:
         """Note that a canary was sent, or that none could be."""
-        self.canary, self.state = canary, Progress.UNSENT if canary is None else Progress.WAITING
+        self.canary, self.state = canary, CanaryState.UNSENT if canary is None else CanaryState.WAITING
         self._committed = ledger.offsets.get(self.key, 0)
         self._waited, self._looks_count = timedelta(0), 0
         if canary is not None:
@@ -166,10 +166,10 @@ class Probe:
         if committed > self.canary.offset:
             newest_us = ledger.partitions.get(self.key, PartitionMark()).newest_us
             is_late = newest_us - count_us(self.lateness) > instant_us(self.canary.event_timestamp)
-            self.state = Progress.LATE if is_late else Progress.COMMITTED
+            self.state = CanaryState.LATE if is_late else CanaryState.COMMITTED
         else:
             stands = self._looks_count >= _STALLED_LOOKS and asked_at - self._stands_since >= self.limit
-            self.state = Progress.STALLED if stands else Progress.WAITING
+            self.state = CanaryState.STALLED if stands else CanaryState.WAITING
 
     def line(self, online: StoredRow | None, *, is_offline: bool | None) -> CanaryLine:
         """Return what there is to judge; of the rows, if it is committed. `is_offline` is None if nobody can tell."""
@@ -177,7 +177,7 @@ class Probe:
         canary = self.canary
         if canary is None:
             return CanaryLine(self.stream, self.partition, self.state)
-        known = self.state is Progress.COMMITTED
+        known = self.state is CanaryState.COMMITTED
         ttl = self.view.ttl
         is_served = known and not (ttl and canary.sent_at + self._waited - canary.event_timestamp > ttl)
         return CanaryLine(
@@ -197,7 +197,7 @@ class Probe:
 
     def let_go(self) -> None:
         """Have done with a canary of which all was said that there is to say."""
-        if self.state in {Progress.COMMITTED, Progress.LATE}:
+        if self.state in {CanaryState.COMMITTED, CanaryState.LATE}:
             self.canary = None
             self.state = None
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from freshet.flows.steps.canaries import CanaryLine, Progress
+from freshet.flows.steps.canaries import CanaryLine, CanaryState
 from freshet.flows.steps.freshness import Line, State
 from freshet.flows.steps.statistics import DISTRIBUTION_VALUES_COUNT, alpha_of
 from freshet.flows.steps.watch import PART, Judgeable, Place, place
@@ -358,14 +358,14 @@ def _canary_checks(view: View) -> Iterator[Check]:
             "canaries_are_under_way",
             "into every partition a canary was sent that the flow can accept",
             "state",
-            (Progress.UNSENT, Progress.LATE),
+            (CanaryState.UNSENT, CanaryState.LATE),
             None,
         ),
         (
             "no_canary_is_stalled",
             "the flow goes on with every partition that has a canary in it",
             "state",
-            (Progress.STALLED,),
+            (CanaryState.STALLED,),
             Cause.STALE_ONLINE,
         ),
         (

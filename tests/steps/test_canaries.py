@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from freshet.flows.steps.canaries import Canary, CanaryLine, Probe, Progress, event_time
+from freshet.flows.steps.canaries import Canary, CanaryLine, CanaryState, Probe, event_time
 from freshet.schemas.ledger import Ledger, PartitionMark, source_key
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import StoredRow, View
@@ -36,25 +36,25 @@ def after(probe: Probe, *looks: tuple[float, int]) -> Probe:
     return probe
 
 
-def states(*looks: tuple[float, int]) -> list[Progress | None]:
+def states(*looks: tuple[float, int]) -> list[CanaryState | None]:
     probe = sent()
     return [after(probe, look).state for look in looks]
 
 
 def test_a_canary_is_committed_once_the_offset_after_it_is() -> None:
-    assert [Progress.WAITING, Progress.COMMITTED] == states((5, 7), (10, 8))
+    assert [CanaryState.WAITING, CanaryState.COMMITTED] == states((5, 7), (10, 8))
 
 
 def test_it_is_stalled_once_nothing_of_its_partition_was_committed_for_the_limit() -> None:
-    assert [Progress.WAITING] * 2 + [Progress.STALLED] == states((5, 5), (10, 5), (15, 5))
+    assert [CanaryState.WAITING] * 2 + [CanaryState.STALLED] == states((5, 5), (10, 5), (15, 5))
 
 
 def test_a_flow_that_is_on_its_way_to_it_is_not_stalled() -> None:
-    assert [Progress.WAITING] * 6 == states(*((5 * number, number) for number in range(1, 7)))
+    assert [CanaryState.WAITING] * 6 == states(*((5 * number, number) for number in range(1, 7)))
 
 
 def test_a_single_late_look_says_nothing_of_the_flow() -> None:
-    assert [Progress.WAITING] * 2 + [Progress.STALLED] == states((3600, 5), (3605, 5), (3610, 5))
+    assert [CanaryState.WAITING] * 2 + [CanaryState.STALLED] == states((3600, 5), (3605, 5), (3610, 5))
 
 
 def test_a_canary_behind_events_far_ahead_may_have_been_rejected() -> None:
@@ -62,7 +62,7 @@ def test_a_canary_behind_events_far_ahead_may_have_been_rejected() -> None:
 
     probe.look(ledger(8, START + LATENESS), START, START)
 
-    assert Progress.LATE is probe.state
+    assert CanaryState.LATE is probe.state
     assert (None, None) == rows(probe.line(None, is_offline=False))
 
 
@@ -105,7 +105,7 @@ def test_of_a_waiting_canary_no_row_is_wanted() -> None:
 def test_a_canary_that_was_not_sent_is_told_and_nothing_more() -> None:
     probe = after(sent(canary=None), (5, 7))
 
-    assert CanaryLine("clicks", 1, Progress.UNSENT) == probe.line(None, is_offline=False)
+    assert CanaryLine("clicks", 1, CanaryState.UNSENT) == probe.line(None, is_offline=False)
 
 
 def test_a_canary_is_kept_until_all_is_said_of_it() -> None:
