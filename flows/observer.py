@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from freshet.flows.canaries import Canaries
 from freshet.flows.parity import EVERY, Client, Parity
-from freshet.flows.recompute import Budget, Recompute
+from freshet.flows.recompute import ArchiveIndex, Budget, Recompute, indexes_of
 from freshet.flows.steps import checks
 from freshet.flows.steps.canaries import CanaryLine, Probe
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
@@ -135,9 +135,11 @@ class Seen:
 class Watch:
     """What is known of one view from round to round."""
 
-    def __init__(self, plan: ViewPlan, outside: Outside, sampling: Sampling) -> None:
+    def __init__(
+        self, plan: ViewPlan, outside: Outside, sampling: Sampling, indexes: Mapping[str, ArchiveIndex]
+    ) -> None:
         self.view, self._outside, self._sampling = plan.view, outside, sampling
-        self._recompute = Recompute(plan, outside.offline, sampling.budget)
+        self._recompute = Recompute(plan, outside.offline, indexes, sampling.budget)
         self._parity = None
         if outside.feast and sampling.parity_every:
             edges = (outside.feast, outside.online, outside.offline, outside.now)
@@ -162,8 +164,8 @@ class Watch:
         """Why Feast could not be asked; nothing if it could be, or was not."""
         return self._parity.trouble if self._parity else ""
 
-    def list_parts(self, ledger: Ledger) -> list[str]:
-        """Learn which parts are visible, the ledger having been read before; return those that are new."""
+    def list_parts(self, ledger: Ledger) -> tuple[list[str], Ledger]:
+        """Learn which parts are visible, the ledger having been read before; return new ones, and the ledger after."""
         name, offline = self.view.name, self._outside.offline
         visible = dict.fromkeys(offline.visible_parts(name))
         told = ledger.parts.get(name, {})
@@ -178,8 +180,9 @@ class Watch:
                 new.append(part)
         if not staged:  # between the ledger and the renaming lies a moment, or a crash
             self._durable = ledger
-        self._is_counted = not staged and self._outside.ledger.read() == ledger
-        return new
+        after = self._outside.ledger.read() or ledger
+        self._is_counted = not staged and after == ledger
+        return new, after
 
     def begin(self, new_parts: Sequence[str], number: int) -> None:
         """Take a first look at entities that are chosen anew."""
@@ -337,7 +340,8 @@ class Observer:
     ) -> None:
         self._outside, self._sampling, self.freshness, self._canaries = outside, sampling, freshness, canaries
         self._begun_at: datetime | None = None
-        self.watches = [Watch(plan, outside, sampling) for plan in pipeline.plans]
+        self._indexes = indexes_of(pipeline.plans, outside.offline, sampling.budget)
+        self.watches = [Watch(plan, outside, sampling, self._indexes) for plan in pipeline.plans]
 
     def look(self, number: int, *, choose: bool = True) -> list[Seen]:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
@@ -350,10 +354,14 @@ class Observer:
             counted = self._outside.online.counted_writes()
             online = checks.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
-            errors, again = dict[str, str](), dict[str, Mapping[Entity, StoredRow | None]]()
+            new, errors = self._list_parts(ledger)
+            again = dict[str, Mapping[Entity, StoredRow | None]]()
             for watch in self.watches:
                 try:
-                    again[watch.view.name] = self._see(watch, ledger, number, lost=lost, choose=choose)
+                    if watch.view.name in new:
+                        again[watch.view.name] = self._see(
+                            watch, new[watch.view.name], at, number, lost=lost, choose=choose
+                        )
                 except FreshetError as error:
                     errors[watch.view.name] = str(error)
             ends = self._outside.ends()
@@ -374,16 +382,26 @@ class Observer:
         except FreshetError as error:
             return [Seen(watch.view, at, error=str(error)) for watch in self.watches]
 
+    def _list_parts(self, ledger: Ledger) -> tuple[dict[str, list[str]], dict[str, str]]:
+        """List every view's parts between two readings of the ledger; return each's new parts, and what went wrong."""
+        new, errors = dict[str, list[str]](), dict[str, str]()
+        for index in self._indexes.values():
+            index.begin()
+        for watch in self.watches:
+            try:
+                new[watch.view.name], ledger = watch.list_parts(ledger)
+            except FreshetError as error:
+                errors[watch.view.name] = str(error)
+        return new, errors
+
     def _see(
-        self, watch: Watch, ledger: Ledger, number: int, *, lost: bool, choose: bool
+        self, watch: Watch, new: Sequence[str], at: datetime, number: int, *, lost: bool, choose: bool
     ) -> Mapping[Entity, StoredRow | None]:
-        asked_at = self._outside.now()
-        new = watch.list_parts(self._outside.ledger.read() or ledger)  # another view's round has taken its time
         if lost:
             watch.forget()
             return {}
         if self._canaries is not None:
-            watch.look_at(self._canaries.probes(watch.view), asked_at)
+            watch.look_at(self._canaries.probes(watch.view), at)
         again = watch.look_again()
         if choose:
             watch.begin(new, number)

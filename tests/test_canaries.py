@@ -29,7 +29,7 @@ from freshet.flows.steps.freshness import Freshness
 from freshet.flows.testing import Given
 from freshet.schemas.errors import Refused
 from freshet.schemas.event import CANARY_HEADER, Event, Stream
-from freshet.schemas.finding import Cause, Frame, Outcome, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import Ledger, PartitionMark
 from freshet.schemas.record import header
 from freshet.schemas.units import Objective, instant_us
@@ -121,7 +121,9 @@ class Aviary:
 
 def judged(judge: Judge, frame: pd.DataFrame | None, lacks: str = "") -> Verdict:
     assert frame is not None, "there is nothing to judge"
-    return judge.judge(VIEW.name, frame, [check for check in CHECKS if check.name != f"{VIEW.name}.{lacks}"], 1)
+    checks = [check for check in CHECKS if check.name != f"{VIEW.name}.{lacks}"]
+    (verdict,) = judge.judge([Question(VIEW.name, frame, checks)])
+    return verdict
 
 
 # --- what is right ----------------------------------------------------------------------------------------------------
