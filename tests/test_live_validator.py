@@ -210,7 +210,8 @@ def test_canaries_that_the_user_agrees_to_are_seen_in_both_stores_of_every_parti
         lambda: all(
             metric(stack, "freshet_canary_last_timestamp_seconds", partition=f"wiki_edits/{part}", store=store) > 0
             for part, store in places
-        )
+        ),
+        limit_s=300,  # two processes start, one with Great Expectations
     )
 
     assert [] == news(stack)
