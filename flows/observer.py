@@ -14,9 +14,11 @@ import pandas as pd
 import pyarrow as pa
 
 from freshet.flows.archives import ArchiveIndex, Budget, indexes_of
+from freshet.flows.canaries import Canaries
 from freshet.flows.parity import EVERY, Client, Parity
 from freshet.flows.recompute import Recompute
 from freshet.flows.steps import checks
+from freshet.flows.steps.canaries import CanaryLine, Probe
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
 from freshet.flows.steps.watch import (
     Entity,
@@ -148,6 +150,8 @@ class Watch:
         self._gone: dict[str, PartSummary] = {}
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
+        self.canary_lines: list[CanaryLine] = []
+        """What this round saw of canaries."""
         self._is_counted = False
         """Whether the visible parts are those of that ledger, none of a later one."""
 
@@ -239,9 +243,34 @@ class Watch:
         self._tickets = left
         return done, versions
 
+    def look_at(self, probes: Iterable[Probe], asked_at: datetime) -> None:
+        """See what became of canaries, by what was durable before the parts were listed."""
+        ledger, outside, schema = self._durable, self._outside, self.view.row_schema
+        self.canary_lines = []
+        if ledger is None:
+            return
+        known = [probe for probe in probes if probe.state is not None]
+        answered_at = outside.now()
+        for probe in known:
+            probe.look(ledger, asked_at, answered_at)
+        wanted = [row for probe in known if (row := probe.wanted) is not None]
+        entities = [row.entity for row in wanted]
+        online = dict(zip(entities, outside.online.read(self.view, entities), strict=True))
+        parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
+        names = [*self.view.entity_names, EVENT_TIME, VERSION]
+        tables = ((part, outside.offline.read_parts(self.view.name, [part], names)) for part in parts)
+        offline = versions_of(self.view, tables, wanted) if wanted else {}
+        is_readable = all(one.schema.equals(schema) for one in self._parts.values())
+        for probe in known:
+            row = probe.wanted
+            there = row is not None and (row.entity, row.event_timestamp) in offline
+            stored = None if row is None else online[row.entity]
+            self.canary_lines.append(probe.line(stored, is_offline=there or (False if is_readable else None)))
+            probe.let_go()
+
     def forget(self) -> None:
         """Begin anew: the online store is another one than was looked at."""
-        self._tickets = []
+        self._tickets, self.canary_lines = [], []
         self._memory.clear()
 
     def schemas(self) -> dict[str, pa.Schema]:
@@ -302,8 +331,15 @@ def _final(done: Sequence[Judgeable], versions: Versions) -> list[Mapping[str, A
 class Observer:
     """Looks at every view, round after round."""
 
-    def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling, freshness: Freshness) -> None:
-        self._outside, self._sampling, self.freshness = outside, sampling, freshness
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        outside: Outside,
+        sampling: Sampling,
+        freshness: Freshness,
+        canaries: Canaries | None = None,
+    ) -> None:
+        self._outside, self._sampling, self.freshness, self._canaries = outside, sampling, freshness, canaries
         self._begun_at: datetime | None = None
         self._indexes = indexes_of(pipeline.plans, outside.offline, sampling.budget)
         self.watches = [Watch(plan, outside, sampling, self._indexes) for plan in pipeline.plans]
@@ -327,7 +363,7 @@ class Observer:
                 try:
                     if watch.view.name in new:
                         again[watch.view.name] = self._see(
-                            watch, new[watch.view.name], number, lost=lost, choose=choose
+                            watch, new[watch.view.name], at, number, lost=lost, choose=choose
                         )
                 except FreshetError as error:
                     errors[watch.view.name] = str(error)
@@ -338,6 +374,8 @@ class Observer:
                 again = {name: {} for name in again}
                 for watch in self.watches:
                     watch.forget()
+            if self._canaries is not None:
+                self._canaries.send(ledger)
             stores = {name: {Frame.STORE: online, **frames} for name, frames in archives.items()}
             return [
                 Seen(watch.view, at, error=errors[watch.view.name])
@@ -382,11 +420,13 @@ class Observer:
         return frames
 
     def _see(
-        self, watch: Watch, new: Sequence[str], number: int, *, lost: bool, choose: bool
+        self, watch: Watch, new: Sequence[str], at: datetime, number: int, *, lost: bool, choose: bool
     ) -> Mapping[Entity, StoredRow | None]:
         if lost:
             watch.forget()
             return {}
+        if self._canaries is not None:
+            watch.look_at(self._canaries.probes(watch.view), at)
         again = watch.look_again()
         if choose:
             watch.begin(new, number)
@@ -411,6 +451,7 @@ class Observer:
                 **stores,
                 **rows,
                 **self._freshness(view),
+                **self._canary_frame(watch),
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
@@ -426,6 +467,12 @@ class Observer:
 
     def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:
         return {Frame.FRESHNESS: checks.freshness(self.freshness.lines(view.sources))}
+
+    def _canary_frame(self, watch: Watch) -> dict[Frame, pd.DataFrame]:
+        if self._canaries is None or not watch.canary_lines:
+            return {}
+        self._canaries.judged(watch.view, watch.canary_lines)
+        return {Frame.CANARIES: checks.canaries(watch.canary_lines)}
 
     def _undecided_count(self, view: View, at: datetime) -> int:
         """Of a partition that is undecided after the limit, nothing more is to be expected."""

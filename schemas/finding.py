@@ -79,7 +79,8 @@ class Frame(StrEnum):
     The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
     declared SQL makes of the archived events, what Feast's registry says of the view, what Feast serves online beside
     what it gives to a trainer, rows of many rounds together, of those the values of one feature, one an entity, the
-    online store as a whole, the archived events of the source's partitions, or how these keep up.
+    online store as a whole, the archived events of the source's partitions, how these keep up, or what became of the
+    canaries in them.
     """
 
     SCHEMA = "schema"
@@ -93,6 +94,7 @@ class Frame(StrEnum):
     STORE = "store"
     ARCHIVE = "archive"
     FRESHNESS = "freshness"
+    CANARIES = "canaries"
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -121,6 +123,10 @@ _IDENTITIES = {
     Frame.STORE: ("committed", "counted"),
     Frame.ARCHIVE: ("stream", "partition", "accepted", "archived", "durable", "committed"),
     Frame.FRESHNESS: ("stream", "partition", "state", "lag_seconds", "waiting_count", "committed", "end", "burning"),
+    Frame.CANARIES: (
+        *("stream", "partition", "state", "entity", "source_offset", "event_at", "sent_at", "waited_seconds"),
+        *("committed", "online_at"),
+    ),
 }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.steps.canaries import CanaryLine, CanaryState
 from freshet.flows.steps.conservation import Conserved
 from freshet.flows.steps.freshness import Line, State
 from freshet.flows.steps.statistics import DISTRIBUTION_VALUES_COUNT, alpha_of
@@ -53,6 +54,7 @@ def checks_of(view: View, freshness_target: Objective) -> tuple[Check, ...]:
         *_recomputed_checks(view),
         *_served_checks(view),
         *_freshness_checks(view, freshness_target),
+        *_canary_checks(view),
     )
 
 
@@ -434,6 +436,44 @@ def _state_check(name: str, description: str, state: State, cause: Cause | None,
     return Check(name, description, Frame.FRESHNESS, expectation, arguments, cause, severity, features)
 
 
+def _canary_checks(view: View) -> Iterator[Check]:
+    """Of a frame that is there only if the user agreed to canaries."""
+    for name, description, column, unwanted, cause in (
+        (
+            "canaries_are_under_way",
+            "into every partition a canary was sent that the flow can accept",
+            "state",
+            (CanaryState.UNSENT, CanaryState.LATE),
+            None,
+        ),
+        (
+            "no_canary_is_stalled",
+            "the flow goes on with every partition that has a canary in it",
+            "state",
+            (CanaryState.STALLED,),
+            Cause.STALE_ONLINE,
+        ),
+        (
+            "canaries_are_online",
+            "of a canary whose offset is committed, the online row is as new",
+            "online_row",
+            ("older", "absent"),
+            Cause.LOST_ONLINE_WRITE,
+        ),
+        (
+            "canaries_are_offline",
+            "of a canary whose offset is committed, there is a row offline",
+            "offline_row",
+            ("absent",),
+            Cause.LOST_OFFLINE_WRITE,
+        ),
+    ):
+        arguments = {"column": column, "value_set": [str(value) for value in unwanted]}
+        severity = "critical" if cause else "warning"
+        expectation = "ExpectColumnValuesToNotBeInSet"
+        yield Check(f"{view.name}.{name}", description, Frame.CANARIES, expectation, arguments, cause, severity)
+
+
 # --- what is looked at ------------------------------------------------------------------------------------------------
 
 
@@ -638,6 +678,22 @@ def freshness(lines: Iterable[Line]) -> pd.DataFrame:
             **dataclasses.asdict(line),
             "state": line.state.value,
             "lag_seconds": None if line.lag_seconds is None else round(line.lag_seconds, 3),
+        }
+        for line in lines
+    ]
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
+def canaries(lines: Iterable[CanaryLine]) -> pd.DataFrame:
+    """Return one line for each partition into which canaries are sent: what `canaries.CanaryLine` says."""
+    columns = [field.name for field in dataclasses.fields(CanaryLine)]
+    rows = [
+        {
+            **{name: getattr(line, name) for name in columns},
+            "state": line.state.value,
+            "event_at": line.event_at and _instant(line.event_at),
+            "sent_at": line.sent_at and _instant(line.sent_at),
+            "online_at": _spelled(line.online_at),
         }
         for line in lines
     ]
