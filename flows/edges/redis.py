@@ -216,9 +216,9 @@ class OnlineStore:
             answers = iter(self._attempt(self._pipelined, questions))
             now = datetime.now(UTC)
             each = zip(*[answers] * (len(questions) // len(part)), strict=True)
-            for (entity, _), (stored, *kept) in zip(part, each, strict=True):
+            for (entity, _), (stored, *expiry) in zip(part, each, strict=True):
                 row = layout.row(entity, stored)
-                found.append(layout.kept(row, *kept, now) if kept else row)
+                found.append(layout.kept(row, expiry[0], expiry[1], now) if expiry else row)
         return found
 
     def ping(self) -> None:
@@ -457,7 +457,7 @@ class _Layout:
         keys = self._keys([rows[name].combine_chunks() for name in self.view.entity_names])
         told = b" ".join([b"%d" % _ms(self.view.ttl), *self._spelled_ttls(), b""])
         # The columns end together; the names repeat for ever, and so do the ttls.
-        return zip(keys, *chain(*pairs), repeat(told))  # noqa: B905
+        return zip(keys, *chain(*pairs), repeat(told))
 
     def _spelled_ttls(self) -> Iterator[bytes]:
         return (b"%s %d" % (field.removeprefix(_TIME_OF), _ms(ttl)) for field, ttl in self.ttls.items())
