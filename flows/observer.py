@@ -209,8 +209,9 @@ class Watch:
 
     def looked_again(self, rows: Mapping[Entity, StoredRow | None], ends: Mapping[str, int]) -> None:
         """Note the second look, and where Kafka ended after it."""
+        now = self._outside.now()
         self._tickets = [
-            ticket.again(rows[ticket.entity], ends) if ticket.entity in rows and ticket.ends is None else ticket
+            ticket.again(rows[ticket.entity], ends, now) if ticket.entity in rows and ticket.ends is None else ticket
             for ticket in self._tickets
         ]
 

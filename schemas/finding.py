@@ -56,6 +56,8 @@ class Cause(StrEnum):
     """The online row is older than it was."""
     MISSING_ENTITY = "missing_entity"
     """An entity that has offline rows, or had an online row, has none online, or Feast's online API serves none."""
+    EXPIRED_TTL = "expired_ttl"
+    """The online store keeps a row for longer than the ttl of its view allows."""
     STALE_ONLINE = "stale_online"
     """What is served is of some time ago: the online store counts fewer writes than were committed, or is empty; or the
     flow does not keep up with Kafka, and events wait for longer than is declared; or Feast's online API serves an older

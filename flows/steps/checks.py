@@ -20,7 +20,7 @@ from freshet.flows.steps.canaries import CanaryLine, CanaryState
 from freshet.flows.steps.conservation import Conserved
 from freshet.flows.steps.freshness import Line, State
 from freshet.flows.steps.statistics import DISTRIBUTION_VALUES_COUNT, alpha_of
-from freshet.flows.steps.watch import PART, Judgeable, Place, place
+from freshet.flows.steps.watch import PART, Judgeable, Place, Ticket, place
 from freshet.schemas.dtypes import Dtype
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
 from freshet.schemas.expected import Distribution, Reference
@@ -37,7 +37,11 @@ ALPHA = alpha_of(100, timedelta(seconds=5))
 often as the validator looks, one in 30 days."""
 
 CLOCK_TOLERANCE = timedelta(seconds=5)
-"""How far two machines' clocks may be apart before a row counts as one of the future."""
+"""How far two machines' clocks may be apart before a row counts as one of the future, or as kept for too long."""
+
+_NEVER = "never"
+"""What is later than any instant, in words as in order."""
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
@@ -139,6 +143,14 @@ def _row_checks(view: View) -> Iterator[Check]:
         Cause.MISSING_ENTITY,
         given="known_at",
     )
+    if view.ttl:
+        yield _pair_check(
+            f"{view.name}.online_row_expires",
+            "the online store forgets a row once its ttl has passed",
+            Frame.ROWS,
+            ("may_last_until", "expires_at"),
+            Cause.EXPIRED_TTL,
+        )
     yield _pair_check(
         f"{view.name}.online_follows_offline",
         "an offline row was online first, or a newer one is",
@@ -486,7 +498,9 @@ def joined(view: View, looked: Iterable[Judgeable]) -> pd.DataFrame:
     | `online_at` | where the online row stands at the look at which it is older, null if at one there is none |
     | `seen_at` | the newest place where it was ever seen until the first look |
     | `unseen_at` | the offline row that the entity was chosen by, if it was never seen online |
-    | `known_at` | the newest place of all that is known of it, unless it has outlived its ttl |
+    | `known_at` | the newest place of all that is known of it, unless it may have outlived its ttl at the second look |
+    | `expires_at` | when the online store forgets the row of the first look, or `never`; null if it may last for ever |
+    | `may_last_until` | when it must be forgotten: the longest ttl of its hash after its time, or after that look |
     | `offline_at` | the offline row that the entity was chosen by |
     | `offline_row` | what became of the online row: `Found` |
     | `offline_copies`, `offline_part` | how often the found row stands offline, and in which part |
@@ -508,7 +522,7 @@ def _line(view: View, one: Judgeable) -> dict[str, Any]:
     unseen = ticket.floor if ticket.floor and (seen is None or seen < ticket.floor) else None
     known = max(filter(None, (seen, ticket.floor)), default=None)
     places = (place(row), place(ticket.second))
-    expired = bool(view.ttl and known and ticket.first_at - known[0] > view.ttl)
+    expired = known is not None and _may_have_gone(view, ticket, known)
     line: dict[str, Any] = {
         "entity": " / ".join(map(str, ticket.entity)),
         "event_timestamp": row and _instant(row.event_timestamp),
@@ -524,6 +538,7 @@ def _line(view: View, one: Judgeable) -> dict[str, Any]:
         "source_partition": found and found[PARTITION],
         "source_offset": found and found[OFFSET],
         "ahead_s": row and (row.event_timestamp - ticket.first_at).total_seconds(),
+        **_expiry(ticket),
     }
     stored: Mapping[str, Any] = row.features if row else {}
     for feature in view.features:
@@ -532,6 +547,28 @@ def _line(view: View, one: Judgeable) -> dict[str, Any]:
         line[f"off_{name}"] = comparable(found[name]) if found else None
         line[f"type_{name}"] = type_of(value)
     return line
+
+
+def _may_have_gone(view: View, ticket: Ticket, known: Place) -> bool:
+    """Say whether what was known of an entity may have been forgotten by the second look, its ttl having passed."""
+    if not view.ttl:
+        return False
+    row, looked_at = ticket.first, (ticket.second_at or ticket.first_at) + CLOCK_TOLERANCE
+    if row is not None and row.expires_at is not None and place(row) == known:
+        return looked_at >= row.expires_at
+    return looked_at - known[0] >= view.ttl
+
+
+def _expiry(ticket: Ticket) -> dict[str, Any]:
+    """Of a row of long ago no more can be said than that it is kept for its ttl from now: it may be of a replay."""
+    row = ticket.first
+    if row is None or row.kept_for is None:
+        return {"expires_at": None, "may_last_until": None}
+    begun_at = max(row.event_timestamp, ticket.first_at) + CLOCK_TOLERANCE
+    return {
+        "expires_at": _NEVER if row.expires_at is None else _instant(row.expires_at),
+        "may_last_until": _instant(begun_at + min(row.kept_for, _LAST - begun_at)),
+    }
 
 
 def recomputed(view: View, rows: Sequence[Mapping[str, Any]], answers: pa.Table) -> pd.DataFrame:
@@ -703,6 +740,7 @@ def canaries(lines: Iterable[CanaryLine]) -> pd.DataFrame:
 def _columns(view: View) -> list[str]:
     own = ["entity", "event_timestamp", "version", "online_at", "seen_at", "unseen_at", "known_at", "offline_at"]
     own += ["offline_row", "offline_copies", "offline_part", "source_partition", "source_offset", "ahead_s"]
+    own += ["expires_at", "may_last_until"]
     return own + [f"{prefix}_{feature.name}" for feature in view.features for prefix in ("on", "off", "type")]
 
 

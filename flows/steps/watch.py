@@ -36,8 +36,8 @@ class Ticket:
     """An entity that is being looked at.
 
     `floor` is an offline row from before the first look, `seen` the newest place ever seen online before it. `first`
-    and `second` are the online rows of both looks; `ends` says, by source partition, where Kafka ended after the
-    second.
+    and `second` are the online rows of both looks, over at `first_at` and `second_at`; `ends` says, by source
+    partition, where Kafka ended after the second.
     """
 
     entity: Entity
@@ -47,10 +47,11 @@ class Ticket:
     first_at: datetime
     second: StoredRow | None = None
     ends: Mapping[str, int] | None = None
+    second_at: datetime | None = None
 
-    def again(self, second: StoredRow | None, ends: Mapping[str, int]) -> "Ticket":
+    def again(self, second: StoredRow | None, ends: Mapping[str, int], at: datetime) -> "Ticket":
         """Return the ticket after its second look."""
-        return replace(self, second=second, ends=ends)
+        return replace(self, second=second, ends=ends, second_at=at)
 
 
 class Found(StrEnum):

@@ -206,7 +206,8 @@ class Rig:
             assert time.monotonic() < deadline, f"nothing is committed any more:\n{self.materializer.said()}"
             self.materializer.check()
             time.sleep(0.1)
-        refill(self.workspace.online(), offline, self.views)  # what was struck is offline by now
+        now_us = time.time_ns() // 1000
+        refill(self.workspace.online(), offline, self.views, now, now_us)  # what was struck is offline by now
         self.news()
         self.validator.start_again()
 

@@ -46,7 +46,7 @@ def online(user: str, seconds: float, version: int = 1, edits: int | None = 1) -
 
 def ticket(first: StoredRow | None, ends: Mapping[str, int] | None = None, user: str = "ann") -> Ticket:
     looked = Ticket((user,), None, None, first, at(60))
-    return looked if ends is None else looked.again(first, ends)
+    return looked if ends is None else looked.again(first, ends, at(63))
 
 
 def offline(*rows: tuple[str, float, int]) -> pa.Table:
