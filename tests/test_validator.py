@@ -318,7 +318,10 @@ FAULTS: dict[str, tuple[Callable[[], World], str, Cause, tuple[str, ...], Mappin
         overwritten_meanwhile, "online_does_not_go_back", Cause.OUT_OF_ORDER_OVERWRITE, (), BOB
     ),
     "an entity never written online": (
-        lambda: older_online(DAN_S), "entity_is_online", Cause.MISSING_ENTITY, (), DAN
+        lambda: older_online(DAN_S), "first_row_is_online", Cause.LOST_ONLINE_WRITE, (), DAN
+    ),
+    "an entity written more than once that is not online": (
+        lambda: older_online(DAN_S | {"_version": 3}), "entity_is_online", Cause.MISSING_ENTITY, (), DAN
     ),
     "an entity that went away": (emptied_by_the_second_look, "entity_is_online", Cause.MISSING_ENTITY, (), BOB),
     "an online store that lost everything": (

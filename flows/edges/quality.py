@@ -82,7 +82,7 @@ class Judge:
             if raised:
                 errors.append(f"{name}: {raised[0]}")
             elif result.success:
-                told.add(name)
+                told |= {name} if check is None or _looks(frame, check) else set()
             elif check is None:
                 reasons.append(f"{view_name}: {len(frame)} lines to judge, fewer than {minimum_rows}")
             elif (least := result.result.get(_LEAST)) is not None:
@@ -402,6 +402,14 @@ def _message(check: Check, result: Mapping[str, Any]) -> str:
     """Say what should hold, and of how many lines it does not, or what was seen instead."""
     said = result.get(_SAID) or f"not so in {result['unexpected_count']} of {result['element_count']} lines"
     return f"{check.name}: {check.description}; {said}"
+
+
+def _looks(frame: pd.DataFrame, check: Check) -> bool:
+    """Say whether a check looks at any line of a frame."""
+    if not check.needed:
+        return len(frame) > 0
+    lines = zip(*(frame[name] for name in check.needed), strict=True)
+    return any(not any(value is None or value != value for value in line) for line in lines)  # noqa: PLR0124  # NaN
 
 
 def _named(check: Check) -> list[Any]:
