@@ -26,8 +26,8 @@ from freshet.flows.steps.watch import (
     Ticket,
     Versions,
     covering,
-    is_settled,
     judgeable,
+    settled,
     versions_of,
     written_often,
 )
@@ -39,7 +39,7 @@ from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.view import VERSION, StoredRow, View
 
-_NEW_PARTS, _OLD_PARTS = 3, 1
+_NEW_PARTS, _OLD_PARTS = 5, 1
 _HISTORY_PARTS = 50
 """How many parts are read for how often an entity was written, in a round that finds one that was never online."""
 _FOLDER = "all"
@@ -216,18 +216,18 @@ class Watch:
     def _judgeable(self) -> tuple[list[Judgeable], Versions]:
         ledger = self._durable
         overdue_before = self._outside.now() - self._sampling.limit
-        settled = [bool(ledger and is_settled(self.view, ticket, ledger)) for ticket in self._tickets]
-        overdue = [ticket.ends is not None and ticket.first_at <= overdue_before for ticket in self._tickets]
-        due = [one or other for one, other in zip(settled, overdue, strict=True)]
-        wanted = [one.first for one, is_due in zip(self._tickets, due, strict=True) if is_due and one.first]
+        is_settled = settled(self.view, self._tickets, ledger) if ledger else [False] * len(self._tickets)
+        is_overdue = [ticket.ends is not None and ticket.first_at <= overdue_before for ticket in self._tickets]
+        told = [*zip(self._tickets, is_settled, is_overdue, strict=True)]
+        wanted = [one.first for one, is_due, is_late in told if (is_due or is_late) and one.first]
         parts = self._as_declared(covering(self._comparable(), [row.event_timestamp for row in wanted]))
         tables = ((part, self._outside.offline.read_parts(self.view.name, [part])) for part in parts)
         versions = versions_of(self.view, tables, wanted) if wanted else {}
         done, left = list[Judgeable](), list[Ticket]()
-        for ticket, is_settled_, is_overdue in zip(self._tickets, settled, overdue, strict=True):
-            one = judgeable(ticket, versions, settled=is_settled_, overdue=is_overdue)
+        for ticket, is_due, is_late in told:
+            one = judgeable(ticket, versions, settled=is_due, overdue=is_late)
             if one is not None and one.found is Found.ABSENT:
-                one = self._absent(one, overdue=is_overdue)
+                one = self._absent(one, overdue=is_late)
             left.append(ticket) if one is None else done.append(one)
         self._tickets = left
         return done, versions

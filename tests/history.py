@@ -84,6 +84,7 @@ class History:
         self.read_counts = [0] * PARTITIONS_COUNT
         self.events: dict[str, list[datetime]] = {}
         self.staging: list[Row] = []
+        self._unseen: dict[str, dict[str, int]] = {}
         self.ledger.write(Ledger(id="a", shards_count=SHARDS_COUNT))
 
     # What producers and the flow do
@@ -106,8 +107,9 @@ class History:
         for row in kept:
             self.hooks.written(row)
 
-    def commit(self) -> None:
-        """Make all that was read durable."""
+    def commit(self, *, published: bool = True) -> None:
+        """Make all that was read durable; its part is visible at once, or only before the next commit or crash."""
+        self._publish()
         before = self.ledger.read()
         assert before is not None
         rows = self.hooks.staged(self.staging)
@@ -119,12 +121,19 @@ class History:
         marks = {f"{VIEW.name}/{shard}": ShardMark(clock_us=instant_us(reached)) for shard in range(SHARDS_COUNT)}
         update = Update(parts=parts, shards=marks, online_writes_count=self.online.writes_count)
         self.ledger.write(before.after(epoch, self._offsets(self.read_counts), [update]))
-        self.offline.publish(parts)
-        if part:
+        self._unseen = parts
+        if published:
+            self._publish()
+
+    def _publish(self) -> None:
+        unseen, self._unseen = self._unseen, {}
+        self.offline.publish(unseen)
+        for part in unseen.get(VIEW.name, ()):
             self.hooks.visible(part)
 
     def crash(self) -> None:
         """Die, and go on from the ledger: what was online stays there."""
+        self._publish()
         ledger = self.ledger.read()
         assert ledger is not None
         self.read_counts = [ledger.offsets.get(source_key(STREAM, part), 0) for part in range(PARTITIONS_COUNT)]
@@ -138,13 +147,14 @@ class History:
             insort(self.events.setdefault(user, []), at)
             since[user] = min(at, since.get(user, at))
         return [
-            self._row(user, at, bisect_right(times, at))
+            self.row(user, at, bisect_right(times, at))
             for user, oldest in since.items()
             for times in [self.events[user]]
             for at in sorted({*times[bisect_left(times, oldest) :]})
         ]
 
-    def _row(self, user: str, at: datetime, version: int) -> Row:
+    def row(self, user: str, at: datetime, version: int) -> Row:
+        """Return a row as it must be."""
         columns = {"user": user, "event_timestamp": at, "created": self.now, "_version": version}
         return {**columns, "_partition": 0, "_offset": 0, "edits": 1 + version % 7}
 
@@ -168,6 +178,11 @@ class History:
         name = self.online._layouts[VIEW.name].fields[2]  # noqa: SLF001
         self.stored(user)[name] = b"" if value is None else feast_bytes.encode(pa.array([value]))[0]
 
+    @property
+    def parts(self) -> list[str]:
+        """The visible parts that have rows."""
+        return [part for part, table in self.offline._visible[VIEW.name].items() if table.num_rows]  # noqa: SLF001
+
     def change_part(self, part: str, change: Callable[[pa.Table], pa.Table | None]) -> None:
         """Replace a visible part, or take it away."""
         parts = self.offline._visible[VIEW.name]  # noqa: SLF001
@@ -181,7 +196,7 @@ class History:
         """Write every entity's newest row online, whatever is there; the store counts as many writes as ever."""
         for user, times in self.events.items():
             if times:
-                self.overwrite(self._row(user, times[-1], len(times)))
+                self.overwrite(self.row(user, times[-1], len(times)))
         self.online.catch_up(max(ledger.online_writes_count if (ledger := self.ledger.read()) else 0, 1))
 
     # What a validator sees

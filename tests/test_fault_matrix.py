@@ -41,7 +41,7 @@ class Regime:
     every_s: int
 
 
-REGIMES = {"hot": Regime(60, 10), "cold": Regime(600, 300)}
+REGIMES = {"hot": Regime(60, 10), "cold": Regime(1200, 300)}
 
 
 @dataclass
@@ -281,7 +281,8 @@ class Run:
         self.fault = Fault(self.history, case.rate, case.seed)
         self.outcome = Outcome(case, cause)
         self.users = [f"u{number}" for number in range(self.regime.entities_count)]
-        self._plant = plant
+        plant(self.fault)
+        self._due, self.fault.due = self.fault.due, []
         for part in range(4):  # what was there before
             self.history.now = START - timedelta(seconds=400 - part)
             for user in self.users[part::4]:
@@ -323,11 +324,9 @@ class Run:
 
     def go(self) -> Outcome:
         outcome, history, fault = self.outcome, self.history, self.fault
-        self._plant(fault)
-        fault_due, fault.due = fault.due, []
         for _ in range(CLEAN_ROUNDS):
             outcome.before += self.opened()
-        fault.begun_at, fault.due = history.now, fault_due
+        fault.begun_at, fault.due = history.now, self._due
         more = MORE_ROUNDS
         while more and (fault.effective_at is None or history.now - fault.effective_at <= outcome.limit + ROUND):
             opened = self.opened()

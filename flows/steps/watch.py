@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.flows.steps.shards import split
-from freshet.schemas.event import EVENT_TIME
+from freshet.flows.steps.shards import hashes
+from freshet.schemas.event import EVENT_TIME, NEVER_US
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.units import instant_us
@@ -117,22 +117,25 @@ def place(row: StoredRow | None) -> Place | None:
     return None if row is None else (row.event_timestamp, row.version)
 
 
-def is_settled(view: View, ticket: Ticket, ledger: Ledger) -> bool:
-    """Say whether everything is committed that the row of the first look can have been made of."""
-    if ticket.ends is None:
-        return False
-    if any(ledger.offsets.get(key, 0) < end for key, end in ticket.ends.items()):
-        return False
-    if ticket.first is None:
-        return True
-    mark = ledger.shards.get(f"{view.name}/{_shard(view, ticket.entity, ledger.shards_count)}")
-    return mark is not None and mark.clock_us >= instant_us(ticket.first.event_timestamp)
+def settled(view: View, tickets: Sequence[Ticket], ledger: Ledger) -> list[bool]:
+    """Say of each ticket whether everything is committed that the row of its first look can have been made of."""
+    committed = [
+        ticket.ends is not None and all(ledger.offsets.get(key, 0) >= end for key, end in ticket.ends.items())
+        for ticket in tickets
+    ]
+    rows = [ticket.first for ticket, is_committed in zip(tickets, committed, strict=True) if is_committed]
+    clocks_us = iter(_clocks_us(view, [row.entity for row in rows if row is not None], ledger))
+    reached = (row is None or next(clocks_us) >= instant_us(row.event_timestamp) for row in rows)
+    return [is_committed and next(reached) for is_committed in committed]
 
 
-def _shard(view: View, entity: Entity, shards_count: int) -> int:
-    columns = [pa.array([value], column.type) for value, column in zip(entity, view.entity, strict=True)]
-    (shard,) = split(pa.Table.from_arrays(columns, schema=pa.schema(view.entity)), view, shards_count)
-    return shard
+def _clocks_us(view: View, entities: Sequence[Entity], ledger: Ledger) -> list[int]:
+    """Return how far time has passed for the shard of each entity."""
+    names = view.entity_names
+    lines = [dict(zip(names, entity, strict=True)) for entity in entities]
+    shards = hashes(pa.Table.from_pylist(lines, pa.schema(view.entity)), view) % ledger.shards_count
+    marks = (ledger.shards.get(f"{view.name}/{shard}") for shard in shards)
+    return [NEVER_US if mark is None else mark.clock_us for mark in marks]
 
 
 def judgeable(ticket: Ticket, versions: Versions, *, settled: bool, overdue: bool) -> Judgeable | None:

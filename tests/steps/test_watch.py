@@ -20,9 +20,9 @@ from freshet.flows.steps.watch import (
     Ticket,
     Versions,
     covering,
-    is_settled,
     judgeable,
     place,
+    settled,
     versions_of,
 )
 from freshet.schemas.dtypes import DTYPES
@@ -67,6 +67,11 @@ def ledger(
     mark = ShardMark(clock_us=instant_us(at(seconds)))
     marks = {f"{VIEW.name}/{shard}": mark for shard in shards}
     return Ledger(id="a", shards_count=SHARDS_COUNT, offsets=offsets, shards=marks)
+
+
+def is_settled(view: View, looked: Ticket, now: Ledger) -> bool:
+    (answer,) = settled(view, [looked], now)
+    return answer
 
 
 # --- when it can be judged --------------------------------------------------------------------------------------------
