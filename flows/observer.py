@@ -233,7 +233,7 @@ class Watch:
         return done, versions
 
     def _absent(self, one: Judgeable, *, overdue: bool) -> Judgeable | None:
-        """Say that a row is not offline, or that it may be one of those that parts lack; None until these are counted."""
+        """Say that a row is not offline, or may be one of those that parts lack; None until these are counted."""
         row, ledger = one.ticket.first, self._durable
         assert row is not None, "no row is absent"
         assert ledger is not None, "nothing is settled before the first commit"

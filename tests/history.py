@@ -202,11 +202,14 @@ class History:
     # What a validator sees
 
     def outside(self) -> Outside:
-        parts = (Touched(part, lambda: self.meanwhile()) for part in (self.online, self.offline, self.ledger))
+        parts = (Touched(part, self._touch) for part in (self.online, self.offline, self.ledger))
         return Outside(*parts, self._ends, self._progress, lambda: self.now)
 
-    def _ends(self) -> dict[str, int]:
+    def _touch(self) -> None:
         self.meanwhile()
+
+    def _ends(self) -> dict[str, int]:
+        self._touch()
         return self._offsets([*map(len, self.log)])
 
     def _progress(self) -> dict[tuple[str, int], Progress]:

@@ -9,8 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
-import pytest
-from history import START, VIEW, History, Row, Sparing, Validator
+from history import START, VIEW, History, Sparing, Validator
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -25,7 +24,9 @@ from freshet.schemas.units import Objective
 SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 FOUND_WITHIN_ROUNDS = 24
 """Two minutes: of an entity that is not online only its parts tell, and each round reads a few of them."""
-FRESHNESS = {check.name for check in checks_of(VIEW, Objective(99, timedelta(seconds=5))) if check.frame is Frame.FRESHNESS}
+FRESHNESS = {
+    check.name for check in checks_of(VIEW, Objective(99, timedelta(seconds=5))) if check.frame is Frame.FRESHNESS
+}
 """The checks that a flow which may pause for any time does not keep, and that speak of nothing else."""
 USERS = st.sampled_from("abcd")
 
@@ -125,7 +126,10 @@ class Stores(RuleBasedStateMachine):
         return bool(self.history.events)
 
     @precondition(has_rows)
-    @rule(data=st.data(), value=st.sampled_from([(-1, Cause.VALUE_MISMATCH), (None, Cause.NULL_ONLINE), (0.5, Cause.DTYPE)]))
+    @rule(
+        data=st.data(),
+        value=st.sampled_from([(-1, Cause.VALUE_MISMATCH), (None, Cause.NULL_ONLINE), (0.5, Cause.DTYPE)]),
+    )
     def alter(self, data: Any, value: tuple[Any, Cause]) -> None:
         self.settle()
         self.history.alter(data.draw(st.sampled_from(sorted(self.history.events))), value[0])
@@ -153,7 +157,7 @@ class Stores(RuleBasedStateMachine):
     def lose_online(self, user: str) -> None:
         self.settle()
         self.history.produce(user)
-        self.history.hooks.writing = lambda row: None
+        self.history.hooks.writing = lambda _: None
 
         assert self.found() == {Cause.LOST_ONLINE_WRITE}
 

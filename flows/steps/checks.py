@@ -377,7 +377,7 @@ def joined(view: View, looked: Iterable[Judgeable]) -> pd.DataFrame:
     | `online_at` | where the online row stands at the look at which it is older, null if at one there is none |
     | `seen_at` | the newest place where it was ever seen until the first look, or must have been |
     | `known_at` | the newest place of all that is known of it, unless it was never online, or has outlived its ttl |
-    | `due_at` | the offline row that the entity was chosen by, unless it was online and is gone, or has outlived its ttl |
+    | `due_at` | the offline row that the entity was chosen by, unless it was online and is gone, or outlived its ttl |
     | `offline_at` | the offline row that the entity was chosen by |
     | `offline_row` | what became of the online row: `Found` |
     | `settled_row` | the same, if it can be told |

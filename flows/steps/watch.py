@@ -224,8 +224,8 @@ class Memory:
 class Signs:
     """What befell entities of late, each for `lasting`: it tells of those of which nothing was seen.
 
-    An entity that was seen and is `gone`, and an online row that went `back`, are signs that no lost write leaves; a row
-    that stays `behind` is the sign of lost writes, unless rows go back.
+    An entity that was seen and is `gone`, and an online row that went `back`, are signs that no lost write leaves; a
+    row that stays `behind` is the sign of lost writes, unless rows go back.
     """
 
     lasting: timedelta
@@ -246,8 +246,8 @@ class Signs:
     def was_online(self, ticket: Ticket, rewritten: Collection[Entity]) -> bool:
         """Say whether the floor, which the online store lacks, was there before.
 
-        `rewritten` are the entities that were written more than once before they were looked at, as offline rows say: to
-        lose each of several writes is less likely than to lose the entity once.
+        `rewritten` are the entities that were written more than once before they were looked at, as offline rows say:
+        to lose each of several writes is less likely than to lose the entity once.
         """
         if ticket.known is not None:
             return not ticket.is_behind or "back" in self._seen_at
