@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
-from freshet.flows.recompute import Budget, Recompute
+from freshet.flows.parity import EVERY, Client, Parity
+from freshet.flows.recompute import ArchiveIndex, Budget, Recompute, indexes_of
 from freshet.flows.steps import checks
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
 from freshet.flows.steps.watch import (
@@ -86,7 +87,8 @@ class Outside:
     """All that a validator sees.
 
     `ends` gives, by source partition, the offset after the last message; `progress`, by stream and partition, what is
-    committed, asked first, and the end.
+    committed, asked first, and the end. `feast` makes a client of Feast, which takes seconds at the first time; None
+    where Feast is not asked.
     """
 
     online: Online
@@ -95,6 +97,7 @@ class Outside:
     ends: Callable[[], Mapping[str, int]]
     progress: Callable[[], Mapping[Source, Progress]]
     now: Callable[[], datetime]
+    feast: Callable[[], Client] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class Sampling:
     """How much of a view one round looks at, and how long it waits.
 
     `rows_count` entities come from the offline store, most from its newest parts, and `keys_count` from the online
-    store. Between the two looks at an entity lies `grace`; what cannot be judged after `limit` is inconclusive.
+    store. Between the two looks at an entity lies `grace`; what cannot be judged after `limit` is inconclusive. Feast
+    is asked about a few rows every `parity_every`, or never.
     """
 
     rows_count: int = 100
@@ -111,11 +115,12 @@ class Sampling:
     limit: timedelta = timedelta(seconds=60)
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
+    parity_every: timedelta | None = EVERY
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a round saw of a view: frames to judge, or why there are none.
+    """What a round saw of a view: frames to judge, and why there are none, or not all.
 
     `waiting_count` entities cannot be judged yet; of `undecided_count` partitions it will show how they keep up.
     `freshness` is all that was seen of that so far; None if this round saw nothing of it.
@@ -133,9 +138,15 @@ class Seen:
 class Watch:
     """What is known of one view from round to round."""
 
-    def __init__(self, plan: ViewPlan, outside: Outside, sampling: Sampling) -> None:
+    def __init__(
+        self, plan: ViewPlan, outside: Outside, sampling: Sampling, indexes: Mapping[str, ArchiveIndex]
+    ) -> None:
         self.view, self._outside, self._sampling = plan.view, outside, sampling
-        self._recompute = Recompute(plan, outside.offline, sampling.budget)
+        self._recompute = Recompute(plan, outside.offline, indexes, sampling.budget)
+        self._parity = None
+        if outside.feast and sampling.parity_every:
+            edges = (outside.feast, outside.online, outside.offline, outside.now)
+            self._parity = Parity(plan.view, *edges, sampling.parity_every)
         self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit)
         self._parts: dict[str, PartSummary] = {}
         self._gone: dict[str, PartSummary] = {}
@@ -152,8 +163,13 @@ class Watch:
         """How many entities cannot be judged yet."""
         return len(self._tickets)
 
-    def list_parts(self, ledger: Ledger) -> list[str]:
-        """Learn which parts are visible, the ledger having been read before; return those that are new."""
+    @property
+    def trouble(self) -> str:
+        """Why Feast could not be asked; nothing if it could be, or was not."""
+        return self._parity.trouble if self._parity else ""
+
+    def list_parts(self, ledger: Ledger) -> tuple[list[str], Ledger]:
+        """Learn which parts are visible, the ledger having been read before; return new ones, and the ledger after."""
         name, offline = self.view.name, self._outside.offline
         visible = dict.fromkeys(offline.visible_parts(name))
         told = ledger.parts.get(name, {})
@@ -168,8 +184,9 @@ class Watch:
                 new.append(part)
         if not staged:  # between the ledger and the renaming lies a moment, or a crash
             self._durable = ledger
-        self._is_counted = not staged and self._outside.ledger.read() == ledger
-        return new
+        after = self._outside.ledger.read() or ledger
+        self._is_counted = not staged and after == ledger
+        return new, after
 
     def begin(self, new_parts: Sequence[str], number: int) -> None:
         """Take a first look at entities that are chosen anew; some may wait for a verdict still."""
@@ -211,6 +228,8 @@ class Watch:
             found = self._recompute.frame(self._durable, _final(done, versions))
             if found is not None:
                 frames[Frame.RECOMPUTED] = found
+        if self._parity:
+            frames |= self._parity.frames(done, self._comparable())
         return frames
 
     def _judgeable(self) -> tuple[list[Judgeable], Versions]:
@@ -344,7 +363,8 @@ class Observer:
     def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling, freshness: Freshness) -> None:
         self._outside, self._sampling, self.freshness = outside, sampling, freshness
         self._begun_at: datetime | None = None
-        self.watches = [Watch(plan, outside, sampling) for plan in pipeline.plans]
+        self._indexes = indexes_of(pipeline.plans, outside.offline, sampling.budget)
+        self.watches = [Watch(plan, outside, sampling, self._indexes) for plan in pipeline.plans]
 
     def look(self, number: int, *, choose: bool = True) -> list[Seen]:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
@@ -357,10 +377,14 @@ class Observer:
             counted = self._outside.online.counted_writes()
             online = checks.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
-            errors, again = dict[str, str](), dict[str, Mapping[Entity, StoredRow | None]]()
+            new, errors = self._list_parts(ledger)
+            again = dict[str, Mapping[Entity, StoredRow | None]]()
             for watch in self.watches:
                 try:
-                    again[watch.view.name] = self._see(watch, ledger, number, lost=lost, choose=choose)
+                    if watch.view.name in new:
+                        again[watch.view.name] = self._see(
+                            watch, new[watch.view.name], number, lost=lost, choose=choose
+                        )
                 except FreshetError as error:
                     errors[watch.view.name] = str(error)
             ends = self._outside.ends()
@@ -379,10 +403,21 @@ class Observer:
         except FreshetError as error:
             return [Seen(watch.view, at, error=str(error)) for watch in self.watches]
 
+    def _list_parts(self, ledger: Ledger) -> tuple[dict[str, list[str]], dict[str, str]]:
+        """List every view's parts between two readings of the ledger; return each's new parts, and what went wrong."""
+        new, errors = dict[str, list[str]](), dict[str, str]()
+        for index in self._indexes.values():
+            index.begin()
+        for watch in self.watches:
+            try:
+                new[watch.view.name], ledger = watch.list_parts(ledger)
+            except FreshetError as error:
+                errors[watch.view.name] = str(error)
+        return new, errors
+
     def _see(
-        self, watch: Watch, ledger: Ledger, number: int, *, lost: bool, choose: bool
+        self, watch: Watch, new: Sequence[str], number: int, *, lost: bool, choose: bool
     ) -> Mapping[Entity, StoredRow | None]:
-        new = watch.list_parts(self._outside.ledger.read() or ledger)  # another view's round has taken its time
         if lost:
             watch.forget()
             return {}
@@ -413,7 +448,7 @@ class Observer:
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
-        return self._looked(view, at, frames, watch.waiting_count)
+        return replace(self._looked(view, at, frames, watch.waiting_count), error=watch.trouble)
 
     def _looked(self, view: View, at: datetime, frames: Mapping[Frame, pd.DataFrame], waiting_count: int = 0) -> Seen:
         reading = self.freshness.reading(view.sources)

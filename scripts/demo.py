@@ -10,33 +10,21 @@ finds that: exits 1 on a finding, 4 if there is none in two minutes.
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import json
-import os
 import signal
-import socket
-import subprocess
-import tempfile
-import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from prometheus_client.parser import text_string_to_metric_families
 
-from freshet.flows.edges import event_file, feast, kafka
-from freshet.flows.edges.broker import Broker
+from freshet.flows.edges import event_file, feast
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.quality import Judge
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.edges.valkey import Valkey
 from freshet.flows.live import Workspace
 from freshet.flows.live_validator import open_observer
 from freshet.flows.materializer import archive_name
@@ -48,20 +36,20 @@ from freshet.flows.validator import EXIT_CODES, exit_code, judged
 from freshet.schemas.errors import Unavailable, listed
 from freshet.schemas.finding import Alarm, Cause, Outcome, Status, Verdict, worst
 from freshet.schemas.view import View
-from freshet.scripts import check, reference
-from freshet.scripts.apply import apply
+from freshet.scripts import check
 from freshet.scripts.cli import wrong_use
+from freshet.scripts.embedded import WAIT_LIMIT_S, Samples, Sender, Stack, start, total
 from freshet.scripts.faults import breaks
-from freshet.scripts.faults.breaks import Fault
-from freshet.scripts.faults.deeds import Account
+from freshet.scripts.faults.deeds import Account, Choice
 from freshet.scripts.made_edits import edits, user
 
 _CLOCK = "freshet_clock_timestamp_seconds"
-_WAIT_LIMIT_S = 60.0
+_STREAM = "wiki_edits"
 _SEED = 2015
 _QUIET = "#quiet.wikipedia"
 _QUIET_AGE = timedelta(seconds=57)
 _ROUND_S, _FIND_LIMIT_S = 2.0, 120.0
+_SHARE = 0.5
 
 
 def arguments(words: argparse.ArgumentParser) -> None:
@@ -87,8 +75,8 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         return _break(words, settings)
     with contextlib.ExitStack() as parts:
         stack = _start(parts, settings)
-        stack.wait_until_ready()
-        sender = _Sender(stack, words)
+        stack.materializer.wait_until_ready()
+        sender = _sender(stack, words)
         sender.start()
         _show(stack, sender)
         sender.join()
@@ -97,183 +85,72 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             _show_decay(stack)
         if words.keep:
             _keep(stack)
-        clocks = stack.clocks_us()
-        stack.materializer.send_signal(signal.SIGTERM)
-        if stack.materializer.wait(_WAIT_LIMIT_S) != 0:
-            raise Unavailable(f"the materializer ended with {stack.materializer.returncode}:\n{stack.said()}")
+        clocks = _clocks_us(stack.materializer.samples())
+        child = stack.materializer.child
+        child.send_signal(signal.SIGTERM)
+        if child.wait(WAIT_LIMIT_S) != 0:
+            stack.materializer.check()
         return _summary(stack.workspace, clocks)
 
 
-@dataclass
-class _Stack:
-    """What the demo started."""
-
-    workspace: Workspace
-    materializer: "subprocess.Popen[bytes]"
-    log: Path
-    metrics: str
-    fault: Fault
-
-    def wait_until_ready(self) -> None:
-        """Wait until the materializer answers; raises `Unavailable` if it ends or does not."""
-        deadline = time.monotonic() + _WAIT_LIMIT_S
-        while not self.samples():
-            if time.monotonic() > deadline:
-                raise Unavailable(f"the materializer does not answer at {self.metrics}:\n{self.said()}")
-            self.ended_within(0.1)
-
-    def ended_within(self, limit_s: float) -> bool:
-        """Wait so long, or until the materializer ends; say whether it did."""
-        try:
-            self.materializer.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def said(self) -> str:
-        """Return the last lines of the materializer's log."""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-
-    def clocks_us(self) -> dict[str, int]:
-        """Return up to when each view's rows follow the time."""
-        found = ((dict(pairs), value) for (name, pairs), value in self.samples().items() if name == _CLOCK)
-        return {pairs["feature_view"]: int(value * 10**6) for pairs, value in found}
-
-    def samples(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Return all metrics of the materializer by name and labels."""
-        try:
-            with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:  # ours
-                text = answer.read().decode()
-        except OSError as error:
-            if self.materializer.poll() is not None:
-                raise Unavailable(
-                    f"the materializer ended with {self.materializer.returncode}:\n{self.said()}"
-                ) from error
-            return {}
-        families = text_string_to_metric_families(text)
-        return {
-            (one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples
-        }
+def _start(parts: contextlib.ExitStack, settings: Settings, *, breakable: bool = False) -> Stack:
+    """Start everything, and say where it is."""
+    stack = start(parts, settings, breakable=breakable)
+    own, pipeline = stack.workspace.settings, stack.workspace.pipeline
+    metrics = f"http://{stack.materializer.metrics}/metrics"
+    print(f"broker {own.brokers}, online store {own.online_store}, metrics {metrics}")
+    print(f"project {pipeline.project}: {len(pipeline.views)} feature views, declared in features.yaml")
+    return stack
 
 
-def _start(parts: contextlib.ExitStack, settings: Settings, cause: Cause | None = None) -> _Stack:
-    """Start all parts, each ended with the demo, and a fault among them."""
-    root = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="freshet-demo-")))
-    reference.copy(root)
-    broker = parts.enter_context(Broker.start())
-    valkey = parts.enter_context(Valkey.start())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        metrics = f"127.0.0.1:{free.getsockname()[1]}"
-    settings = dataclasses.replace(
-        settings, project=root, brokers=broker.address, online_store=valkey.url, metrics_address=metrics, kafka={}
-    )
-    workspace = Workspace.open(settings)
-    for topic, count in kafka.topics_of(workspace.contracts.values()).items():
-        broker.create_topic(topic, count)
-    apply(workspace)
-    fault = parts.enter_context(breaks.put(cause, workspace, root))
-    environment = {
-        **os.environ,
-        "FRESHET_PROJECT": str(root),
-        "FRESHET_BROKERS": broker.address,
-        "FRESHET_ONLINE_STORE": fault.online_url,
-        "FRESHET_METRICS_ADDRESS": metrics,
-    }
-    log = root / "materializer.log"
-    with log.open("wb") as out:
-        materializer = subprocess.Popen(  # noqa: S603  # our own
-            fault.command, env=environment, stdout=out, stderr=out, start_new_session=True
-        )  # Ctrl-C is for the demo, which then ends its parts in order
-    fault.materializer = materializer
-    parts.callback(_end, materializer)
-    print(f"broker {broker.address}, online store {valkey.url}, metrics http://{metrics}/metrics")
-    views = workspace.pipeline.views
-    print(f"project {workspace.pipeline.project}: {len(views)} feature views, declared in features.yaml")
-    return _Stack(workspace, materializer, log, metrics, fault)
+def _clocks_us(samples: Samples) -> dict[str, int]:
+    """Return up to when each view's rows follow the time."""
+    found = ((dict(pairs), value) for (name, pairs), value in samples.items() if name == _CLOCK)
+    return {pairs["feature_view"]: int(value * 10**6) for pairs, value in found}
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        process.terminate()
-        process.send_signal(signal.SIGCONT)  # one that was made to hang cannot end
-        try:
-            process.wait(_WAIT_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _sender(stack: Stack, words: argparse.Namespace) -> Sender:
+    """Return who publishes the demo's events."""
+    return Sender(stack.workspace.kafka, stack.workspace.contracts[_STREAM], _timed(stack, words))
 
 
-class _Sender(threading.Thread):
-    """Publishes the demo's events beside everything else."""
-
-    def __init__(self, stack: _Stack, words: argparse.Namespace) -> None:
-        super().__init__(name="producer", daemon=True)
-        self._contract, self._cluster = stack.workspace.contracts["wiki_edits"], stack.workspace.kafka
-        self._fault, self._words = stack.fault, words
-        self._ended = threading.Event()
-        self._error: BaseException | None = None
-        self.sent_count = 0
-
-    def run(self) -> None:
-        """Publish until there is no more."""
-        try:
-            with kafka.Producer(self._cluster, self._contract) as producer:
-                for wait_s, event in self._timed():
-                    if self._ended.is_set():
-                        break
-                    if wait_s > 0:
-                        producer.poll(wait_s)
-                    producer.send(event)
-                    self.sent_count += 1
-        except BaseException as error:  # noqa: BLE001  # handed to the main thread, which raises it
-            self._error = error
-
-    def check(self) -> None:
-        """Raise what went wrong while publishing."""
-        if self._error is not None:
-            raise self._error
-
-    def end(self) -> None:
-        """Publish no more."""
-        self._ended.set()
-        self.join()
-
-    def _timed(self) -> Iterator[tuple[float, Any]]:
-        """Give each event and how long to wait for its turn."""
-        started = time.monotonic()
-        if self._words.events is None:
-            count = max(2, int(self._words.seconds * self._words.rate)) if self._words.cause is None else None
-            for number, made in enumerate(itertools.islice(edits(_SEED), count)):
-                if number < 2:
-                    made |= {"channel": _QUIET, "time": (datetime.now(UTC) - _QUIET_AGE).isoformat()}
-                yield started + number / self._words.rate - time.monotonic(), self._fault.sent(made)
-            return
-        events = [json.loads(line) for line in event_file.lines(self._words.events)]
-        times = [datetime.fromisoformat(event[self._contract.stream.event_time]) for event in events]
-        if not events:
-            raise wrong_use("--events", "names a file without events", "give one event a line")
-        first, last, speed = min(times), max(times), self._words.speed
-        shift = datetime.now(UTC) + (timedelta(0) if speed is None else (last - first) / speed) - last
-        for event, at in zip(events, times, strict=True):
-            event[self._contract.stream.event_time] = (at + shift).isoformat()
-            turn = started + (0 if speed is None else (at - first).total_seconds() / speed)
-            yield turn - time.monotonic(), json.dumps(event)
+def _timed(stack: Stack, words: argparse.Namespace) -> Iterator[tuple[float, Any]]:
+    """Give each event and how long to wait for its turn."""
+    started = time.monotonic()
+    if words.events is None:
+        count = max(2, int(words.seconds * words.rate)) if words.cause is None else None
+        for number, made in enumerate(itertools.islice(edits(_SEED), count)):
+            if number < 2:
+                made |= {"channel": _QUIET, "time": (datetime.now(UTC) - _QUIET_AGE).isoformat()}
+            event = made if stack.faults is None else stack.faults.sent(made)
+            yield started + number / words.rate - time.monotonic(), event
+        return
+    field = stack.workspace.contracts[_STREAM].stream.event_time
+    events = [json.loads(line) for line in event_file.lines(words.events)]
+    times = [datetime.fromisoformat(event[field]) for event in events]
+    if not events:
+        raise wrong_use("--events", "names a file without events", "give one event a line")
+    first, last, speed = min(times), max(times), words.speed
+    shift = datetime.now(UTC) + (timedelta(0) if speed is None else (last - first) / speed) - last
+    for event, at in zip(events, times, strict=True):
+        event[field] = (at + shift).isoformat()
+        turn = started + (0 if speed is None else (at - first).total_seconds() / speed)
+        yield turn - time.monotonic(), json.dumps(event)
 
 
-def _show(stack: _Stack, sender: _Sender) -> None:
+def _show(stack: Stack, sender: Sender) -> None:
     """Print a line a second until everything that was sent is durable."""
     view = stack.workspace.pipeline.views[0]
     online = OnlineStore(stack.workspace.online_url, stack.workspace.pipeline.project, stack.workspace.pipeline.views)
     watched: tuple[Any, ...] | None = (user(0),)
-    before, deadline = 0.0, time.monotonic() + _WAIT_LIMIT_S
+    before, deadline = 0.0, time.monotonic() + WAIT_LIMIT_S
     print("     events/s   events     rows online   lag   freshness p50   p99   one entity's features, changing")
     for second in itertools.count(1):
-        stack.ended_within(1.0)
-        samples = stack.samples()
-        taken = _total(samples, "freshet_events_total")
-        rows = _total(samples, "freshet_rows_total", store="online")
-        lag = _total(samples, "kafka_consumergroup_lag_sum")
+        stack.materializer.ended_within(1.0)
+        samples = stack.materializer.samples()
+        taken = total(samples, "freshet_events_total")
+        rows = total(samples, "freshet_rows_total", store="online")
+        lag = total(samples, "kafka_consumergroup_lag_sum")
         if watched is None or (stored := online.read(view, [watched])[0]) is None:
             found = online.sample(view, 1, _SEED)
             watched, stored = (found[0], online.read(view, found)[0]) if found else (None, None)
@@ -288,38 +165,32 @@ def _show(stack: _Stack, sender: _Sender) -> None:
             counts = f"{second:3d}s {taken - before:8.0f} {taken:8.0f} {rows:15.0f} {lag:5.0f}"
             print(f"{counts} {p50:>15} {p99:>5}   {features}", flush=True)
         if taken > before or sender.is_alive():
-            deadline = time.monotonic() + _WAIT_LIMIT_S
+            deadline = time.monotonic() + WAIT_LIMIT_S
         before = taken
         if not sender.is_alive() and taken >= sender.sent_count and lag == 0:
             return
-        if stack.materializer.poll() is not None or time.monotonic() > deadline:
-            raise Unavailable(f"the materializer took {taken:.0f} of {sender.sent_count} events:\n{stack.said()}")
+        if stack.materializer.child.poll() is not None or time.monotonic() > deadline:
+            raise Unavailable(
+                f"the materializer took {taken:.0f} of {sender.sent_count} events:\n{stack.materializer.said()}"
+            )
 
 
-def _show_decay(stack: _Stack) -> None:
+def _show_decay(stack: Stack) -> None:
     """Wait until time alone has emptied the silent channel's last minute, and say so; raises `Unavailable` if never."""
     view = stack.workspace.pipeline.plan("wiki_edits_by_channel").view
     online = OnlineStore(stack.workspace.online_url, stack.workspace.pipeline.project, stack.workspace.pipeline.views)
-    deadline = time.monotonic() + _WAIT_LIMIT_S
+    deadline = time.monotonic() + WAIT_LIMIT_S
     while True:
         [row] = online.read(view, [(_QUIET,)])
         if row is not None and row.features["chan_edits_1m"] == 0:
             break
-        if stack.ended_within(0.1) or time.monotonic() > deadline:
-            raise Unavailable(f"{_QUIET} still has {row and row.features}:\n{stack.said()}")
+        if stack.materializer.ended_within(0.1) or time.monotonic() > deadline:
+            raise Unavailable(f"{_QUIET} still has {row and row.features}:\n{stack.materializer.said()}")
     at = f"{row.event_timestamp:%H:%M:%S}"
     print(f"\nno event since: {_QUIET} had 2 edits a minute, chan_edits_1m=0 at {at} by time alone")
 
 
-_Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def _total(samples: _Samples, name: str, **labels: str) -> float:
-    wanted = set(labels.items())
-    return sum(value for (found, pairs), value in samples.items() if found == name and wanted <= set(pairs))
-
-
-def _quantile(samples: _Samples, share: float) -> str:
+def _quantile(samples: Samples, share: float) -> str:
     """Return the bucket's bound under which the share of all rows were readable."""
     buckets: dict[float, float] = {}
     for (name, pairs), value in samples.items():
@@ -385,25 +256,26 @@ def _break(words: argparse.Namespace, settings: Settings) -> int:
     if words.cause not in breaks.CAUSES:
         raise wrong_use("--break", f"is {words.cause!r}", f"write {listed(breaks.CAUSES)}")
     with contextlib.ExitStack() as parts:
-        stack = _start(parts, settings, Cause(words.cause))
-        validator, sender = _Validator(stack.workspace), _Sender(stack, words)
-        stack.wait_until_ready()
+        stack = _start(parts, settings, breakable=True)
+        faults = stack.faults
+        assert faults is not None, "it is breakable"
+        validator, sender = _Validator(stack.workspace), _sender(stack, words)
+        stack.materializer.wait_until_ready()
         parts.callback(sender.end)
         sender.start()
         print(f"made edits flow, {words.rate:g} a second, and the validator looks every {_ROUND_S:g} s")
         whole_until = time.monotonic() + words.seconds
         while time.monotonic() < whole_until or not validator.compared_count:
             _show_alarms("opened before anything was broken", validator.look())
-            if time.monotonic() > whole_until + _WAIT_LIMIT_S:
-                raise Unavailable(f"the validator has compared nothing:\n{stack.said()}")
+            if time.monotonic() > whole_until + WAIT_LIMIT_S:
+                raise Unavailable(f"the validator has compared nothing:\n{stack.materializer.said()}")
         print(f"{words.cause} from now on, made outside of the validator")
-        stack.fault.begin()
+        faults.begin(Cause(words.cause), Choice(_SHARE, _SEED))
         deadline = time.monotonic() + _FIND_LIMIT_S
         while time.monotonic() < deadline:
-            opened, now, account = validator.look(), time.time(), stack.fault.account()
+            opened, now, account = validator.look(), time.time(), faults.account()
             sender.check()
-            if stack.ended_within(0):
-                raise Unavailable(f"the materializer ended with {stack.materializer.returncode}:\n{stack.said()}")
+            stack.materializer.check()
             if account.first_effective_at is None:
                 _show_alarms("opened before the fault had an effect", opened)
                 continue
@@ -413,7 +285,7 @@ def _break(words: argparse.Namespace, settings: Settings) -> int:
                 _show_alarms(f"found {now - account.first_effective_at:.1f} s after the fault's first effect", own)
                 _show_account(account, own)
                 return EXIT_CODES[Outcome.VIOLATED]
-        print(f"not found within {_FIND_LIMIT_S:g} s; of {words.cause}:\n{stack.said()}")
+        print(f"not found within {_FIND_LIMIT_S:g} s; of {words.cause}:\n{stack.materializer.said()}")
         return EXIT_CODES[Outcome.VALIDATOR_ERROR]
 
 
@@ -433,8 +305,9 @@ class _Validator:
         self._turn = time.monotonic() + _ROUND_S
         self._number += 1
         verdicts, news = list[Verdict](), list[Alarm]()
-        for seen in self._observer.look(self._number):
-            verdict, more = self._alarms.heed(judged(self._judge, seen, self._target), seen.at)
+        looks = self._observer.look(self._number)
+        for seen, found in zip(looks, judged(self._judge, looks, self._target), strict=True):
+            verdict, more = self._alarms.heed(found, seen.at)
             verdicts.append(verdict)
             news += more
         count = sum(verdict.compared for verdict in verdicts)
@@ -460,7 +333,7 @@ def _show_account(account: Account, alarms: Sequence[Alarm]) -> None:
         print(f"of the {len(evidence)} entities in evidence it struck {len(evidence & set(account.entities))}")
 
 
-def _keep(stack: _Stack) -> None:
+def _keep(stack: Stack) -> None:
     """Wait for Ctrl-C, everything running."""
     root = stack.workspace.project.root
     settings = stack.workspace.settings
@@ -469,7 +342,7 @@ def _keep(stack: _Stack) -> None:
     print(f"  export FRESHET_ONLINE_STORE={settings.online_store}")
     print("  freshet check")
     print("  freshet produce FILE")
-    print(f"  curl http://{stack.metrics}/metrics")
+    print(f"  curl http://{stack.materializer.metrics}/metrics")
     print("Ctrl-C ends it.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        stack.materializer.wait()
+        stack.materializer.child.wait()

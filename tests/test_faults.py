@@ -19,8 +19,9 @@ from freshet.schemas.ledger import Ledger
 from freshet.schemas.view import Feature, View
 from freshet.scripts.faults.deeds import Choice, Deeds
 from freshet.scripts.faults.files import FileFault
+from freshet.scripts.faults.materializer import obey, order
 from freshet.scripts.faults.online import REPLAY_AFTER_S, OnlineFault
-from freshet.scripts.faults.proxy import Proxy
+from freshet.scripts.faults.proxy import Passed, Proxy
 from freshet.scripts.faults.sink import FaultyLedger, FaultyOffline, Sink
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -176,6 +177,49 @@ def test_a_rate_strikes_about_so_many_and_the_account_names_them(valkey_url: str
     lost = {user for user, row in zip(users, found, strict=True) if row is not None and row.features["edits"] == 0}
     assert 50 < len(lost) < 150
     assert done(deeds) == (len(lost), tuple(sorted(lost)), ())
+
+
+@pytest.mark.usefixtures("server")
+def test_a_fault_that_ended_becomes_another_that_knows_what_came_by(valkey_url: str, deeds: Deeds) -> None:
+    fault, proxy, store = fault_at(valkey_url, Cause.NULL_ONLINE, deeds, ALL)
+    with proxy:
+        fault.begin()
+        store.write(VIEW, rows(("ada", 1), ("bob", 1)))
+        fault.end()
+        store.write(VIEW, rows(("ada", 2), ("bob", 2)))
+        assert done(deeds) == (2, ("ada", "bob"), ("edits", "name"))
+
+        other = Deeds(deeds.path.with_name("other"))
+        other.command("two", "lost_online_write")
+        fault.aim(Cause.LOST_ONLINE_WRITE, Choice(1.0, entities=frozenset({"bob"})), other)
+        fault.begin()
+        store.write(VIEW, rows(("ada", 3), ("bob", 3)))
+
+        found = store.read(VIEW, [("ada",), ("bob",)])
+    assert [row and row.features["edits"] for row in found] == [3, 2]
+    assert done(other) == (1, ("bob",), ())
+    assert done(deeds)[0] == 2
+
+
+def test_what_comes_by_a_proxy_is_counted(valkey_url: str) -> None:
+    with Proxy(port_of(valkey_url)) as proxy, redis.Redis.from_url(proxy.url, protocol=2) as client:
+        client.ping()
+        before = proxy.passed
+        client.echo("12345")
+
+        assert Passed(1, 25, 11) == proxy.passed.since(before)
+
+
+@pytest.mark.parametrize("choice", [Choice(0.5, 7, frozenset({"ada", "bob"})), Choice(1.0)])
+def test_a_sink_is_what_it_was_ordered_to_be_until_the_order_is_gone(tmp_path: Path, choice: Choice) -> None:
+    sink, deeds = Sink(Cause.LOST_OFFLINE_WRITE, Choice(0.0), Deeds(tmp_path), {}), Deeds(tmp_path / "deeds")
+
+    obey(order(Cause.DUPLICATE_OFFLINE, choice, deeds), sink)
+
+    assert (sink.begun, sink.cause, sink.choice) == (True, Cause.DUPLICATE_OFFLINE, choice)
+    assert sink.deeds.path == deeds.path
+    obey("", sink)
+    assert not sink.begun
 
 
 def committed(cause: Cause, deeds: Deeds) -> tuple[Ledger, int]:

@@ -4,11 +4,11 @@ What is wrong in both stores alike, only this leg sees.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pytest
 from simulated import GIVEN, STREAM, World
@@ -16,11 +16,12 @@ from simulated import GIVEN, STREAM, World
 from freshet.flows.edges.quality import Judge
 from freshet.flows.materializer import archive_name
 from freshet.flows.observer import Observer, Outside, Sampling
-from freshet.flows.recompute import Budget
+from freshet.flows.recompute import Budget, indexes_of
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness, Progress
+from freshet.flows.steps.shards import hashes
 from freshet.flows.validator import check_once
-from freshet.schemas.finding import Cause, Check, Frame, Outcome, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import source_key
 from freshet.schemas.units import Objective
 
@@ -83,10 +84,10 @@ class Counting:
         self._judge, self._lacks = judge, lacks
         self.lines: dict[Frame, int] = {}
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
-        self.lines[checks[0].frame] = len(frame)
-        kept = [check for check in checks if check.name != self._lacks]
-        return self._judge.judge(view_name, frame, kept, minimum_rows)
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        self.lines |= {question.frame: len(question.lines) for question in questions}
+        kept = [[check for check in question.checks if check.name != self._lacks] for question in questions]
+        return self._judge.judge([replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True)])
 
 
 def change(world: World, folder: str, alter: Callable[[pa.Table], pa.Table]) -> None:
@@ -198,6 +199,37 @@ def test_without_any_one_check_something_goes_unseen(judge: Judge, name: str) ->
     verdict = check(world, Counting(judge, name))
 
     assert name not in {finding.check for finding in verdict.findings}
+
+
+def test_the_archive_is_listed_once_a_round_and_each_part_indexed_once_for_all_views_of_its_stream() -> None:
+    (plan,), offline = GIVEN.pipeline.plans, ran().offline
+    by_id = replace(VIEW, name="clicks_by_id", entity=(pa.field("id", pa.string()),))
+    name, asked = archive_name(STREAM), list[tuple[str, ...]]()
+
+    class Archive:
+        summary = offline.summary
+
+        def visible_parts(self, name: str) -> list[str]:
+            asked.append(("all",))
+            return offline.visible_parts(name)
+
+        def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
+            asked.append((*parts, *(columns or ())))
+            return offline.read_parts(name, asked[-1][:1], columns)
+
+    indexes = indexes_of([plan, replace(plan, view=by_id)], Archive(), Budget())
+    index, parts = indexes[STREAM], offline.visible_parts(name)
+    for _ in range(3):
+        index.begin()
+        for _ in (VIEW, by_id):
+            index.learn()
+
+    assert [("all",), *((part, "user", "id") for part in parts), ("all",), ("all",)] == asked
+    for view in (VIEW, by_id):
+        for part in parts:
+            entities = hashes(offline.read_parts(name, [part]), view)
+            assert all(part in index.of(view, int(entity), 2**40, None, 2**62) for entity in entities)
+            assert [] == index.of(view, -1, 2**40, None, 2**62)
 
 
 def test_an_archive_that_is_not_whole_is_not_recomputed_from(judge: Judge) -> None:

@@ -136,14 +136,13 @@ def test_an_outage_resolves_nothing(judge: Judge) -> None:
 
 
 def test_a_judge_that_raises_what_nobody_thought_of_is_the_validator_s_error(
-    judge: Judge, monkeypatch: pytest.MonkeyPatch
+    judge: Judge,
 ) -> None:
-    def run(*_: object) -> None:
-        raise ZeroDivisionError("deep inside")
+    class Sore:
+        def __hash__(self) -> int:
+            raise ZeroDivisionError("deep inside")
 
-    monkeypatch.setattr(judge, "_run", run)
-
-    (verdict,) = rounds_of(judge, RIGHT).rounds[0].verdicts
+    (verdict,) = rounds_of(judge, lambda at: seen(Sore(), 6, at)).rounds[0].verdicts
 
     assert Outcome.VALIDATOR_ERROR is verdict.outcome
     assert "ZeroDivisionError: deep inside" in verdict.reasons[0]

@@ -1,16 +1,15 @@
-"""The ways in which `freshet demo --break CAUSE` breaks a running system, outside of the validator.
+"""The ways in which a running system is broken outside of the validator, by `freshet demo --break` and by benches.
 
-A fault is in its place from the start, and does nothing before it begins: what is measured is the fault, not its being
-put there.
+All of them are in their places from the start, and do nothing before one begins: what is measured is the fault, not its
+being put there.
 """
 
-import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -22,37 +21,55 @@ from freshet.schemas.finding import Cause
 from freshet.scripts.faults import files, online, sink
 from freshet.scripts.faults.deeds import Account, Choice, Deed, Deeds
 from freshet.scripts.faults.files import FileFault
+from freshet.scripts.faults.materializer import order
 from freshet.scripts.faults.online import OnlineFault
 from freshet.scripts.faults.proxy import Proxy
 
 AHEAD = timedelta(minutes=2)
 """How far a clock runs ahead: less than a stream allows, more than two machines may differ."""
 
-_CHOICE = Choice(0.5, 2015)
-_ALL = Choice(1.0)
 _LOOK_AGAIN_S = 0.02
-_MATERIALIZER = (sys.executable, "-m", "freshet.scripts.cli", "run", "materializer")
 
 
-class Fault:
-    """One that does nothing. `command` runs the materializer, which finds the online store at `online_url`."""
+class Faults:
+    """Breaks a system, in one way at a time.
 
-    def __init__(self, cause: Cause | None, workspace: Workspace, folder: Path) -> None:
-        self.command: Sequence[str] = _MATERIALIZER
-        self.online_url = workspace.online_url
+    `command` runs the materializer, which finds the online store at `online_url`, through `proxy`; `materializer` is
+    that process once it is started.
+    """
+
+    def __init__(self, workspace: Workspace, folder: Path) -> None:
+        self.workspace, self.folder, self.port = workspace, folder, port_of(workspace)
+        self._online, self._sink = _OnTheWayOnline(self), _OnTheWayOffline(self)
+        self.proxy, self.command = self._online.proxy, self._sink.command
+        self.online_url = self.proxy.url
         self.materializer: subprocess.Popen[bytes] | None = None
-        self._cause, self._workspace, self._deeds = cause, workspace, Deeds(folder / "deeds")
-        self._ended, self._error = threading.Event(), list[BaseException]()
-        self._thread: threading.Thread | None = None
+        self._way: _Way | None = None
+        self._deeds = Deeds(folder / "deeds")
+        self._lock, self._ended, self._errors = threading.Lock(), threading.Event(), list[BaseException]()
+        self._thread = threading.Thread(target=self._now_and_then, name="faults", daemon=True)
+        self._thread.start()
 
-    def begin(self) -> None:
-        """Strike from now on."""
-        self._deeds.command("demo", self._cause or "")
-        self._break()
+    def begin(self, cause: Cause, choice: Choice, fault_id: str = "demo") -> None:
+        """Strike from now on what is chosen. Of `stale_online` nothing can be chosen: it is the store as a whole."""
+        assert self._way is None, "one at a time"
+        deeds = Deeds(self.folder / f"deeds-{fault_id}")
+        deeds.command(fault_id, cause)
+        way = self._way_of(cause)
+        with self._lock:
+            self._deeds, self._way = deeds, way
+            way.begin(cause, choice, deeds)
+
+    def end(self) -> None:
+        """Strike no more; what was done stays done."""
+        with self._lock:
+            if self._way is not None:
+                self._way.end()
+            self._way = None
 
     def account(self) -> Account:
-        """Return what was done until now, once it has begun. Raises what the fault itself could not do."""
-        for error in self._error:
+        """Return what the fault that began last has done until now. Raises what it itself could not do."""
+        for error in self._errors:
             raise error
         account = self._deeds.account()
         assert account is not None, "a fault that has not begun"
@@ -60,13 +77,15 @@ class Fault:
 
     def sent(self, event: dict[str, Any]) -> dict[str, Any]:
         """Return the event that a producer sends in place of this one."""
-        return event
+        way = self._way
+        return event if way is None else way.sent(event)
 
     def close(self) -> None:
-        """Undo what would outlive the fault."""
+        """Undo what would outlive the faults."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
+        self.end()
+        self.proxy.close()
 
     def __enter__(self) -> Self:
         return self
@@ -76,120 +95,143 @@ class Fault:
     ) -> None:
         self.close()
 
-    def _break(self) -> None:
-        """Do what this fault does."""
+    def _way_of(self, cause: Cause) -> "_Way":
+        if cause in online.CAUSES:
+            return self._online
+        return self._sink if cause in sink.CAUSES else _WAYS[cause](self)
 
-    def _now_and_then(self, act: Callable[[], object]) -> None:
-        """Do something again and again until the fault is closed."""
-
-        def run() -> None:
+    def _now_and_then(self) -> None:
+        while not self._ended.wait(_LOOK_AGAIN_S):
             try:
-                while not self._ended.wait(_LOOK_AGAIN_S):
-                    act()
+                with self._lock:
+                    if self._way is not None:
+                        self._way.again()
             except BaseException as error:  # noqa: BLE001  # raised where the account is asked for
-                self._error.append(error)
-
-        self._thread = threading.Thread(target=run, name="fault", daemon=True)
-        self._thread.start()
+                self._errors.append(error)
+                return
 
 
-class _OnTheWayOnline(Fault):
-    """A proxy stands before the online store."""
+class _Way:
+    """One way to break."""
 
-    def __init__(self, cause: Cause, workspace: Workspace, folder: Path) -> None:
-        super().__init__(cause, workspace, folder)
-        self._rule = OnlineFault(cause, _CHOICE, self._deeds, workspace.pipeline.views)
-        self._proxy = Proxy(_port(workspace), self._rule)
-        self.online_url = self._proxy.url
+    def __init__(self, faults: Faults) -> None:
+        self._faults, self._views = faults, faults.workspace.pipeline.views
 
-    def _break(self) -> None:
-        self._rule.begin()
-        self._now_and_then(lambda: self._rule.replay(self._proxy.send))
+    def begin(self, cause: Cause, choice: Choice, deeds: Deeds) -> None:
+        """Strike from now on."""
+        raise NotImplementedError
 
-    def close(self) -> None:
-        super().close()
-        self._proxy.close()
-
-
-class _OnTheWayOffline(Fault):
-    """The materializer's own sink is faulty."""
-
-    def __init__(self, cause: Cause, workspace: Workspace, folder: Path) -> None:
-        super().__init__(cause, workspace, folder)
-        self._order = folder / "order"
-        module = "freshet.scripts.faults.materializer"
-        self.command = (sys.executable, "-m", module, str(self._order), str(self._deeds.path))
-
-    def _break(self) -> None:
-        unseen = self._order.with_suffix(".unseen")
-        unseen.write_text(json.dumps({"cause": self._cause, "rate": _CHOICE.rate, "seed": _CHOICE.seed}))
-        unseen.replace(self._order)
-
-
-class _Files(Fault):
-    """Parts are damaged as soon as they are visible."""
-
-    def __init__(self, cause: Cause, workspace: Workspace, folder: Path) -> None:
-        super().__init__(cause, workspace, folder)
-        self._fault = FileFault(cause, _ALL, self._deeds, workspace.offline_root)
-
-    def _break(self) -> None:
-        views = self._workspace.pipeline.views
-        for view in views:
-            self._fault.pass_over(view)
-        self._now_and_then(lambda: [self._fault.strike(view) for view in views])
-
-
-class _Clock(Fault):
-    """The clock of whoever makes events runs ahead."""
-
-    _begun = False
+    def again(self) -> None:
+        """Do what is to be done now and then."""
 
     def sent(self, event: dict[str, Any]) -> dict[str, Any]:
-        if not self._begun:
+        """Return the event that is sent in place of this one."""
+        return event
+
+    def end(self) -> None:
+        """Strike no more."""
+
+
+class _OnTheWayOnline(_Way):
+    """A proxy stands before the online store."""
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__(faults)
+        none = Deeds(faults.folder / "deeds")
+        self._rule = OnlineFault(Cause.LOST_ONLINE_WRITE, Choice(0.0), none, self._views)
+        self.proxy = Proxy(faults.port, self._rule)
+
+    def begin(self, cause: Cause, choice: Choice, deeds: Deeds) -> None:
+        self._rule.aim(cause, choice, deeds)
+        self._rule.begin()
+
+    def again(self) -> None:
+        self._rule.replay(self.proxy.send)
+
+    def end(self) -> None:
+        self._rule.end()
+
+
+class _OnTheWayOffline(_Way):
+    """The materializer's own sink is faulty."""
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__(faults)
+        self._order = faults.folder / "order"
+        self.command = (sys.executable, "-m", "freshet.scripts.faults.materializer", str(self._order))
+
+    def begin(self, cause: Cause, choice: Choice, deeds: Deeds) -> None:
+        unseen = self._order.with_suffix(".unseen")
+        unseen.write_text(order(cause, choice, deeds), encoding="utf-8")
+        unseen.replace(self._order)
+
+    def end(self) -> None:
+        self._order.unlink()
+
+
+class _Files(_Way):
+    """Parts are damaged as soon as they are visible."""
+
+    def begin(self, cause: Cause, choice: Choice, deeds: Deeds) -> None:
+        self._fault = FileFault(cause, choice, deeds, self._faults.workspace.offline_root)
+        for view in self._views:
+            self._fault.pass_over(view)
+
+    def again(self) -> None:
+        for view in self._views:
+            self._fault.strike(view)
+
+
+class _Clock(_Way):
+    """The clock of whoever makes events runs ahead."""
+
+    def begin(self, cause: Cause, choice: Choice, deeds: Deeds) -> None:
+        del cause
+        self._choice, self._deeds = choice, deeds
+
+    def sent(self, event: dict[str, Any]) -> dict[str, Any]:
+        [contract] = self._faults.workspace.contracts.values()
+        stream = contract.stream
+        key, at = str(event[stream.key]), datetime.fromisoformat(event[stream.event_time]) + AHEAD
+        if not self._choice.takes(f"{key} {at}".encode(), key):
             return event
-        [contract] = self._workspace.contracts.values()
-        field = contract.stream.event_time
-        at = datetime.fromisoformat(event[field]) + AHEAD
         self._deeds.did(
             Deed(time.time(), view.name, " / ".join(str(event[name]) for name in view.entity_names), f"sent as of {at}")
-            for view in self._workspace.pipeline.views
+            for view in self._views
         )
-        return event | {field: at.isoformat()}
-
-    def _break(self) -> None:
-        self._begun = True
+        return event | {stream.event_time: at.isoformat()}
 
 
-class _Emptied(Fault):
+class _Emptied(_Way):
     """The online store comes back empty while the materializer hangs; one that does not would fill it again."""
 
-    def _break(self) -> None:
-        assert self.materializer is not None, "started before"
-        self.materializer.send_signal(signal.SIGSTOP)
-        with Proxy(_port(self._workspace)) as proxy:
-            proxy.send([(b"FLUSHALL",)])
-        self._deeds.did(Deed(time.time(), view.name, what="emptied") for view in self._workspace.pipeline.views)
+    def begin(self, cause: Cause, choice: Choice, deeds: Deeds) -> None:
+        del cause, choice
+        assert self._faults.materializer is not None, "started before"
+        self._faults.materializer.send_signal(signal.SIGSTOP)
+        self._faults.proxy.send([(b"FLUSHALL",)])
+        deeds.did(Deed(time.time(), view.name, what="emptied") for view in self._views)
+
+    def end(self) -> None:
+        assert self._faults.materializer is not None, "started before"
+        self._faults.materializer.send_signal(signal.SIGCONT)
 
 
-def _port(workspace: Workspace) -> int:
+def port_of(workspace: Workspace) -> int:
+    """Return the port of a project's online store."""
     port = urlsplit(workspace.online_url).port
     assert port is not None, workspace.online_url
     return port
 
 
-_FAULTS: dict[Cause, Callable[[Cause, Workspace, Path], Fault]] = {
-    **dict.fromkeys(online.CAUSES, _OnTheWayOnline),
-    **dict.fromkeys(sink.CAUSES, _OnTheWayOffline),
+_WAYS: dict[Cause, Callable[[Faults], _Way]] = {
     **dict.fromkeys(files.CAUSES, _Files),
     Cause.CLOCK_SKEW: _Clock,
     Cause.STALE_ONLINE: _Emptied,
 }
 
-CAUSES = tuple(_FAULTS)
+CAUSES = (*online.CAUSES, *sink.CAUSES, *_WAYS)
 """What can be broken."""
 
-
-def put(cause: Cause | None, workspace: Workspace, folder: Path) -> Fault:
-    """Put a fault in its place, or none; it keeps what it needs in a folder."""
-    return Fault(None, workspace, folder) if cause is None else _FAULTS[cause](cause, workspace, folder)
+OF_ENTITIES = (*online.CAUSES, *sink.CAUSES, Cause.CLOCK_SKEW)
+"""What can befall some entities and spare others."""

@@ -84,18 +84,23 @@ class Deeds:
 
 @dataclass(frozen=True)
 class Choice:
-    """A share of all things, the same ones for the same seed.
+    """A share of all things, the same ones for the same seed; of some entities only, if they are named.
 
     >>> everything, nothing = Choice(1.0), Choice(0.0)
     >>> everything.takes(b"a"), nothing.takes(b"a")
     (True, False)
     >>> 80 < sum(Choice(0.1, 7).takes(str(number).encode()) for number in range(1000)) < 120
     True
+    >>> Choice(1.0, entities=frozenset({"ada"})).takes(b"a", "bob")
+    False
     """
 
     rate: float
     seed: int = 0
+    entities: frozenset[str] | None = None
 
-    def takes(self, thing: bytes) -> bool:
-        """Say whether a thing is among them."""
+    def takes(self, thing: bytes, entity: str | None = None) -> bool:
+        """Say whether a thing is among them; one that is of no entity is chosen by the rate alone."""
+        if self.entities is not None and entity is not None and entity not in self.entities:
+            return False
         return bool(mmh3.hash(thing, self.seed, signed=False) < self.rate * 2**32)

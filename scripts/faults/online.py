@@ -94,9 +94,22 @@ class OnlineFault:
         self.removed: set[tuple[bytes, str]] = set()
         self._later: list[tuple[float, Write]] = []
 
+    def aim(self, cause: Cause, choice: Choice, deeds: Deeds) -> None:
+        """Be another fault, that has not begun; what came by until now is known still."""
+        self.end()
+        with self._lock:
+            self.cause, self._choice, self._deeds, self._strike = cause, choice, deeds, _STRIKES[cause]
+
     def begin(self) -> None:
         """Strike from now on."""
         self._begun = True
+
+    def end(self) -> None:
+        """Strike no more."""
+        with self._lock:
+            self._begun = False
+            self._later.clear()
+            self.removed.clear()
 
     def __call__(self, words: Command) -> Passing | None:
         """Say what becomes of a command."""
@@ -111,7 +124,7 @@ class OnlineFault:
             self.newest[row] = write
             whole = self.cause is Cause.MISSING_ENTITY
             thing = write.key + write.view.encode() + (b"" if whole else write.fields[0][1])
-            if not (self._begun and self._choice.takes(thing)):
+            if not (self._begun and self._choice.takes(thing, entity_of(write.key))):
                 return None
             passing, features = self._strike(self, write, before)
         if passing is not None:

@@ -7,6 +7,7 @@ Bytes that no rule strikes pass as they are.
 import contextlib
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,11 +81,28 @@ def frame_of(words: Sequence[bytes]) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
+@dataclass(frozen=True)
+class Passed:
+    """What came by a proxy: how many commands, in how many bytes, and the server's answers."""
+
+    commands_count: int = 0
+    asked_bytes: int = 0
+    answered_bytes: int = 0
+
+    def since(self, before: "Passed") -> "Passed":
+        """Return what came by later."""
+        counts = self.commands_count - before.commands_count, self.asked_bytes - before.asked_bytes
+        return Passed(*counts, self.answered_bytes - before.answered_bytes)
+
+
 class Proxy:
-    """Listens at `port` and talks to a server at `upstream_port`, both on loopback; `rule` None lets all pass."""
+    """Listens at `port` and talks to a server at `upstream_port`, both on loopback; `rule` None lets all pass.
+
+    It waits `delay_s` before it passes commands on: a slow network, or a slow server.
+    """
 
     def __init__(self, upstream_port: int, rule: Rule | None = None) -> None:
-        self.rule = rule
+        self.rule, self.delay_s = rule, 0.0
         self._upstream_port = upstream_port
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
@@ -102,6 +120,14 @@ class Proxy:
                 while (end := frame_end(answers)) is None:
                     answers += server.recv(_CHUNK_BYTES)
                 del answers[:end]
+
+    @property
+    def passed(self) -> Passed:
+        """What came by until now."""
+        with self._lock:
+            links = [*self._links]
+        counts = ((link.commands_count, link.asked_bytes, link.answered_bytes) for link in links)
+        return Passed(*map(sum, zip(*counts, strict=True))) if links else Passed()
 
     def close(self) -> None:
         """Drop every connection."""
@@ -147,6 +173,7 @@ class _Link:
         self._proxy, self._client, self._server = proxy, client, server
         self._due: deque[bytes | bool | None] = deque()
         self._lock = threading.Lock()
+        self.commands_count = self.asked_bytes = self.answered_bytes = 0
         for target in (self._pass_commands, self._pass_answers):
             threading.Thread(target=target, name="proxy link", daemon=True).start()
 
@@ -160,11 +187,15 @@ class _Link:
         with contextlib.suppress(OSError):  # either end went away
             while data := self._client.recv(_CHUNK_BYTES):
                 waiting += data
+                self.asked_bytes += len(data)
                 out, at = bytearray(), 0
                 while at < len(waiting) and (end := frame_end(waiting, at)) is not None:
                     out += self._met(bytes(waiting[at:end]))
+                    self.commands_count += 1
                     at = end
                 del waiting[:at]
+                if self._proxy.delay_s:
+                    time.sleep(self._proxy.delay_s)
                 self._server.sendall(out)
                 with self._lock:
                     self._answer(b"")
@@ -187,6 +218,7 @@ class _Link:
         with contextlib.suppress(OSError):  # as above
             while data := self._server.recv(_CHUNK_BYTES):
                 waiting += data
+                self.answered_bytes += len(data)
                 out, at = bytearray(), 0
                 with self._lock:
                     while at < len(waiting) and (end := frame_end(waiting, at)) is not None:

@@ -41,11 +41,13 @@ class Sink:
         if view is None or not self.begun:
             return table, []
         keys = table.select([*view.entity_names, EVENT_TIME, VERSION]).to_pylist()
-        taken = np.array([self.choice.takes(repr(tuple(key.values())).encode()) for key in keys], bool)
+        entities = [" / ".join(str(key[column]) for column in view.entity_names) for key in keys]
+        things = [repr(tuple(key.values())).encode() for key in keys]
+        taken = np.array([*map(self.choice.takes, things, entities)], bool)
         kind = "doubled" if self.cause is Cause.DUPLICATE_OFFLINE else "dropped"
         deeds = [
-            Deed(0.0, name, " / ".join(str(key[column]) for column in view.entity_names), f"{kind} {key[EVENT_TIME]}")
-            for key, is_taken in zip(keys, taken, strict=True)
+            Deed(0.0, name, entity, f"{kind} {key[EVENT_TIME]}")
+            for key, entity, is_taken in zip(keys, entities, taken, strict=True)
             if is_taken
         ]
         rows = table.filter(pa.array(taken))

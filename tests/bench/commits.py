@@ -1,6 +1,6 @@
 """What a commit writes, and how long it takes: with 1 k, 100 k and 1 M entities of state, 1 k of them touched.
 
-    python tests/bench/commits.py
+    ./scripts/bench commits
 
 The whole flow on real files, an in-memory topic and online store: every epoch takes a thousand events. A snapshot is
 written now and then, beside the flow; it is counted apart, and shared out over the epochs since the one before.

@@ -1,4 +1,4 @@
-"""How fast the window step is, and how much it keeps: `python tests/bench/windows.py [--quick]` prints a table.
+"""How fast the window step is, and how much it keeps: `./scripts/bench windows [--quick]` prints a table.
 
 Beside each run, DuckDB computes the same windows over the same events at once: the ratio is what can be compared
 between machines. Then the clock moves on over idle entities, which must cost what no entities cost.
