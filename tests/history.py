@@ -6,11 +6,10 @@ A row's version is the number of its entity's events up to its time, so an event
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from freshet.flows.edges.parquet import MemoryOfflineStore
@@ -23,7 +22,7 @@ from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import Edges, Round, Rounds, heeded
 from freshet.schemas import feast_bytes
 from freshet.schemas.dtypes import DTYPES
-from freshet.schemas.finding import Check, Outcome, Verdict
+from freshet.schemas.finding import Check, Outcome, Question, Verdict
 from freshet.schemas.ledger import Ledger, ShardMark, Update, source_key
 from freshet.schemas.plan import Oracle, Pipeline, ViewPlan
 from freshet.schemas.units import Objective, instant_us
@@ -33,7 +32,6 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 STREAM, SHARDS_COUNT, PARTITIONS_COUNT = "edits", 2, 2
 TARGET = Objective(99, timedelta(seconds=5))
 VIEW = View("edits_by_user", (STREAM,), (pa.field("user", pa.string()),), (Feature("edits", DTYPES["int64"], "…"),))
-PIPELINE = Pipeline("history", (ViewPlan(VIEW, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True),))
 
 Row = dict[str, Any]
 Event = tuple[str, datetime]
@@ -76,10 +74,15 @@ class History:
     hooks: Hooks = field(default_factory=Hooks)
     meanwhile: Callable[[], Any] = nothing
     now: datetime = START
+    view: View = VIEW
 
     def __post_init__(self) -> None:
-        self.online, self.offline, self.ledger = MemoryOnlineStore("t", [VIEW]), MemoryOfflineStore(), MemoryLedger()
-        self.offline.prepare(VIEW.name, VIEW.row_schema)
+        self.online, self.offline, self.ledger = (
+            MemoryOnlineStore("t", [self.view]),
+            MemoryOfflineStore(),
+            MemoryLedger(),
+        )
+        self.offline.prepare(self.view.name, self.view.row_schema)
         self.log: list[list[Event]] = [[] for _ in range(PARTITIONS_COUNT)]
         self.read_counts = [0] * PARTITIONS_COUNT
         self.events: dict[str, list[datetime]] = {}
@@ -103,7 +106,7 @@ class History:
         self.staging += rows
         kept = [row for row in map(self.hooks.writing, newest.values()) if row is not None]
         if newest:
-            self.online.write(VIEW, pa.Table.from_pylist(kept, VIEW.row_schema))
+            self.online.write(self.view, pa.Table.from_pylist(kept, self.view.row_schema))
         for row in kept:
             self.hooks.written(row)
 
@@ -114,11 +117,11 @@ class History:
         assert before is not None
         rows = self.hooks.staged(self.staging)
         epoch = before.epoch + 1
-        part = self.offline.stage(VIEW.name, pa.Table.from_pylist(rows, VIEW.row_schema), epoch)
+        part = self.offline.stage(self.view.name, pa.Table.from_pylist(rows, self.view.row_schema), epoch)
         self.staging = []
-        parts = {VIEW.name: {part: len(rows)}} if part else {}
+        parts = {self.view.name: {part: len(rows)}} if part else {}
         reached = max([self.now, *(times[-1] for times in self.events.values() if times)])
-        marks = {f"{VIEW.name}/{shard}": ShardMark(clock_us=instant_us(reached)) for shard in range(SHARDS_COUNT)}
+        marks = {f"{self.view.name}/{shard}": ShardMark(clock_us=instant_us(reached)) for shard in range(SHARDS_COUNT)}
         update = Update(parts=parts, shards=marks, online_writes_count=self.online.writes_count)
         self.ledger.write(before.after(epoch, self._offsets(self.read_counts), [update]))
         self._unseen = parts
@@ -128,7 +131,7 @@ class History:
     def _publish(self) -> None:
         unseen, self._unseen = self._unseen, {}
         self.offline.publish(unseen)
-        for part in unseen.get(VIEW.name, ()):
+        for part in unseen.get(self.view.name, ()):
             self.hooks.visible(part)
 
     def crash(self) -> None:
@@ -165,27 +168,27 @@ class History:
 
     def stored(self, user: str) -> dict[bytes, bytes]:
         """Return the fields that the online store holds of an entity."""
-        key = self.online._layouts[VIEW.name].keys_of([(user,)])[0]  # noqa: SLF001  # what no writer may do
+        key = self.online._layouts[self.view.name].keys_of([(user,)])[0]  # noqa: SLF001  # what no writer may do
         return self.online._hashes.setdefault(key, {})  # noqa: SLF001
 
     def overwrite(self, row: Row) -> None:
         """Put a row there, whatever it replaces."""
-        [(_, *pairs)] = self.online._layouts[VIEW.name].commands(pa.Table.from_pylist([row], VIEW.row_schema))  # noqa: SLF001
+        [(_, *pairs)] = self.online._layouts[self.view.name].commands(pa.Table.from_pylist([row], self.view.row_schema))  # noqa: SLF001
         self.stored(row["user"]).update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def alter(self, user: str, value: Any) -> None:
         """Put another value there, of whatever type; None is null."""
-        name = self.online._layouts[VIEW.name].fields[2]  # noqa: SLF001
+        name = self.online._layouts[self.view.name].fields[2]  # noqa: SLF001
         self.stored(user)[name] = b"" if value is None else feast_bytes.encode(pa.array([value]))[0]
 
     @property
     def parts(self) -> list[str]:
         """The visible parts that have rows."""
-        return [part for part, table in self.offline._visible[VIEW.name].items() if table.num_rows]  # noqa: SLF001
+        return [part for part, table in self.offline._visible[self.view.name].items() if table.num_rows]  # noqa: SLF001
 
     def change_part(self, part: str, change: Callable[[pa.Table], pa.Table | None]) -> None:
         """Replace a visible part, or take it away."""
-        parts = self.offline._visible[VIEW.name]  # noqa: SLF001
+        parts = self.offline._visible[self.view.name]  # noqa: SLF001
         changed = change(parts[part])
         if changed is None:
             del parts[part]
@@ -223,7 +226,9 @@ class Validator:
     """A validator of a history at default settings, whose rounds are begun by hand."""
 
     def __init__(self, history: History, judge: Any, sampling: Sampling) -> None:
-        self._observer = Observer(PIPELINE, history.outside(), sampling, Freshness(TARGET, timedelta(seconds=1)))
+        plan = ViewPlan(history.view, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True)
+        pipeline = Pipeline("history", (plan,))
+        self._observer = Observer(pipeline, history.outside(), sampling, Freshness(TARGET, timedelta(seconds=1)))
         rounds = Rounds(timedelta(seconds=5), lambda: history.now)
         self._edges = Edges(self._observer, judge, Alarms(), rounds, _Silent(), TARGET)
         self._number = 0
@@ -240,8 +245,7 @@ class _Silent:
 
 
 class Sparing:
-    """A judge that asks the judge of all only about checks that may fail: most rounds of a long history are alike, and
-    Great Expectations takes a quarter of a second for each.
+    """A judge that asks the judge of all only about frames in which a check may fail: most rounds of a history are alike.
 
     What it spares is asked all the same every so often, and must be answered alike.
     """
@@ -249,23 +253,25 @@ class Sparing:
     def __init__(self, judge: Judge, every: int) -> None:
         self._judge, self._every, self._spared_count = judge, every, 0
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
-        if len(frame) < minimum_rows:
-            names = tuple(check.name for check in checks)
-            return Verdict(view_name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view_name}: no lines",), untold=names)
-        lines = frame.to_dict("records")
-        asked, spared = list[Check](), list[Check]()
-        for check in checks:
-            (spared if _holds(lines, check) else asked).append(check)
-        untold = tuple(check.name for check in spared if not any(_looks(line, check) for line in lines))
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        """Answer each question, as `Judge` does."""
+        held = [self._held(question) for question in questions]
+        asked = [question for question, verdict in zip(questions, held, strict=True) if verdict is None]
         self._spared_count += 1
-        if not asked:
-            held = Verdict(view_name, Outcome.OK, len(frame), untold=untold)
-            if self._spared_count % self._every == 0:
-                assert self._judge.judge(view_name, frame, checks, minimum_rows) == held
-            return held
-        said = self._judge.judge(view_name, frame, asked, minimum_rows)
-        return replace(said, untold=(*said.untold, *untold))
+        if self._spared_count % self._every == 0:
+            told = self._judge.judge(questions)
+            assert all(mine in (None, theirs) for mine, theirs in zip(held, told, strict=True)), "they differ"
+            return told
+        answers = iter(self._judge.judge(asked) if asked else [])
+        return [next(answers) if verdict is None else verdict for verdict in held]
+
+    def _held(self, question: Question) -> Verdict | None:
+        """Return the verdict on a frame in which every check holds for certain."""
+        lines = question.lines.to_dict("records")
+        if len(lines) < question.minimum_rows or not all(_holds(lines, check) for check in question.checks):
+            return None
+        names = (check.name for check in question.checks if not any(_looks(line, check) for line in lines))
+        return Verdict(question.view, Outcome.OK, len(lines), untold=tuple(names))
 
 
 def _looks(line: Mapping[Any, Any], check: Check) -> bool:
