@@ -147,7 +147,7 @@ class Watch:
         if outside.feast and sampling.parity_every:
             edges = (outside.feast, outside.online, outside.offline, outside.now)
             self._parity = Parity(plan.view, *edges, sampling.parity_every)
-        self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit)
+        self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit, plan.view.ttl)
         self._parts: dict[str, PartSummary] = {}
         self._gone: dict[str, PartSummary] = {}
         self._durable: Ledger | None = None

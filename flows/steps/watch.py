@@ -238,17 +238,19 @@ class Signs:
     """What befell entities of late, each for `lasting`: it tells of those of which nothing was seen.
 
     An entity that was seen and is `gone`, and an online row that went `back`, are signs that no lost write leaves; a
-    row that stays `behind` is the sign of lost writes, unless rows go back.
+    row that stays `behind` is the sign of lost writes, unless rows go back. What may have outlived its ttl is no sign.
     """
 
     lasting: timedelta
+    ttl: timedelta = timedelta(0)
     _seen_at: dict[str, datetime] = field(default_factory=dict)
 
     def note(self, tickets: Iterable[Ticket], at: datetime) -> None:
         """Note what both looks at some entities tell."""
         for ticket in tickets:
-            sign = _sign(ticket)
-            if sign is not None:
+            sign, known = _sign(ticket), ticket.known
+            ages = self.ttl and known is not None and ticket.first_at + self.lasting - known[0] > self.ttl
+            if sign is not None and not ages:
                 self._seen_at[sign] = at
         self._seen_at = {sign: seen_at for sign, seen_at in self._seen_at.items() if at - seen_at <= self.lasting}
 

@@ -357,6 +357,14 @@ def test_what_befell_others_tells_for_so_long(seconds: float, *, expected: bool)
     assert was_online(BEHIND, "a row that goes back", seconds=seconds) is expected
 
 
+def test_an_entity_that_may_have_outlived_its_ttl_tells_nothing_of_others() -> None:
+    for ttl_s, expected in ((119, False), (120, True)):
+        signs = Signs(LASTING, timedelta(seconds=ttl_s))
+        signs.note([looks(OLD, None)], at(0))
+
+        assert signs.was_online(ABSENT, set()) is expected
+
+
 def test_an_entity_that_was_seen_was_online_whatever_befell_others() -> None:
     seen = looks(None, None, place(NEWER), place(NEW))
 
