@@ -6,7 +6,7 @@ A row's version is the number of its entity's events up to its time, so an event
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -245,33 +245,43 @@ class _Silent:
 
 
 class Sparing:
-    """A judge that asks the judge of all only about frames in which a check may fail: most rounds of a history are alike.
+    """A judge that asks the judge of all only about checks that may fail: most of a long history holds for certain.
 
     What it spares is asked all the same every so often, and must be answered alike.
     """
 
     def __init__(self, judge: Judge, every: int) -> None:
-        self._judge, self._every, self._spared_count = judge, every, 0
+        self._judge, self._every, self._count = judge, every, 0
 
     def judge(self, questions: Sequence[Question]) -> list[Verdict]:
         """Answer each question, as `Judge` does."""
-        held = [self._held(question) for question in questions]
-        asked = [question for question, verdict in zip(questions, held, strict=True) if verdict is None]
-        self._spared_count += 1
-        if self._spared_count % self._every == 0:
-            told = self._judge.judge(questions)
-            assert all(mine in (None, theirs) for mine, theirs in zip(held, told, strict=True)), "they differ"
-            return told
+        spared = [_spared(question) for question in questions]
+        left = [
+            replace(one, checks=[check for check in one.checks if check.name not in held])
+            for one, (held, _) in zip(questions, spared, strict=True)
+        ]
+        asked = [one for one in left if one.checks]
         answers = iter(self._judge.judge(asked) if asked else [])
-        return [next(answers) if verdict is None else verdict for verdict in held]
+        told = []
+        for one, rest, (_, known) in zip(questions, left, spared, strict=True):
+            said = next(answers) if rest.checks else known
+            untold = {*said.untold, *known.untold}
+            told.append(replace(said, untold=tuple(check.name for check in one.checks if check.name in untold)))
+        self._count += 1
+        assert self._count % self._every or self._judge.judge(questions) == told, "Great Expectations says otherwise"
+        return told
 
-    def _held(self, question: Question) -> Verdict | None:
-        """Return the verdict on a frame in which every check holds for certain."""
-        lines = question.lines.to_dict("records")
-        if len(lines) < question.minimum_rows or not all(_holds(lines, check) for check in question.checks):
-            return None
-        names = (check.name for check in question.checks if not any(_looks(line, check) for line in lines))
-        return Verdict(question.view, Outcome.OK, len(lines), untold=tuple(names))
+
+def _spared(question: Question) -> tuple[set[str], Verdict]:
+    """Return the checks of which the verdict is certain, and that verdict."""
+    lines = question.lines.to_dict("records")
+    names = tuple(check.name for check in question.checks)
+    if len(lines) < question.minimum_rows:
+        reason = f"{question.view}: {len(lines)} lines to judge, fewer than {question.minimum_rows}"
+        return {*names}, Verdict(question.view, Outcome.INCONCLUSIVE, len(lines), reasons=(reason,), untold=names)
+    held = [check for check in question.checks if _holds(lines, check)]
+    untold = tuple(check.name for check in held if not any(_looks(line, check) for line in lines))
+    return {check.name for check in held}, Verdict(question.view, Outcome.OK, len(lines), untold=untold)
 
 
 def _looks(line: Mapping[Any, Any], check: Check) -> bool:

@@ -26,7 +26,7 @@ from freshet.scripts.faults.deeds import Choice
 
 SEED, SOAK = int(os.environ.get("FRESHET_SEED", "2026")), int(os.environ.get("FRESHET_SOAK") or 1)
 ROUND = timedelta(seconds=5)
-CLEAN_ROUNDS, MORE_ROUNDS, QUIET_ROUNDS = 3, 2, 16
+CLEAN_ROUNDS, MORE_ROUNDS, QUIET_ROUNDS = 3, 2, 15
 GROSS_LIMIT, RARE_LIMIT = timedelta(seconds=30), timedelta(seconds=120)
 RIGHT_SHARE = 0.95
 STRIKES_BY = timedelta(seconds=20)
