@@ -362,7 +362,10 @@ FAULTS: dict[str, tuple[Callable[[], World], str, Cause, tuple[str, ...], Mappin
         overwritten_meanwhile, "online_does_not_go_back", Cause.OUT_OF_ORDER_OVERWRITE, (), BOB
     ),
     "an entity never written online": (
-        lambda: older_online(DAN_S), "entity_is_online", Cause.MISSING_ENTITY, (), DAN
+        lambda: older_online(DAN_S), "first_row_is_online", Cause.LOST_ONLINE_WRITE, (), DAN
+    ),
+    "an entity written more than once that is not online": (
+        lambda: older_online(DAN_S | {"_version": 3}), "entity_is_online", Cause.MISSING_ENTITY, (), DAN
     ),
     "an entity that went away": (emptied_by_the_second_look, "entity_is_online", Cause.MISSING_ENTITY, (), BOB),
     "a row that is kept for ever": (
@@ -492,6 +495,82 @@ def test_without_any_one_check_something_goes_unseen(judge: Judge, check: str) -
     verdicts = [make().check(Forgetful(judge, check)) for make in made]
 
     assert any(not verdict.findings and verdict.outcome is not Outcome.VALIDATOR_ERROR for verdict in verdicts)
+
+
+def damaged_meanwhile(change: Callable[[pa.Table], pa.Table | None]) -> World:
+    """The newest part is damaged after it was met."""
+
+    def damage(world: World) -> None:
+        (part,) = world.ledger.read().parts[VIEW.name]  # type: ignore[union-attr]
+        parts = world.offline._visible[VIEW.name]  # noqa: SLF001
+        changed = change(parts.pop(part))
+        if changed is not None:
+            parts[part] = changed
+
+    return right(meanwhile=damage)
+
+
+DAMAGES: dict[str, tuple[Callable[[], World], Cause]] = {
+    "cut": (lambda: damaged_meanwhile(lambda table: table.slice(0, 0)), Cause.PARTIAL_BATCH),
+    "gone": (lambda: damaged_meanwhile(lambda _: None), Cause.LOST_OFFLINE_WRITE),
+    "of other columns": (lambda: damaged_meanwhile(lambda table: table.drop_columns(["share"])), Cause.SCHEMA_DRIFT),
+    "cut before it was met": (lambda: cut_rows(DAN_S), Cause.PARTIAL_BATCH),
+}
+
+
+def cut_rows(*rows: Row) -> World:
+    """Rows that are online, and none of which is in the part that should have them."""
+    world = right()
+    world.put_online(*rows)
+    world.put_offline(row("eve", 26, edits=1, share=0.1), told=1 + len(rows))
+    world.put_online(row("eve", 26, edits=1, share=0.1))
+    return world
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_rows_that_parts_lack_are_found_once(judge: Judge, damage: str) -> None:
+    make, cause = DAMAGES[damage]
+
+    verdict = make().check(judge)
+
+    assert {cause} == {finding.cause for finding in verdict.findings}
+    assert not any(finding.check.endswith("online_row_is_offline") for finding in verdict.findings)
+
+
+def test_no_more_rows_are_excused_than_parts_lack(judge: Judge) -> None:
+    world = cut_rows(DAN_S)
+    world.put_online(NEWER)
+    world.put_offline()
+
+    verdict = world.check(judge)
+
+    assert {Cause.PARTIAL_BATCH, Cause.LOST_OFFLINE_WRITE} == {finding.cause for finding in verdict.findings}
+
+
+def test_a_check_that_looked_at_no_line_is_untold(judge: Judge) -> None:
+    verdict = right().check(judge)
+    world = World()
+    world.put_online(row("cid", 30, edits=None, share=None))
+    world.put_offline(row("cid", 30, edits=None, share=None))
+
+    of_nulls = world.check(judge)
+
+    named = f"{VIEW.name}.edits.online_equals_offline"
+    assert named not in verdict.untold
+    assert named in of_nulls.untold
+
+
+def test_a_few_entities_are_looked_at_in_every_round() -> None:
+    world = right()
+    observer = world.observer()
+    lines = []
+    for number in range(6):
+        (seen,) = observer.look(number)
+        lines.append(len(seen.frames[Frame.ROWS]))
+        world.at += timedelta(seconds=5)
+
+    assert lines[:2] == [0, 0]
+    assert lines[2:] == [3] * 4
 
 
 def test_a_row_that_becomes_visible_offline_during_the_grace_is_no_finding(judge: Judge) -> None:

@@ -47,12 +47,14 @@ def looked(
     found: OfflineRow | Found | None = None,
     entity: Entity = ("ann",),
     seconds: float = 60,
+    was_online: bool | None = None,
 ) -> Judgeable:
     """An entity that was looked at twice, the first time at `seconds`; `found` is what became of the first row."""
     ticket = Ticket(entity, floor, seen, first, at(seconds), second, {})
+    own = not ticket.is_behind if was_online is None else was_online
     if isinstance(found, OfflineRow):
-        return Judgeable(ticket, Found.FOUND, found)
-    return Judgeable(ticket, found)
+        return Judgeable(ticket, Found.FOUND, found, own)
+    return Judgeable(ticket, found, was_online=own)
 
 
 def line(one: Judgeable, view: View = VIEW) -> dict[str, Any]:
@@ -152,17 +154,41 @@ def test_an_online_row_that_went_back_between_the_looks_is_placed_at_the_second(
 def test_online_is_held_to_the_offline_row_that_the_entity_was_chosen_by() -> None:
     found = line(looked(online("ann", 0, 1), online("ann", 0, 1), floor=(at(8), 2)))
 
-    assert found["online_at"] < found["offline_at"] == found["unseen_at"]
+    assert found["online_at"] == found["seen_at"] < found["offline_at"]
 
 
-def test_an_offline_row_that_was_seen_online_is_not_unseen() -> None:
+def test_an_offline_row_that_was_seen_online_was_not_lost() -> None:
     row = online("ann", 0, 1)
 
     for seen in ((at(8), 2), (at(9), 1)):
         found = line(looked(row, row, floor=(at(8), 2), seen=seen))
 
-        assert found["unseen_at"] is None
-        assert found["online_at"] < found["seen_at"]
+        assert found["online_at"] < found["offline_at"] <= found["seen_at"]
+
+
+def test_an_offline_row_that_must_have_been_online_was_not_lost() -> None:
+    row = online("ann", 0, 1)
+
+    lost, went = (line(looked(row, row, floor=(at(8), 2), was_online=was)) for was in (False, True))
+
+    assert lost["seen_at"] == lost["online_at"] < lost["offline_at"]
+    assert went["online_at"] < went["seen_at"] == went["offline_at"]
+
+
+@pytest.mark.parametrize("was_online", [False, True])
+def test_an_entity_that_is_absent_was_online_or_is_due(*, was_online: bool) -> None:
+    found = line(looked(None, None, floor=(at(8), 2), was_online=was_online))
+
+    assert (found["known_at"] is not None, found["due_at"] is not None) == (was_online, not was_online)
+
+
+@pytest.mark.parametrize("found", Found)
+def test_of_what_cannot_be_told_offline_nothing_is_settled(found: Found) -> None:
+    row = online("ann", 9, 2)
+
+    made = line(looked(row, row, found=found))
+
+    assert (made["settled_row"] is None) is (found in {Found.PENDING, Found.CUT})
 
 
 def test_an_online_row_of_the_first_look_was_seen() -> None:
