@@ -78,7 +78,7 @@ class History:
 
     def __post_init__(self) -> None:
         self.online, self.offline, self.ledger = (
-            MemoryOnlineStore("t", [self.view]),
+            MemoryOnlineStore("t", [self.view], lambda: self.now),
             MemoryOfflineStore(),
             MemoryLedger(),
         )
@@ -180,6 +180,11 @@ class History:
         """Put another value there, of whatever type; None is null."""
         name = self.online._layouts[self.view.name].fields[2]  # noqa: SLF001
         self.stored(user)[name] = b"" if value is None else feast_bytes.encode(pa.array([value]))[0]
+
+    def keep(self, user: str) -> None:
+        """Have the online store keep an entity for ever."""
+        key = self.online._layouts[self.view.name].keys_of([(user,)])[0]  # noqa: SLF001
+        self.online._expiries_ms.pop(key, None)  # noqa: SLF001
 
     @property
     def parts(self) -> list[str]:
