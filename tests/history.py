@@ -173,7 +173,9 @@ class History:
 
     def overwrite(self, row: Row) -> None:
         """Put a row there, whatever it replaces."""
-        [(_, *pairs)] = self.online._layouts[self.view.name].commands(pa.Table.from_pylist([row], self.view.row_schema))  # noqa: SLF001
+        [(_, *pairs, _)] = self.online._layouts[self.view.name].commands(
+            pa.Table.from_pylist([row], self.view.row_schema)
+        )  # noqa: SLF001
         self.stored(row["user"]).update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def alter(self, user: str, value: Any) -> None:
