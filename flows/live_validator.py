@@ -97,14 +97,10 @@ def open_observer(
                 found[streams[topic], part] = Progress(committed[part], end)
         return found
 
-    def feast() -> Client:
-        from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # it takes seconds
-
-        config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
-        return FeastClient(config, workspace.offline_root, patience_s or _FEAST_PATIENCE_S)
-
     offline, ledger = OfflineStore(workspace.offline_root), LedgerFile(workspace.offline_root)
-    outside = Outside(online, offline, ledger, ends, progress, _now, feast)
+    outside = Outside(
+        online, offline, ledger, ends, progress, _now, lambda: feast_client(workspace, patience_s or _FEAST_PATIENCE_S)
+    )
     target, epoch = workspace.source.declaration.servingRequirements.freshnessTarget, workspace.settings.epoch
     canaries = None
     if release is not None:
@@ -114,6 +110,14 @@ def open_observer(
             release.templates, workspace.pipeline, by_stream, CanaryWriter(cluster), _now, limit, release.seen
         )
     return Observer(workspace.pipeline, outside, sampling, Freshness(target, epoch), canaries)
+
+
+def feast_client(workspace: Workspace, patience_s: float) -> Client:
+    """Make a client of Feast with a project's registry and stores; the first one of a process takes seconds."""
+    from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # that is why
+
+    config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
+    return FeastClient(config, workspace.offline_root, patience_s)
 
 
 def sampling_of(settings: Settings, sample_count: int, limit: timedelta, seed: int = 0) -> Sampling:
@@ -297,6 +301,8 @@ def open_validator(workspace: Workspace) -> Validator:
     )
     observer = Connecting(pipeline.views, lambda: open_observer(workspace, sampling, _PATIENCE_S, release))
     observer.begin()
+    if settings.parity_every:
+        feast_client(workspace, _PATIENCE_S)  # what takes seconds holds up no round
     findings = Findings(replace(workspace.kafka, patience_s=_PATIENCE_S), pipeline.project)
     couriers = [_courier(TOPIC, findings, metrics)]
     couriers += [] if webhook is None else [_courier(WEBHOOK, webhook, metrics, _WEBHOOK_ATTEMPTS)]

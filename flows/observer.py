@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.archives import ArchiveIndex, Budget, indexes_of
 from freshet.flows.canaries import Canaries
 from freshet.flows.parity import EVERY, Client, Parity
-from freshet.flows.recompute import ArchiveIndex, Budget, Recompute, indexes_of
+from freshet.flows.recompute import Recompute
 from freshet.flows.steps import checks
 from freshet.flows.steps.canaries import CanaryLine, Probe
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
@@ -347,7 +348,8 @@ class Observer:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
         at = self._outside.now()
         try:
-            self.freshness.look(self._outside.progress(), at, self._outside.now())
+            progress = self._outside.progress()
+            self.freshness.look(progress, at, self._outside.now())
             ledger = self._outside.ledger.read()
             if ledger is None:
                 return [self._unwritten(watch.view, at) for watch in self.watches]
@@ -355,6 +357,7 @@ class Observer:
             online = checks.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
             new, errors = self._list_parts(ledger)
+            archives = self._archives(progress, errors)
             again = dict[str, Mapping[Entity, StoredRow | None]]()
             for watch in self.watches:
                 try:
@@ -373,10 +376,11 @@ class Observer:
                     watch.forget()
             if self._canaries is not None:
                 self._canaries.send(ledger)
+            stores = {name: {Frame.STORE: online, **frames} for name, frames in archives.items()}
             return [
                 Seen(watch.view, at, error=errors[watch.view.name])
                 if watch.view.name in errors
-                else self._seen(watch, at, online, again[watch.view.name], ends)
+                else self._seen(watch, at, stores[watch.view.name], again[watch.view.name], ends)
                 for watch in self.watches
             ]
         except FreshetError as error:
@@ -393,6 +397,27 @@ class Observer:
             except FreshetError as error:
                 errors[watch.view.name] = str(error)
         return new, errors
+
+    def _archives(
+        self, progress: Mapping[Source, Progress], errors: dict[str, str]
+    ) -> dict[str, dict[Frame, pd.DataFrame]]:
+        """Hold each stream's archive against the ledger; no frame of a view of whose stream nothing can be said now."""
+        before = self._outside.ledger.read()
+        for watch in self.watches:
+            try:
+                for stream in watch.view.sources:
+                    self._indexes[stream].learn()
+            except FreshetError as error:
+                errors.setdefault(watch.view.name, str(error))
+        frames = {watch.view.name: dict[Frame, pd.DataFrame]() for watch in self.watches}
+        if before is None or self._outside.ledger.read() != before:
+            return frames
+        lines = {stream: index.conserved(before, progress) for stream, index in self._indexes.items()}
+        for watch in self.watches:
+            own = [lines[stream] for stream in watch.view.sources]
+            if None not in own and any(own):
+                frames[watch.view.name][Frame.ARCHIVE] = checks.archive(line for one in own for line in one or ())
+        return frames
 
     def _see(
         self, watch: Watch, new: Sequence[str], at: datetime, number: int, *, lost: bool, choose: bool
@@ -411,7 +436,7 @@ class Observer:
         self,
         watch: Watch,
         at: datetime,
-        online: pd.DataFrame,
+        stores: Mapping[Frame, pd.DataFrame],
         again: Mapping[Entity, StoredRow | None],
         ends: Mapping[str, int],
     ) -> Seen:
@@ -423,7 +448,7 @@ class Observer:
             frames = {
                 Frame.SCHEMA: checks.schemas(view, watch.schemas()),
                 Frame.PARTS: checks.parts(watch.part_lines()),
-                Frame.STORE: online,
+                **stores,
                 **rows,
                 **self._freshness(view),
                 **self._canary_frame(watch),

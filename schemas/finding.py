@@ -79,7 +79,8 @@ class Frame(StrEnum):
     The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
     declared SQL makes of the archived events, what Feast's registry says of the view, what Feast serves online beside
     what it gives to a trainer, rows of many rounds together, of those the values of one feature, one an entity, the
-    online store as a whole, how the source's partitions keep up, or what became of the canaries in them.
+    online store as a whole, the archived events of the source's partitions, how these keep up, or what became of the
+    canaries in them.
     """
 
     SCHEMA = "schema"
@@ -91,6 +92,7 @@ class Frame(StrEnum):
     POOL = "pool"
     VALUES = "values"
     STORE = "store"
+    ARCHIVE = "archive"
     FRESHNESS = "freshness"
     CANARIES = "canaries"
 
@@ -119,6 +121,7 @@ _IDENTITIES = {
     Frame.POOL: ("entity", "event_timestamp", "version"),
     Frame.VALUES: ("entity", "event_timestamp", "version"),
     Frame.STORE: ("committed", "counted"),
+    Frame.ARCHIVE: ("stream", "partition", "accepted", "archived", "durable", "committed"),
     Frame.FRESHNESS: ("stream", "partition", "state", "lag_seconds", "waiting_count", "committed", "end", "burning"),
     Frame.CANARIES: (
         *("stream", "partition", "state", "entity", "source_offset", "event_at", "sent_at", "waited_seconds"),

@@ -22,7 +22,7 @@ from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.record import header
 from freshet.schemas.view import View
 
-ROUNDS = {"FRESHET_ROUND": "500ms", "FRESHET_QUIET": "4s"}
+ROUNDS = {"FRESHET_ROUND": "500ms", "FRESHET_QUIET": "4s", "FRESHET_PARITY_EVERY": "off"}
 VIEW = "wiki_edits_by_channel"
 
 

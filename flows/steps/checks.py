@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from freshet.flows.steps.canaries import CanaryLine, CanaryState
+from freshet.flows.steps.conservation import Conserved
 from freshet.flows.steps.freshness import Line, State
 from freshet.flows.steps.statistics import DISTRIBUTION_VALUES_COUNT, alpha_of
 from freshet.flows.steps.watch import PART, Judgeable, Place, place
@@ -45,8 +46,16 @@ CLOCK_TOLERANCE = timedelta(seconds=5)
 def checks_of(view: View, freshness_target: Objective) -> tuple[Check, ...]:
     """Return every check that a view's declaration implies; names are stable, `<view>[.<feature>].<property>`."""
     features = (check for feature in view.features for check in _feature_checks(view, feature))
-    own = (*_folder_checks(view), *_row_checks(view), *features, *_recomputed_checks(view), *_served_checks(view))
-    return (*own, *_freshness_checks(view, freshness_target), *_canary_checks(view))
+    return (
+        *_folder_checks(view),
+        *_archive_checks(view),
+        *_row_checks(view),
+        *features,
+        *_recomputed_checks(view),
+        *_served_checks(view),
+        *_freshness_checks(view, freshness_target),
+        *_canary_checks(view),
+    )
 
 
 def _folder_checks(view: View) -> Iterator[Check]:
@@ -86,6 +95,30 @@ def _folder_checks(view: View) -> Iterator[Check]:
         Frame.STORE,
         ("counted", "committed"),
         Cause.STALE_ONLINE,
+    )
+
+
+def _archive_checks(view: View) -> Iterator[Check]:
+    yield _pair_check(
+        f"{view.name}.accepted_events_are_archived",
+        "every event that was accepted is in the archive",
+        Frame.ARCHIVE,
+        ("archived", "accepted"),
+        Cause.PARTIAL_BATCH,
+    )
+    yield _pair_check(
+        f"{view.name}.archived_events_are_the_flow_s",
+        "no more events are in the archive than were accepted",
+        Frame.ARCHIVE,
+        ("accepted", "archived"),
+        Cause.DUPLICATE_OFFLINE,
+    )
+    yield _pair_check(
+        f"{view.name}.committed_offsets_are_durable",
+        "Kafka has no offset as committed that is not durable in both stores",
+        Frame.ARCHIVE,
+        ("durable", "committed"),
+        Cause.LOST_OFFLINE_WRITE,
     )
 
 
@@ -629,6 +662,12 @@ def parts(lines: Iterable[tuple[str, int, int | None]]) -> pd.DataFrame:
 def store(committed_count: int, counted_count: int) -> pd.DataFrame:
     """Return one line: how many writes the ledger says the online store had, and how many it counts."""
     return pd.DataFrame([(committed_count, counted_count)], columns=["committed", "counted"], dtype=object)
+
+
+def archive(lines: Iterable[Conserved]) -> pd.DataFrame:
+    """Return one line for each partition of a view's sources: what `Conserved` says."""
+    columns = [field.name for field in dataclasses.fields(Conserved)]
+    return pd.DataFrame([dataclasses.asdict(line) for line in lines], columns=columns, dtype=object)
 
 
 def freshness(lines: Iterable[Line]) -> pd.DataFrame:
