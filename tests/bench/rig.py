@@ -110,7 +110,7 @@ class Rig:
         self.validator = Process("validator", command, environment, root)
         parts.callback(self.validator.end)
         self._entities = regimes(self.views)
-        self._read_count = self._cases_count = 0
+        self._newest_offset, self._cases_count = -1, 0
 
     def wait_until_warm(self) -> None:
         """Wait until the validator has looked at everything a few times."""
@@ -138,14 +138,13 @@ class Rig:
 
     def news(self) -> list[tuple[float, dict[str, Any]]]:
         """Return the findings that opened since the last call, each with when Kafka had it."""
-        told = [
-            (int(at_ms) / 1000, json.loads(value))
-            for poll in kafka.records(self.workspace.kafka, FINDINGS_TOPIC)
-            for at_ms, value in zip(poll.timestamps_ms, poll.values, strict=True)
-            if value is not None
-        ]
-        new, self._read_count = told[self._read_count :], len(told)
-        return [(at, alarm) for at, alarm in new if alarm["status"] == "opened"]
+        found = []
+        for poll in kafka.records(self.workspace.kafka, FINDINGS_TOPIC):
+            for offset, at_ms, value in zip(poll.offsets.tolist(), poll.timestamps_ms, poll.values, strict=True):
+                if value is not None and offset > self._newest_offset:
+                    self._newest_offset = offset
+                    found.append((int(at_ms) / 1000, json.loads(value)))
+        return [(at, alarm) for at, alarm in found if alarm["status"] == "opened"]
 
     def spent(self) -> dict[str, float]:
         """Return what both processes have cost until now, and the validator's rounds: how many, and their seconds."""
