@@ -25,13 +25,15 @@ from freshet.flows.edges.metrics import Server, ValidatorMetrics
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.edges.store_config import store_config
 from freshet.flows.edges.webhook import Webhook
 from freshet.flows.live import Workspace
 from freshet.flows.observer import Observer, Outside, Sampling, Seen
+from freshet.flows.parity import Client
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.checks import checks_of
-from freshet.flows.steps.freshness import Freshness, Progress, Source
+from freshet.flows.steps.freshness import WINDOWS, Freshness, Progress, Source
 from freshet.flows.steps.pages import summary
 from freshet.flows.validator import Edges, Looker, Report, Round, Rounds, build
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
@@ -46,6 +48,7 @@ TOPIC, WEBHOOK = "topic", "webhook"
 
 _PATIENCE_S = 3.0
 """How long one round waits for a system: the next round is another attempt."""
+_FEAST_PATIENCE_S = 10.0
 _METRICS_ADDRESS = "127.0.0.1:9307"
 _WEBHOOK_ATTEMPTS = 6
 _SOUND = (Outcome.OK, Outcome.VIOLATED)
@@ -81,8 +84,14 @@ def open_observer(workspace: Workspace, sampling: Sampling, patience_s: float | 
                 found[streams[topic], part] = Progress(committed[part], end)
         return found
 
+    def feast() -> Client:
+        from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # it takes seconds
+
+        config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
+        return FeastClient(config, workspace.offline_root, patience_s or _FEAST_PATIENCE_S)
+
     offline, ledger = OfflineStore(workspace.offline_root), LedgerFile(workspace.offline_root)
-    outside = Outside(online, offline, ledger, ends, progress, _now)
+    outside = Outside(online, offline, ledger, ends, progress, _now, feast)
     freshness = Freshness(workspace.source.declaration.servingRequirements.freshnessTarget, workspace.settings.epoch)
     return Observer(workspace.pipeline, outside, sampling, freshness)
 
@@ -95,6 +104,7 @@ def sampling_of(settings: Settings, sample_count: int, limit: timedelta, seed: i
         grace=settings.epoch * 2 + timedelta(seconds=1),
         limit=limit,
         seed=seed,
+        parity_every=settings.parity_every,
     )
 
 
@@ -147,6 +157,10 @@ class LiveReporter:
     def report(self, told: Round, took: timedelta) -> None:
         """Tell of one round, which took so long."""
         self.metrics.observe(told.verdicts, told.open, told.at, took.total_seconds())
+        for report in told.reports:
+            if (seen := report.freshness) is not None:
+                name = report.verdict.view
+                self.metrics.observe_freshness(name, seen.checked_count, seen.stale_count, seen.burn_rates)
         for courier in self.couriers:
             courier.send(told.news)
         for report in told.reports:
@@ -258,7 +272,7 @@ def open_validator(workspace: Workspace) -> Validator:
     judge = quality.Judge()
     receivers = (TOPIC,) if webhook is None else (TOPIC, WEBHOOK)
     checks = {view.name: checks_of(view, target) for view in pipeline.views}
-    metrics = ValidatorMetrics(pipeline.views, checks, receivers)
+    metrics = ValidatorMetrics(pipeline.views, checks, receivers, WINDOWS)
     findings = Findings(replace(workspace.kafka, patience_s=_PATIENCE_S), pipeline.project)
     couriers = [_courier(TOPIC, findings, metrics)]
     couriers += [] if webhook is None else [_courier(WEBHOOK, webhook, metrics, _WEBHOOK_ATTEMPTS)]

@@ -6,16 +6,17 @@ memory: it sees the stores, the ledger that stands in one of them, and where Kaf
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.parity import EVERY, Client, Parity
 from freshet.flows.recompute import Budget, Recompute
 from freshet.flows.steps import checks
-from freshet.flows.steps.freshness import Freshness, Progress, Source
+from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
 from freshet.flows.steps.watch import (
     Entity,
     Judgeable,
@@ -81,7 +82,8 @@ class Outside:
     """All that a validator sees.
 
     `ends` gives, by source partition, the offset after the last message; `progress`, by stream and partition, what is
-    committed, asked first, and the end.
+    committed, asked first, and the end. `feast` makes a client of Feast, which takes seconds at the first time; None
+    where Feast is not asked.
     """
 
     online: Online
@@ -90,6 +92,7 @@ class Outside:
     ends: Callable[[], Mapping[str, int]]
     progress: Callable[[], Mapping[Source, Progress]]
     now: Callable[[], datetime]
+    feast: Callable[[], Client] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class Sampling:
     """How much of a view one round looks at, and how long it waits.
 
     `rows_count` entities come from the offline store, most from its newest parts, and `keys_count` from the online
-    store. Between the two looks at an entity lies `grace`; what cannot be judged after `limit` is inconclusive.
+    store. Between the two looks at an entity lies `grace`; what cannot be judged after `limit` is inconclusive. Feast
+    is asked about a few rows every `parity_every`, or never.
     """
 
     rows_count: int = 100
@@ -106,13 +110,15 @@ class Sampling:
     limit: timedelta = timedelta(seconds=60)
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
+    parity_every: timedelta | None = EVERY
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a round saw of a view: frames to judge, or why there are none.
+    """What a round saw of a view: frames to judge, and why there are none, or not all.
 
     `waiting_count` entities cannot be judged yet; of `undecided_count` partitions it will show how they keep up.
+    `freshness` is all that was seen of that so far; None if this round saw nothing of it.
     """
 
     view: View
@@ -121,6 +127,7 @@ class Seen:
     error: str = ""
     waiting_count: int = 0
     undecided_count: int = 0
+    freshness: Reading | None = None
 
 
 class Watch:
@@ -129,6 +136,10 @@ class Watch:
     def __init__(self, plan: ViewPlan, outside: Outside, sampling: Sampling) -> None:
         self.view, self._outside, self._sampling = plan.view, outside, sampling
         self._recompute = Recompute(plan, outside.offline, sampling.budget)
+        self._parity = None
+        if outside.feast and sampling.parity_every:
+            edges = (outside.feast, outside.online, outside.offline, outside.now)
+            self._parity = Parity(plan.view, *edges, sampling.parity_every)
         self._memory, self._tickets = Memory(), list[Ticket]()
         self._parts: dict[str, PartSummary] = {}
         self._gone: dict[str, PartSummary] = {}
@@ -141,6 +152,11 @@ class Watch:
     def waiting_count(self) -> int:
         """How many entities cannot be judged yet."""
         return len(self._tickets)
+
+    @property
+    def trouble(self) -> str:
+        """Why Feast could not be asked; nothing if it could be, or was not."""
+        return self._parity.trouble if self._parity else ""
 
     def list_parts(self, ledger: Ledger) -> list[str]:
         """Learn which parts are visible, the ledger having been read before; return those that are new."""
@@ -198,6 +214,8 @@ class Watch:
             found = self._recompute.frame(self._durable, _final(done, versions))
             if found is not None:
                 frames[Frame.RECOMPUTED] = found
+        if self._parity:
+            frames |= self._parity.frames(done, self._comparable())
         return frames
 
     def _judgeable(self) -> tuple[list[Judgeable], Versions]:
@@ -352,13 +370,15 @@ class Observer:
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
-        return Seen(
-            view, at, frames, waiting_count=watch.waiting_count, undecided_count=self._undecided_count(view, at)
-        )
+        return replace(self._looked(view, at, frames, watch.waiting_count), error=watch.trouble)
+
+    def _looked(self, view: View, at: datetime, frames: Mapping[Frame, pd.DataFrame], waiting_count: int = 0) -> Seen:
+        reading = self.freshness.reading(view.sources)
+        return Seen(view, at, frames, "", waiting_count, self._undecided_count(view, at), reading)
 
     def _unwritten(self, view: View, at: datetime) -> Seen:
         """Before the first commit there is nothing to look at but Kafka."""
-        return Seen(view, at, self._freshness(view), undecided_count=self._undecided_count(view, at))
+        return self._looked(view, at, self._freshness(view))
 
     def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:
         return {Frame.FRESHNESS: checks.freshness(self.freshness.lines(view.sources))}

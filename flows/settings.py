@@ -16,6 +16,7 @@
 | FRESHET_ARCHIVE_RETENTION | how long accepted events are kept beside the features | 90 days |
 | FRESHET_ROUND | how often the validator looks at both stores | 5 s |
 | FRESHET_SAMPLE | how many entities of each view it chooses in a round | 150 |
+| FRESHET_PARITY_EVERY | how often it asks Feast itself about a few rows of each view; `off` for never | 1 minute |
 | FRESHET_QUIET | how long a check must have held before its finding is over | 60 s |
 | FRESHET_WEBHOOK | an http:// or https:// URL that findings are posted to; may use ${NAME} | |
 | FRESHET_DATA_DOCS | the folder of the validator's Data Docs | .freshet/docs |
@@ -51,12 +52,17 @@ class Settings:
     archive_retention: timedelta = timedelta(days=90)
     round: timedelta = timedelta(seconds=5)
     sample: int = 150
+    parity_every: timedelta | None = timedelta(minutes=1)
     quiet: timedelta = timedelta(seconds=60)
     webhook: str | None = field(default=None, repr=False)
     data_docs: Path = Path(".freshet/docs")
     data_docs_every: timedelta = timedelta(minutes=10)
     log: str = "text"
     kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def _duration_or_off(text: str) -> timedelta | None:
+    return None if text == "off" else units.duration(text)
 
 
 _READ: dict[str, Callable[[str], object]] = {
@@ -69,6 +75,7 @@ _READ: dict[str, Callable[[str], object]] = {
     "archive_retention": units.duration,
     "round": units.duration,
     "sample": int,
+    "parity_every": _duration_or_off,
     "quiet": units.duration,
     "data_docs": Path,
     "data_docs_every": units.duration,

@@ -8,7 +8,7 @@
 (`steps/alarms.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -21,13 +21,13 @@ from freshet.flows.edges.bytewax import Failure, KeyedSink, PollSource, Stop
 from freshet.flows.observer import Observer, Seen
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.checks import checks_of, freshness
-from freshet.flows.steps.freshness import without_history
+from freshet.flows.steps.freshness import Reading, without_history
 from freshet.flows.steps.pools import Pools
-from freshet.schemas.finding import Alarm, Check, Finding, Frame, Outcome, Verdict, worst
+from freshet.schemas.finding import Alarm, Finding, Frame, Outcome, Question, Verdict, worst
 from freshet.schemas.units import Objective
 
-_GATHERED = {Frame.ROWS, Frame.RECOMPUTED}
-"""Frames of which each look has other lines."""
+_GATHERED = {Frame.ROWS, Frame.RECOMPUTED, Frame.REGISTRY, Frame.SERVED}
+"""Frames of which each look has other lines, or none."""
 
 EXIT_CODES = {Outcome.OK: 0, Outcome.VIOLATED: 1, Outcome.INCONCLUSIVE: 3, Outcome.VALIDATOR_ERROR: 4}
 
@@ -35,27 +35,44 @@ EXIT_CODES = {Outcome.OK: 0, Outcome.VIOLATED: 1, Outcome.INCONCLUSIVE: 3, Outco
 class Judge(Protocol):
     """What decides: `freshet.flows.edges.quality.Judge`."""
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
-        """Judge a frame by checks that are all about it."""
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        """Answer each question: whether its frame is as its checks say."""
 
 
-def judged(judge: Judge, seen: Seen, freshness_target: Objective, pools: Pools | None = None) -> Verdict:
-    """Have every frame judged, and make one verdict of it.
+def judged(
+    judge: Judge, looks: Sequence[Seen], freshness_target: Objective, pools: Mapping[str, Pools] | None = None
+) -> tuple[Verdict, ...]:
+    """Have every frame of all views judged at once, and make one verdict a view of it.
 
-    `pools` gather rows over rounds for what is judged by many; without them it is judged by the rows there are.
+    `pools` gather each view's rows over rounds for what is judged by many; without them it is judged by the rows there
+    are.
     """
-    view = seen.view
-    if seen.error:
-        return Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",))
-    checks = checks_of(view, freshness_target)
+    asked = [_questions(seen, freshness_target, pools[seen.view.name] if pools is not None else None) for seen in looks]
+    told = iter(judge.judge([question for questions in asked for question in questions]))
+    answers = [[(question, next(told)) for question in questions] for questions in asked]
+    return tuple(_verdict(seen, freshness_target, own) for seen, own in zip(looks, answers, strict=True))
+
+
+def _questions(seen: Seen, freshness_target: Objective, pools: Pools | None) -> list[Question]:
+    """Return what is to be asked of a look at a view."""
+    checks = checks_of(seen.view, freshness_target)
     rows = seen.frames.get(Frame.ROWS)
     to_judge = [(frame, [check for check in checks if check.frame is kind]) for kind, frame in seen.frames.items()]
     if rows is not None:
         to_judge += (pools or Pools(checks, rows_count=1, rounds_count=1)).take(rows)
-    verdicts = [judge.judge(view.name, frame, own, minimum_rows=1) for frame, own in to_judge]
-    if rows is None:
+    return [Question(seen.view.name, frame, own) for frame, own in to_judge]
+
+
+def _verdict(seen: Seen, freshness_target: Objective, answers: Sequence[tuple[Question, Verdict]]) -> Verdict:
+    """Make one verdict of those of a view's frames."""
+    view = seen.view
+    rows, verdicts = seen.frames.get(Frame.ROWS), [verdict for _, verdict in answers]
+    if seen.error:
+        verdicts.append(Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",)))
+    elif rows is None:
         verdicts.append(Verdict(view.name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view.name}: nothing is committed",)))
-    judged_names = {check.name for _, own in to_judge for check in own}
+    judged_names = {check.name for question, _ in answers for check in question.checks}
+    checks = checks_of(view, freshness_target)
     return Verdict(
         view.name,
         worst(verdict.outcome for verdict in verdicts),
@@ -92,7 +109,7 @@ def check_once(
         if not any(one.waiting_count or one.undecided_count for one in seen):
             break
         wait(timedelta(seconds=1))
-    verdicts = []
+    looks = []
     for one in seen:
         found = {
             kind: [frame for frame in frames if len(frame)]
@@ -103,8 +120,8 @@ def check_once(
         frames = {**one.frames, **whole}
         if Frame.FRESHNESS in frames:
             frames[Frame.FRESHNESS] = freshness(without_history(observer.freshness.lines(one.view.sources)))
-        verdicts.append(judged(judge, Seen(one.view, one.at, frames, one.error), freshness_target))
-    return tuple(verdicts)
+        looks.append(Seen(one.view, one.at, frames, one.error))
+    return judged(judge, looks, freshness_target)
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:
@@ -121,10 +138,15 @@ def exit_code(verdicts: Sequence[Verdict]) -> int:
 
 @dataclass(frozen=True)
 class Report:
-    """What one round has to say of one view: its verdict, with confirmed findings only, and what became news."""
+    """What one round has to say of one view.
+
+    Its verdict, with confirmed findings only, what became news, and how fresh the view was seen to be so far, if the
+    round saw it.
+    """
 
     verdict: Verdict
     news: tuple[Alarm, ...]
+    freshness: Reading | None = None
 
 
 @dataclass(frozen=True)
@@ -252,11 +274,11 @@ def build(project: str, edges: Edges) -> Dataflow:
 
 def heeded(edges: Edges, number: int, seen: Sequence[Seen]) -> Round:
     """Have all that a round saw judged, and find out what is news."""
-    reports = []
     for one in seen:
         if one.view.name not in edges.pools:
             edges.pools[one.view.name] = Pools(checks_of(one.view, edges.freshness_target))
-        found = judged(edges.judge, one, edges.freshness_target, edges.pools[one.view.name])
+    reports = []
+    for one, found in zip(seen, judged(edges.judge, seen, edges.freshness_target, edges.pools), strict=True):
         verdict, news = edges.alarms.heed(found, one.at)
-        reports.append(Report(verdict, news))
+        reports.append(Report(verdict, news, one.freshness))
     return Round(number, seen[0].at, tuple(reports), tuple(edges.alarms.open.values()))

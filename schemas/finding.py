@@ -6,7 +6,7 @@ evidence; a `Verdict` is the answer for one feature view. A verdict that could n
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -44,7 +44,8 @@ class Cause(StrEnum):
     """Why a check does not hold."""
 
     VALUE_MISMATCH = "value_mismatch"
-    """The stores hold different values for one version of a row, or values that are not as the declaration expects."""
+    """The stores, or Feast's two APIs, have different values for one version of a row, or values that are not as the
+    declaration expects."""
     NULL_ONLINE = "null_online"
     """The online store holds null where the offline store, for the same version, holds a value, or nulls too often."""
     DTYPE = "dtype"
@@ -54,12 +55,14 @@ class Cause(StrEnum):
     OUT_OF_ORDER_OVERWRITE = "out_of_order_overwrite"
     """The online row is older than it was."""
     MISSING_ENTITY = "missing_entity"
-    """An entity that has offline rows, or had an online row, has none online."""
+    """An entity that has offline rows, or had an online row, has none online, or Feast's online API serves none."""
     STALE_ONLINE = "stale_online"
     """What is served is of some time ago: the online store counts fewer writes than were committed, or is empty; or the
-    flow does not keep up with Kafka, and events wait for longer than is declared."""
+    flow does not keep up with Kafka, and events wait for longer than is declared; or Feast's online API serves an older
+    row than is stored."""
     LOST_OFFLINE_WRITE = "lost_offline_write"
-    """An online row is not in the offline store, though all it was made of is committed; or a part of it is gone."""
+    """An online row is not in the offline store, though all it was made of is committed; or a part of it is gone; or
+    Feast's historical retrieval does not give the row."""
     PARTIAL_BATCH = "partial_batch"
     """There are fewer offline rows than were committed, or fewer archived events than rows were made of."""
     DUPLICATE_OFFLINE = "duplicate_offline"
@@ -67,21 +70,24 @@ class Cause(StrEnum):
     CLOCK_SKEW = "clock_skew"
     """A row is of a time that has not come: the clock of whoever made its event runs ahead."""
     SCHEMA_DRIFT = "schema_drift"
-    """The offline store's columns are not those of the declaration."""
+    """The offline store's columns, or the view in Feast's registry, are not those of the declaration."""
 
 
 class Frame(StrEnum):
     """What a check looks at.
 
     The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
-    declared SQL makes of the archived events, rows of many rounds together, of those the values of one feature, one an
-    entity, the online store as a whole, or how the source's partitions keep up.
+    declared SQL makes of the archived events, what Feast's registry says of the view, what Feast serves online beside
+    what it gives to a trainer, rows of many rounds together, of those the values of one feature, one an entity, the
+    online store as a whole, or how the source's partitions keep up.
     """
 
     SCHEMA = "schema"
     PARTS = "parts"
     ROWS = "rows"
     RECOMPUTED = "recomputed"
+    REGISTRY = "registry"
+    SERVED = "served"
     POOL = "pool"
     VALUES = "values"
     STORE = "store"
@@ -104,11 +110,20 @@ _IDENTITIES = {
         *("entity", "event_timestamp", "version", "sql_version"),
         *("offline_part", "source_partition", "source_offset"),
     ),
+    Frame.REGISTRY: ("entry", "declared", "registered"),
+    Frame.SERVED: (
+        *("entity", "event_timestamp", "version", "asked_at", "served_at"),
+        *("offline_part", "source_partition", "source_offset"),
+    ),
     Frame.POOL: ("entity", "event_timestamp", "version"),
     Frame.VALUES: ("entity", "event_timestamp", "version"),
     Frame.STORE: ("committed", "counted"),
     Frame.FRESHNESS: ("stream", "partition", "state", "lag_seconds", "waiting_count", "committed", "end", "burning"),
 }
+
+
+_SIDES = {Frame.ROWS: ("on", "off"), Frame.RECOMPUTED: ("off", "sql"), Frame.SERVED: ("api", "pit")}
+"""What the columns of a feature's values begin with, where there are two."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +151,27 @@ class Check:
     @property
     def columns(self) -> tuple[str, ...]:
         """What its evidence shows of a line: which one it is, and both values of each feature that it is about."""
-        stores = {Frame.ROWS: ("on", "off"), Frame.RECOMPUTED: ("off", "sql")}.get(self.frame, ())
-        return (*self.frame.identity, *(f"{store}_{name}" for name in self.features for store in stores))
+        sides = _SIDES.get(self.frame, ())
+        return (*self.frame.identity, *(f"{side}_{name}" for name in self.features for side in sides))
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A frame of a view, as a pandas DataFrame, and the checks, one or more, that are all about it.
+
+    With fewer lines than `minimum_rows` it cannot be said that they hold.
+    """
+
+    view: str
+    lines: Any
+    checks: Sequence[Check]
+    minimum_rows: int = 1
+
+    @property
+    def frame(self) -> Frame:
+        """Which frame it is about."""
+        (frame,) = {check.frame for check in self.checks}
+        return frame
 
 
 @dataclass(frozen=True)
@@ -161,6 +195,8 @@ class Finding:
         feature = self.features[0] if len(self.features) == 1 else None
         compared = _row(first.get("event_timestamp"), first.get("version"))
         found = first.get("offline_part") is not None
+        served = first.get(f"on_{feature}", first.get(f"api_{feature}"))
+        kept = first.get(f"off_{feature}", first.get(f"pit_{feature}"))
         online = compared or _placed(first.get("online_at"))
         offline = compared if found else _placed(first.get("offline_at"))
         source = {
@@ -177,8 +213,8 @@ class Finding:
             "message": _plain(self.message),
             "lines_count": self.count,
             "entity": _plain(first.get("entity")),
-            "online": online and {**online, "value": _plain(first.get(f"on_{feature}"))},
-            "offline": offline and {**offline, "value": _plain(first.get(f"off_{feature}"))},
+            "online": online and {**online, "value": _plain(served)},
+            "offline": offline and {**offline, "value": _plain(kept)},
             "source": None if set(source.values()) == {None} else _plain(source),
             "evidence": [_plain(line) for line in self.evidence],
         }

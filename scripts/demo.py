@@ -305,8 +305,9 @@ class _Validator:
         self._turn = time.monotonic() + _ROUND_S
         self._number += 1
         verdicts, news = list[Verdict](), list[Alarm]()
-        for seen in self._observer.look(self._number):
-            verdict, more = self._alarms.heed(judged(self._judge, seen, self._target), seen.at)
+        looks = self._observer.look(self._number)
+        for seen, found in zip(looks, judged(self._judge, looks, self._target), strict=True):
+            verdict, more = self._alarms.heed(found, seen.at)
             verdicts.append(verdict)
             news += more
         count = sum(verdict.compared for verdict in verdicts)

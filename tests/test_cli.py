@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from freshet.flows.live import Workspace
 from freshet.flows.observer import Seen
 from freshet.flows.validator import judged
 from freshet.schemas.errors import Refused
-from freshet.schemas.finding import Check, Frame, Outcome, Verdict
+from freshet.schemas.finding import Frame, Outcome, Question, Verdict
 from freshet.scripts import cli
 
 OUTPUT = {
@@ -403,21 +403,17 @@ class Recording:
 
     names: set[str] = field(default_factory=set)
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Any, minimum_rows: int) -> Verdict:
-        del minimum_rows
-        for check in checks:
-            assert isinstance(check, Check)
-            self.names.add(check.name)
-        return Verdict(view_name, Outcome.OK, len(frame))
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        self.names |= {check.name for question in questions for check in question.checks}
+        return [Verdict(question.view, Outcome.OK, len(question.lines)) for question in questions]
 
 
 def test_every_planned_check_is_one_that_the_judge_is_given(applied: Applied) -> None:
     workspace, judge = applied.workspace, Recording()
     target = workspace.source.declaration.servingRequirements.freshnessTarget
 
-    for view in workspace.pipeline.views:
-        frames = {frame: pd.DataFrame(columns=["offline_row"]) for frame in Frame}
-        judged(judge, Seen(view, datetime.now(UTC), frames), target)
+    frames = {frame: pd.DataFrame(columns=["offline_row"]) for frame in Frame}
+    judged(judge, [Seen(view, datetime.now(UTC), frames) for view in workspace.pipeline.views], target)
 
     assert {check["name"] for check in applied.planned["monitoringConfig"]["consistencyChecks"]} == judge.names
 

@@ -1,6 +1,6 @@
 """What a user expects of a feature is held against what is stored, on both stores' twins; each check is needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from freshet.flows.steps.pools import Pools
 from freshet.flows.validator import check_once, judged
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.expected import Distance, Distribution, Expected, Reference
-from freshet.schemas.finding import Cause, Frame, Outcome, Status, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Question, Status, Verdict
 from freshet.schemas.ledger import Ledger, ShardMark, Update
 from freshet.schemas.plan import Oracle, Pipeline, ViewPlan
 from freshet.schemas.units import Objective
@@ -153,9 +153,11 @@ class Forgetful:
     def __init__(self, judge: Judge, lacks: str) -> None:
         self._judge, self._lacks = judge, lacks
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Any, minimum_rows: int) -> Verdict:
-        kept = [check for check in checks if check.name != self._lacks]
-        return self._judge.judge(view_name, frame, kept, minimum_rows) if kept else Verdict(view_name, Outcome.OK, 0)
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        kept = [[check for check in one.checks if check.name != self._lacks] for one in questions]
+        left = [replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True) if checks]
+        told = iter(self._judge.judge(left))
+        return [next(told) if checks else Verdict(VIEW.name, Outcome.OK, 0) for checks in kept]
 
 
 def test_what_is_expected_makes_exactly_its_own_checks() -> None:
@@ -269,7 +271,8 @@ def rounds(judge: Judge, change: Callable[[np.ndarray], np.ndarray], count: int)
         ]
         frame = pd.DataFrame(lines, columns=nothing.columns, dtype=object)
         at = START + timedelta(seconds=5 * number)
-        verdict, news = alarms.heed(judged(judge, Seen(CHANCE, at, {Frame.ROWS: frame}), TARGET, pools), at)
+        (found,) = judged(judge, [Seen(CHANCE, at, {Frame.ROWS: frame})], TARGET, {CHANCE.name: pools})
+        verdict, news = alarms.heed(found, at)
         made.append((verdict, [alarm.status for alarm in news]))
     return made
 
@@ -318,5 +321,6 @@ def test_every_distance_finds_the_shift(judge: Judge, distance: Distance) -> Non
         lines = [("u", "", 1, ((n + 0.5) / ROWS_COUNT) ** power) for n in range(ROWS_COUNT)]
         return pd.DataFrame(lines, columns=["entity", "event_timestamp", "version", "on_chance"], dtype=object)
 
-    assert Outcome.OK is judge.judge(view.name, frame(1), [own], 1).outcome
-    assert Outcome.VIOLATED is judge.judge(view.name, frame(3), [own], 1).outcome
+    asked = [Question(view.name, frame(power), [own]) for power in (1, 3)]
+
+    assert [Outcome.OK, Outcome.VIOLATED] == [verdict.outcome for verdict in judge.judge(asked)]

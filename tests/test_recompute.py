@@ -5,10 +5,10 @@ What is wrong in both stores alike, only this leg sees.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pytest
 from simulated import GIVEN, STREAM, World
@@ -20,7 +20,7 @@ from freshet.flows.recompute import Budget
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import check_once
-from freshet.schemas.finding import Cause, Check, Frame, Outcome, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import source_key
 from freshet.schemas.units import Objective
 
@@ -83,10 +83,10 @@ class Counting:
         self._judge, self._lacks = judge, lacks
         self.lines: dict[Frame, int] = {}
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
-        self.lines[checks[0].frame] = len(frame)
-        kept = [check for check in checks if check.name != self._lacks]
-        return self._judge.judge(view_name, frame, kept, minimum_rows)
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        self.lines |= {question.frame: len(question.lines) for question in questions}
+        kept = [[check for check in question.checks if check.name != self._lacks] for question in questions]
+        return self._judge.judge([replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True)])
 
 
 def change(world: World, folder: str, alter: Callable[[pa.Table], pa.Table]) -> None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from freshet.flows.edges.feast_memory import MemoryFeastClient
 from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.quality import Judge
 from freshet.flows.edges.recovery import MemoryLedger
@@ -21,7 +21,7 @@ from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import check_once, exit_code
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.finding import Cause, Check, Frame, Outcome, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import Ledger, ShardMark, Update
 from freshet.schemas.plan import Oracle, Pipeline, ViewPlan
 from freshet.schemas.units import Objective
@@ -73,11 +73,11 @@ def pipeline_of(view: View) -> Pipeline:
 
 @dataclass
 class World:
-    """Both stores, the ledger, Kafka's end, the flow's progress, and a clock that moves when the validator waits.
+    """Both stores, Feast, the ledger, Kafka's end, the flow's progress, and a clock that moves when the validator waits.
 
     Every row that is put online is one more message in Kafka; what is put offline is committed up to `behind` messages.
     `serve` changes what the online store answers: the faults that its compare-and-set does not let in. `meanwhile` is
-    what happens at the first wait.
+    what happens at the first wait. `feast` stands on both stores, with the view as it is declared.
     """
 
     view: View = VIEW
@@ -94,6 +94,7 @@ class World:
         self.offline.prepare(self.view.name, self.view.row_schema)
         self.ledger = MemoryLedger()
         self.ledger.write(Ledger(id="a", shards_count=2))
+        self.feast = MemoryFeastClient(self, self.offline, [self.view])
 
     def put_online(self, *rows: Row) -> None:
         self.end += len(rows)
@@ -104,7 +105,8 @@ class World:
         before = self.ledger.read()
         assert before is not None
         epoch = before.epoch + 1
-        part = self.offline.stage(self.view.name, pa.Table.from_pylist([*rows], self.view.row_schema), epoch)
+        stamped = [{**line, "created": line["created"] + timedelta(microseconds=line["_version"])} for line in rows]
+        part = self.offline.stage(self.view.name, pa.Table.from_pylist(stamped, self.view.row_schema), epoch)
         parts = {self.view.name: {part: len(rows) if told is None else told}} if part else {}
         shards = {f"{self.view.name}/{shard}": ShardMark(clock_us=2**60) for shard in range(2)}
         update = Update(parts=parts, shards=shards, online_writes_count=self.online.counted_writes())
@@ -129,7 +131,7 @@ class World:
     def outside(self, **changes: Any) -> Outside:
         parts = {
             "online": self, "offline": self.offline, "ledger": self.ledger, "ends": lambda: {"edits/000000": self.end},
-            "progress": lambda: self.progress, "now": lambda: self.at,
+            "progress": lambda: self.progress, "now": lambda: self.at, "feast": lambda: self.feast,
         }  # fmt: skip
         return Outside(**{**parts, **changes})
 
@@ -277,6 +279,47 @@ def standing_still() -> World:
     return world
 
 
+def superseded_in_history(**values: Any) -> World:
+    """Feast chooses by `created` alone, and the older version was made last."""
+    world = right()
+    older, newer = NEWER | values, NEWER | {"_version": 2}
+    world.put_online(older, newer)
+    world.put_offline(older | {"created": older["created"] + timedelta(seconds=1)}, newer)
+    return world
+
+
+def served_from(*rows: Row) -> World:
+    """Feast's clients read another online store than the flow writes."""
+    world = right()
+    other = World()
+    other.put_online(*rows)
+    world.feast = MemoryFeastClient(other, world.offline, [VIEW])
+    return world
+
+
+class Losing:
+    """An offline store in which readers see no row of bob."""
+
+    def __init__(self, offline: MemoryOfflineStore) -> None:
+        self._offline = offline
+
+    def read_parts(self, *words: Any) -> pa.Table:
+        rows = self._offline.read_parts(*words)
+        return rows.filter(pa.array([user != "bob" for user in rows["user"].to_pylist()], pa.bool_()))
+
+
+def without_history() -> World:
+    world = right()
+    world.feast = MemoryFeastClient(world, Losing(world.offline), [VIEW])  # type: ignore[arg-type]
+    return world
+
+
+def registered(view: View | None) -> World:
+    world = right()
+    world.feast = MemoryFeastClient(world, world.offline, [view] if view else [])
+    return world
+
+
 DAN, ALL = {"entity": "dan"}, {"part": "all"}
 FAULTS: dict[str, tuple[Callable[[], World], str, Cause, tuple[str, ...], Mapping[str, Any]]] = {
     "an integer altered online": (
@@ -341,6 +384,36 @@ FAULTS: dict[str, tuple[Callable[[], World], str, Cause, tuple[str, ...], Mappin
         lambda: right(progress=STANDING), "freshness_is_within_objective", Cause.STALE_ONLINE, ("edits", "share"),
         {"stream": "edits", "partition": 1, "state": "breached"}
     ),
+    "an integer that a trainer gets in an older version": (
+        lambda: superseded_in_history(edits=5), "edits.online_api_equals_historical", Cause.VALUE_MISMATCH, ("edits",),
+        {"entity": "bob", "version": 2, "api_edits": 7, "pit_edits": 5}
+    ),
+    "a float that a trainer gets in an older version": (
+        lambda: superseded_in_history(share=None), "share.online_api_equals_historical", Cause.VALUE_MISMATCH,
+        ("share",), {"entity": "bob", "version": 2, "api_share": 0.6, "pit_share": None}
+    ),
+    "a row that Feast does not serve": (
+        lambda: served_from(ROWS[1], ROWS[4]), "online_api_serves_the_row", Cause.MISSING_ENTITY, (), BOB
+    ),
+    "a row that Feast serves as it was": (
+        lambda: served_from(ROWS[0], *ROWS[3:]), "online_api_serves_the_newest", Cause.STALE_ONLINE, (),
+        {"entity": "ann", "served_at": "2026-03-01T12:00:00.000000+00:00"}
+    ),
+    "a row that Feast's history lacks": (
+        without_history, "history_gives_the_row", Cause.LOST_OFFLINE_WRITE, (), BOB
+    ),
+    "a registry with another ttl": (
+        lambda: registered(replace(VIEW, ttl=timedelta(days=1))), "registry_is_declared", Cause.SCHEMA_DRIFT, (),
+        {"entry": "ttl", "declared": "0:00:00", "registered": "1 day, 0:00:00"}
+    ),
+    "a registry without a feature": (
+        lambda: registered(replace(VIEW, features=VIEW.features[:1])), "registry_is_declared", Cause.SCHEMA_DRIFT, (),
+        {"entry": "feature share", "declared": "Float64", "registered": None}
+    ),
+    "a registry without the view": (
+        lambda: registered(None), "registry_is_declared", Cause.SCHEMA_DRIFT, (),
+        {"entry": "entity user", "registered": None}
+    ),
 }  # fmt: skip
 DOUBTS: dict[str, tuple[Callable[[], World], str]] = {
     "a row that may not have been written yet": (with_a_row_not_yet_committed, "online_row_is_settled"),
@@ -360,11 +433,11 @@ class Forgetful:
     judge_of_all: Judge
     lacks: str
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
-        kept = [check for check in checks if check.name != self.lacks]
-        if not kept:
-            return Verdict(view_name, Outcome.OK, len(frame))
-        return self.judge_of_all.judge(view_name, frame, kept, minimum_rows)
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        kept = [[check for check in one.checks if check.name != self.lacks] for one in questions]
+        left = [replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True) if checks]
+        told = iter(self.judge_of_all.judge(left))
+        return [next(told) if checks else Verdict(VIEW.name, Outcome.OK, 0) for checks in kept]
 
 
 def test_stores_that_agree_are_ok(judge: Judge) -> None:
@@ -574,7 +647,7 @@ def away(*_: object) -> Any:
     raise Unavailable("kafka is away")
 
 
-@pytest.mark.parametrize("part", ["online", "offline", "ledger", "ends", "progress"])
+@pytest.mark.parametrize("part", ["online", "offline", "ledger", "ends", "progress", "feast"])
 def test_what_cannot_be_read_is_the_validator_s_error(judge: Judge, part: str) -> None:
     class Away:
         def __getattr__(self, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from freshet.flows.live_validator import Connecting, LiveReporter
 from freshet.flows.observer import Seen
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.checks import checks_of, joined
+from freshet.flows.steps.freshness import Reading
 from freshet.flows.steps.watch import PART, Found, Judgeable, OfflineRow, Ticket
 from freshet.flows.validator import Edges, Looker, Round, Rounds, build
 from freshet.schemas.dtypes import DTYPES
@@ -135,14 +136,13 @@ def test_an_outage_resolves_nothing(judge: Judge) -> None:
 
 
 def test_a_judge_that_raises_what_nobody_thought_of_is_the_validator_s_error(
-    judge: Judge, monkeypatch: pytest.MonkeyPatch
+    judge: Judge,
 ) -> None:
-    def run(*_: object) -> None:
-        raise ZeroDivisionError("deep inside")
+    class Sore:
+        def __hash__(self) -> int:
+            raise ZeroDivisionError("deep inside")
 
-    monkeypatch.setattr(judge, "_run", run)
-
-    (verdict,) = rounds_of(judge, RIGHT).rounds[0].verdicts
+    (verdict,) = rounds_of(judge, lambda at: seen(Sore(), 6, at)).rounds[0].verdicts
 
     assert Outcome.VALIDATOR_ERROR is verdict.outcome
     assert "ZeroDivisionError: deep inside" in verdict.reasons[0]
@@ -281,6 +281,19 @@ def test_news_reaches_topic_metrics_and_pages(judge: Judge, tmp_path: Path) -> N
     assert "<ann>" not in opened
     assert "<td>7</td><td>6</td>" in opened
     assert "<b>resolved</b>" in resolved
+
+
+def test_how_fresh_a_view_is_reaches_metrics_and_a_round_that_saw_nothing_of_it_changes_nothing(
+    judge: Judge, tmp_path: Path
+) -> None:
+    def late(at: datetime) -> Seen:
+        return replace(RIGHT(at), freshness=Reading(8, 2, {"5m": 3.0}))
+
+    told = Told(judge, tmp_path).after(late, AWAY)
+
+    assert told.metrics.value("freshet_freshness_checked_total", feature_view="by_user") == 8
+    assert told.metrics.value("freshet_freshness_stale_total", feature_view="by_user") == 2
+    assert told.metrics.value("freshet_freshness_burn_rate", feature_view="by_user", window="5m") == 3.0
 
 
 def test_pages_are_written_when_something_is_new_and_now_and_then(judge: Judge, tmp_path: Path) -> None:

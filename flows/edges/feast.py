@@ -8,9 +8,10 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pyarrow as pa
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, Project, PushSource, RepoConfig
 from feast import types as feast_types
 from feast.data_format import ParquetFormat
+from feast.errors import FeatureViewNotFoundException
+from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.type_map import feast_value_type_to_python_type
@@ -28,8 +31,9 @@ from google.protobuf.message import DecodeError
 
 from freshet.schemas import feast_bytes
 from freshet.schemas.dtypes import Dtype
-from freshet.schemas.errors import Problem, Refused, Unavailable
+from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.registration import Entry
 from freshet.schemas.view import CREATED, StoredRow, View
 
 _MULTIPROCESS = "PROMETHEUS_MULTIPROCESS_DIR"
@@ -185,6 +189,119 @@ def read_history(store: FeatureStore, view: View, entities: pd.DataFrame, *, as_
         entity_df=entities, features=_references(view), filter_by_created_timestamp=as_served
     )
     return job.to_df()  # type: ignore[no-any-return]
+
+
+class FeastClient:
+    """What Feast's clients get: the registry as it stands now, its online API, and its historical retrieval.
+
+    An attempt to reach the online store lasts no longer than `patience_s`; Feast's Redis client makes four. Whatever
+    Feast raises is `Unavailable`; a registry of another user is `Refused`.
+    """
+
+    def __init__(self, config: Mapping[str, Any], offline_root: Path, patience_s: float = 10.0) -> None:
+        self._offline_root, self._registry = offline_root, Path(config["registry"]["path"])
+        self._config = {**config, "online_store": _impatient(config["online_store"], patience_s)}
+
+    def registration(self, view: View) -> list[Entry]:
+        """Return every entry of a view as it is declared and as it is registered; a view may be not there at all."""
+        with _asked_of_feast(f"read the registration of {view.name}"):
+            store = open_store(self._config)
+            declared = _entries(_feature_view(view, [*_entities([view]).values()], self._offline_root))
+            try:
+                registered = _entries(store.get_feature_view(view.name))
+            except FeatureViewNotFoundException:
+                registered = {}
+            return [Entry(name, declared.get(name), registered.get(name)) for name in {**declared, **registered}]
+
+    def online(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
+        """Return what Feast's online API serves for each entity, in order, None where there is no row."""
+        with _asked_of_feast(f"serve {view.name} online"):
+            return read_online(open_store(self._config), view, entities)
+
+    def history(
+        self, view: View, entities: Sequence[tuple[Any, ...]], at: datetime, parts: Sequence[str]
+    ) -> list[Mapping[str, Any]]:
+        """Return what a trainer gets for each entity as of a time, in order; all None where there is no row.
+
+        Feast reads every file of a view's folder. Here it is shown `parts` of the registered folder alone, so what it
+        costs does not grow with the history; all else is as it is registered.
+        """
+        keys = [dict(zip(view.entity_names, entity, strict=True)) for entity in entities]
+        asked = pa.Table.from_pylist(keys, pa.schema(view.entity)).to_pandas().assign(**{EVENT_TIME: pd.Timestamp(at)})
+        with (
+            _asked_of_feast(f"give the history of {view.name}"),
+            tempfile.TemporaryDirectory(prefix="freshet-") as folder,
+            _duckdb_of_its_own(),
+        ):
+            store = self._showing(view, parts, Path(folder))
+            lines = store.get_historical_features(entity_df=asked, features=_references(view)).to_arrow().to_pylist()
+        told = {tuple(line[name] for name in view.entity_names): line for line in lines}  # Feast's order is any order
+        names = [feature.name for feature in view.features]
+        return [{name: told.get(entity, {}).get(name) for name in names} for entity in entities]
+
+    def _showing(self, view: View, parts: Sequence[str], folder: Path) -> FeatureStore:
+        """Open the feature store with a view's files being links to some of its parts."""
+        open_store(self._config)  # says what is wrong with a registry
+        registry = Registry.FromString(self._registry.read_bytes())
+        links = folder / "parts"
+        links.mkdir()
+        for made in registry.feature_views:
+            if made.spec.name == view.name:
+                files = made.spec.batch_source.file_options
+                for part in parts:
+                    (links / part).symlink_to(Path(files.uri).absolute() / part)
+                files.uri = str(links)
+        copy = folder / "registry.db"
+        copy.write_bytes(registry.SerializeToString())
+        return open_store({**self._config, "registry": {**self._config["registry"], "path": str(copy)}})
+
+
+def _entries(view: FeatureView) -> dict[str, str]:
+    """Return what decides how a view is served, spelled."""
+    source = view.batch_source
+    return {
+        "ttl": str(view.ttl or timedelta(0)),
+        "files": str(source.path),
+        "timestamp field": source.timestamp_field,
+        "created timestamp column": source.created_timestamp_column,
+        "field mapping": ", ".join(f"{here} → {there}" for here, there in sorted(source.field_mapping.items())),
+        **{f"entity {column.name}": str(column.dtype) for column in view.entity_columns},
+        **{f"feature {feature.name}": str(feature.dtype) for feature in view.features},
+    }
+
+
+def _impatient(online_store: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
+    """Have Feast's Redis client give up: by itself it waits for ever."""
+    if online_store["type"] != "redis":
+        return dict(online_store)
+    own = online_store["connection_string"]
+    limits = {"socket_timeout": patience_s, "socket_connect_timeout": patience_s}
+    more = (f"{name}={value}" for name, value in limits.items() if f",{name}=" not in own)
+    return {**online_store, "connection_string": ",".join([own, *more])}
+
+
+@contextlib.contextmanager
+def _asked_of_feast(what: str) -> Iterator[None]:
+    try:
+        yield
+    except FreshetError:
+        raise
+    except Exception as error:  # whatever so large a library raises is its failure, not a finding
+        raise Unavailable(f"Feast cannot {what}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _duckdb_of_its_own() -> Iterator[None]:
+    """Give Feast's DuckDB store a database that ends here: in the default one each retrieval leaves a view behind."""
+    import ibis  # noqa: PLC0415  # what Feast's DuckDB store is made of; slow
+
+    before = ibis.options.default_backend
+    ibis.options.default_backend = database = ibis.duckdb.connect()
+    try:
+        yield
+    finally:
+        ibis.options.default_backend = before
+        database.disconnect()
 
 
 class FeastOnlineStore:

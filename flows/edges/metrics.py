@@ -136,13 +136,40 @@ class Metrics:
 
 
 class ValidatorMetrics:
-    """The metrics of a validator. Of `checks`, by view, come the label sets that can occur."""
+    """The metrics of a validator.
+
+    Of `checks`, by view, come the label sets that can occur; so do `receivers` of findings, and `windows` of the
+    freshness objective's burn rates.
+    """
 
     def __init__(
-        self, views: Sequence[View], checks: Mapping[str, Sequence[Check]], receivers: Sequence[str] = ()
+        self,
+        views: Sequence[View],
+        checks: Mapping[str, Sequence[Check]],
+        receivers: Sequence[str] = (),
+        windows: Sequence[str] = (),
     ) -> None:
         self.registry = CollectorRegistry()
         self._views = {view.name: view for view in views}
+        self._counted = {view.name: (0, 0) for view in views}
+        self.checked = Counter(
+            "freshet_freshness_checked",
+            "Looks at source partitions that had something to be fresh with.",
+            ["feature_view"],
+            registry=self.registry,
+        )
+        self.stale = Counter(
+            "freshet_freshness_stale",
+            "Such looks that found a message waiting for longer than the freshness target.",
+            ["feature_view"],
+            registry=self.registry,
+        )
+        self.burn_rate = Gauge(
+            "freshet_freshness_burn_rate",
+            "How many times too fast stale looks use up what the freshness objective leaves room for.",
+            ["feature_view", "window"],
+            registry=self.registry,
+        )
         self.compared = Counter(
             "freshet_skew_compared",
             "Rows whose value of a feature was compared between both stores.",
@@ -199,6 +226,10 @@ class ValidatorMetrics:
             self.failures.labels(receiver)
             self.dropped.labels(receiver)
         for view in views:
+            self.checked.labels(view.name)
+            self.stale.labels(view.name)
+            for window in windows:
+                self.burn_rate.labels(view.name, window)
             self.inconclusive.labels(view.name)
             self.errors.labels(view.name)
             for feature in view.features:
@@ -228,6 +259,17 @@ class ValidatorMetrics:
             for cause in Cause:
                 self.findings.labels(view, cause.value).set(counts[view, cause])
         self.duration.observe(np.array([duration_s]))
+
+    def observe_freshness(
+        self, view_name: str, checked_count: int, stale_count: int, burn_rates: Mapping[str, float]
+    ) -> None:
+        """Note how fresh a view was seen to be: both counts are of all looks so far, burn rates by window."""
+        checked_before, stale_before = self._counted[view_name]
+        self._counted[view_name] = checked_count, stale_count
+        self.checked.labels(view_name).inc(checked_count - checked_before)
+        self.stale.labels(view_name).inc(stale_count - stale_before)
+        for window, rate in burn_rates.items():
+            self.burn_rate.labels(view_name, window).set(rate)
 
     def value(self, name: str, **labels: str) -> float:
         """Return what a counter or gauge stands at."""

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,55 @@ import pandas as pd
 from freshet.flows.steps import statistics
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.expected import Distance, Reference
-from freshet.schemas.finding import Cause, Check, Finding, Outcome, Verdict, worst
+from freshet.schemas.finding import Cause, Check, Finding, Frame, Outcome, Question, Verdict, worst
 
 _ENOUGH = "lines_are_enough"
 _EVIDENCE_LINES = 10
 _LEAST, _SAID, _EVIDENCE = "least_count", "said", "evidence"
 """What our own expectations add to their results: how many lines would be enough, and what was seen."""
 
+BY_LINE = frozenset(
+    {
+        "ExpectColumnPairValuesAToBeGreaterThanB",
+        "ExpectColumnPairValuesToBeEqual",
+        "ExpectColumnValuesToBeBetween",
+        "ExpectColumnValuesToBeInSet",
+        "ExpectColumnValuesToNotBeInSet",
+        "ExpectColumnValuesToNotBeNull",
+        "ExpectNumbersToBeBetween",
+        "ExpectOnlineToEqualOffline",
+        "ExpectToAgreeWithin",
+    }
+)
+"""Expectations that hold of a frame if they hold of each line by itself: lines of many checks can be one frame."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What Great Expectations said of a check; `raised` is why it could say nothing."""
+
+    success: bool
+    result: Mapping[str, Any] = field(default_factory=dict)
+    raised: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The lines that one check is about, as a part of a frame of many checks; `number` is its question's."""
+
+    number: int
+    check: Check
+    lines: pd.DataFrame
+
 
 class Judge:
-    """Runs a suite of expectations over a frame and says what it means.
+    """Runs expectations over frames and says what they mean.
 
     One judge a process, and one thread: a context of Great Expectations is the process's own, and threads that share
     one get each other's frames without an error.
+
+    An expectation costs milliseconds however few lines it is about, so checks that differ in their columns alone are
+    one expectation, over all their lines; if that does not hold, it is asked once more, of which lines.
     """
 
     def __init__(self) -> None:
@@ -48,83 +85,95 @@ class Judge:
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}
         self._store = context.validation_results_store
-        self._source = context.data_sources.add_pandas("frames")
-        self._batches: dict[str, Any] = {}
-        self._newest: dict[str, dict[str, Any]] = {}
-        """By view, then by suite, the newest result: what `page` shows."""
+        frames = context.data_sources.add_pandas("frames").add_dataframe_asset("frames")
+        self._frames = frames.add_batch_definition_whole_dataframe("frames")
+        self._newest: dict[str, dict[Frame, Question]] = {}
+        """By view, what it was asked last of each frame: what `page` shows the answers to."""
 
     @property
     def results_count(self) -> int:
         """How many results Great Expectations keeps in memory: none, whatever was judged."""
         return len(self._store.list_keys())
 
-    def judge(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
-        """Judge a frame by checks that are all about it.
+    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
+        """Answer each question: whether its frame is as its checks say.
 
         A check that does not hold is a finding, or, if it has no cause, a reason to be inconclusive; so are fewer lines
-        than `minimum_rows`, or than an expectation itself needs. What could not be computed, or has no result, makes a
+        than are asked for, or than an expectation itself needs. What could not be computed, or has no result, makes a
         `validator_error`.
         """
-        assert len({check.frame for check in checks}) == 1, "checks of several frames"
-        try:
-            results = self._run(view_name, frame, checks, minimum_rows)
-        except Exception as error:  # noqa: BLE001  # whatever so large a library raises is its failure, not a finding
-            reason = f"{view_name}: the suite could not be run: {type(error).__name__}: {error}"
-            untold = tuple(check.name for check in checks)
-            return Verdict(view_name, Outcome.VALIDATOR_ERROR, 0, reasons=(reason,), untold=untold)
-        by_name = {check.name: check for check in checks}
-        errors = [f"{name}: has no result" for name in (*by_name, _ENOUGH) if name not in results]
-        findings: list[Finding] = []
-        reasons: list[str] = []
-        told = set[str]()
-        for name, result in results.items():
-            check, raised = by_name.get(name), [*_raised(result.exception_info)]
-            if raised:
-                errors.append(f"{name}: {raised[0]}")
-            elif result.success:
-                told.add(name)
-            elif check is None:
-                reasons.append(f"{view_name}: {len(frame)} lines to judge, fewer than {minimum_rows}")
-            elif (least := result.result.get(_LEAST)) is not None:
-                reasons.append(f"{name}: {result.result['element_count']} lines to judge, fewer than {least}")
-            elif check.cause is None:
-                reasons.append(_message(check, result.result))
-            else:
-                findings.append(_finding(view_name, check, check.cause, result.result))
-        failing = {finding.check for finding in findings}
-        told = failing | (told if _ENOUGH in told else set())
-        said = {Outcome.VALIDATOR_ERROR: errors, Outcome.VIOLATED: findings, Outcome.INCONCLUSIVE: reasons}
-        outcome = worst([Outcome.OK, *(outcome for outcome, found in said.items() if found)])
-        untold = tuple(check.name for check in checks if check.name not in told)
-        return Verdict(view_name, outcome, len(frame), tuple(findings), (*errors, *reasons), untold)
+        told: list[dict[str, _Told]] = [{} for _ in questions]
+        for parts in _grouped(questions):
+            for part, answer in self._together(parts):
+                told[part.number][part.check.name] = answer
+        for number, question in enumerate(questions):
+            left = [check for check in question.checks if check.name not in told[number]]
+            if left or _ENOUGH not in told[number]:
+                told[number] |= self._alone(question, left)
+            self._newest.setdefault(question.view, {})[question.frame] = question
+        return [_verdict(question, own) for question, own in zip(questions, told, strict=True)]
 
-    def _run(self, view_name: str, frame: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> dict[str, Any]:
-        """Return the results by check; their order is not the suite's, so they are told by `meta`."""
-        name = f"{view_name}.{checks[0].frame}"
-        if name not in self._batches:
-            self._batches[name] = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("round")
-        enough = self._gx.expectations.ExpectTableRowCountToBeBetween(min_value=minimum_rows, meta={"check": _ENOUGH})
-        suite = self._gx.ExpectationSuite(name=name, expectations=[enough, *map(self._expectation, checks)])
-        shown = dict.fromkeys(name for check in checks for name in check.columns)
-        known = [name for name in shown if name in frame or name in checks[0].frame.identity]
-        # Not through a ValidationDefinition: that keeps every result in memory for ever.
-        report = (
-            self._batches[name]
-            .get_batch({"dataframe": frame})
-            .validate(
-                suite,
-                result_format={
-                    "result_format": "SUMMARY",
-                    "unexpected_index_column_names": known,
-                    "partial_unexpected_count": _EVIDENCE_LINES,
-                },
-            )
+    def _together(self, parts: Sequence[_Part]) -> list[tuple[_Part, _Told]]:
+        """Judge lines of several checks as one frame; nothing is said if that raises."""
+        check, columns = parts[0].check, zip(*(_columns(part.check) for part in parts), strict=True)
+        values = [
+            np.concatenate([part.lines[name].to_numpy(object) for part, name in zip(parts, names, strict=True)])
+            for names in columns
+        ]
+        frame = pd.DataFrame(dict(zip("ABC", values, strict=False)))
+        expectation = self._kind(check)(**_renamed(check.arguments, [*frame]))
+        try:
+            batch = self._frames.get_batch({"dataframe": frame})
+            report = batch.validate(expectation, result_format="BOOLEAN_ONLY")
+            if report.success:
+                return [(part, _Told(success=True)) for part in parts]
+            report = batch.validate(expectation, result_format="COMPLETE")
+        except Exception:  # noqa: BLE001  # whatever it raises, it raises again where each check is judged alone
+            return []
+        bad = np.array(report.result.get("unexpected_index_list", ()), int)
+        if not len(bad) or len(bad) != report.result["unexpected_count"]:
+            return []
+        told, start = [], 0
+        for part in parts:
+            end = start + len(part.lines)
+            told.append((part, _of_lines(part, bad[(start <= bad) & (bad < end)] - start)))
+            start = end
+        return told
+
+    def _alone(self, question: Question, checks: Sequence[Check]) -> dict[str, _Told]:
+        """Judge checks each by itself."""
+        try:
+            report = self._report(question, checks)
+        except Exception as error:  # noqa: BLE001  # whatever so large a library raises is its failure, not a finding
+            raised = f"{question.view}: the suite could not be run: {type(error).__name__}: {error}"
+            return {name: _Told(success=False, raised=raised) for name in (_ENOUGH, *(check.name for check in checks))}
+        told = {}
+        for one in report.results:  # their order is not the suite's
+            name = one.expectation_config.meta["check"]
+            raised = next((f"{name}: {message}" for message in _raised(one.exception_info)), "")
+            told[name] = _Told(one.success, one.result, raised)
+        return told
+
+    def _report(self, question: Question, checks: Sequence[Check]) -> Any:
+        """Have a suite of checks run over a frame."""
+        enough = self._gx.expectations.ExpectTableRowCountToBeBetween(
+            min_value=question.minimum_rows, meta={"check": _ENOUGH}
         )
-        self._newest.setdefault(view_name, {})[name] = report
-        return {result.expectation_config.meta["check"]: result for result in report.results}
+        suite = self._gx.ExpectationSuite(name=question.view, expectations=[enough, *map(self._expectation, checks)])
+        shown = dict.fromkeys(name for check in checks for name in check.columns)
+        known = [name for name in shown if name in question.lines or name in question.frame.identity]
+        # Not through a ValidationDefinition: that keeps every result in memory for ever.
+        return self._frames.get_batch({"dataframe": question.lines}).validate(
+            suite,
+            result_format={
+                "result_format": "SUMMARY",
+                "unexpected_index_column_names": known,
+                "partial_unexpected_count": _EVIDENCE_LINES,
+            },
+        )
 
     def page(self, view_name: str, title: str, above: str) -> str:
-        """Return what Great Expectations said last of a view, as one page of HTML that loads and runs nothing.
+        """Return what Great Expectations says of a view's newest frames, as a page of HTML that loads and runs nothing.
 
         `above` is HTML that stands before it.
         """
@@ -138,7 +187,8 @@ class Judge:
         from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer  # noqa: PLC0415
         from great_expectations.render.view import DefaultJinjaPageView  # noqa: PLC0415
 
-        for report in self._newest.get(view_name, {}).values():
+        for question in self._newest.get(view_name, {}).values():
+            report = self._report(question, question.checks)
             copy = report.__class__(
                 success=report.success,
                 results=[_guarded_result(result) for result in report.results],
@@ -152,14 +202,92 @@ class Judge:
             yield _self_contained(page)
 
     def _expectation(self, check: Check) -> Any:
-        kind = self._own.get(check.expectation) or getattr(self._gx.expectations, check.expectation)
         arguments = dict(check.arguments)
         if check.given:
             from great_expectations.expectations.row_conditions import Column  # noqa: PLC0415  # see the top
 
             arguments["row_condition"] = Column(check.given).is_not_null()
         meta = {"check": check.name}
-        return kind(**arguments, description=check.description, severity=check.severity, meta=meta)
+        return self._kind(check)(**arguments, description=check.description, severity=check.severity, meta=meta)
+
+    def _kind(self, check: Check) -> Any:
+        return self._own.get(check.expectation) or getattr(self._gx.expectations, check.expectation)
+
+
+def _grouped(questions: Sequence[Question]) -> list[list[_Part]]:
+    """Put together the checks that differ in their columns alone; what has to be judged alone is left out."""
+    groups: dict[tuple[str, int, str], list[_Part]] = {}
+    for number, question in enumerate(questions):
+        count = pd.DataFrame({"lines_count": [len(question.lines)]})
+        words = {"column": "lines_count", "min_value": question.minimum_rows}
+        enough = Check(_ENOUGH, "", question.frame, "ExpectColumnValuesToBeBetween", words, None)
+        parts = [_Part(number, enough, count)]
+        for check in question.checks:
+            needed = {*_columns(check), *question.frame.identity, *([check.given] if check.given else [])}
+            if check.expectation in BY_LINE and needed <= {*question.lines}:
+                lines = question.lines[question.lines[check.given].notna()] if check.given else question.lines
+                parts.append(_Part(number, check, lines))
+        for part in parts:
+            rest = {name: value for name, value in part.check.arguments.items() if name not in _COLUMNS}
+            key = part.check.expectation, len(_columns(part.check)), repr(sorted(rest.items()))
+            groups.setdefault(key, []).append(part)
+    return [*groups.values()]
+
+
+_COLUMNS = ("column", "column_A", "column_B", "column_list")
+"""The arguments that name columns."""
+
+
+def _columns(check: Check) -> list[str]:
+    """Return the columns that a check is about."""
+    named = check.arguments
+    return [*(named[key] for key in _COLUMNS[:-1] if key in named), *named.get("column_list", ())]
+
+
+def _renamed(arguments: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a check's arguments with other names for its columns."""
+    if "column_list" in arguments:
+        return {**arguments, "column_list": [*names]}
+    return {**arguments, **dict(zip([key for key in _COLUMNS if key in arguments], names, strict=True))}
+
+
+def _of_lines(part: _Part, bad: Any) -> _Told:
+    """Return what is to be said of a check that does not hold in some lines, if in any."""
+    if not len(bad):
+        return _Told(success=True)
+    shown = [name for name in dict.fromkeys((*part.check.columns, *_columns(part.check))) if name in part.lines]
+    lines = part.lines.iloc[bad[:_EVIDENCE_LINES]][shown].to_dict("records")
+    counts = {"element_count": len(part.lines), "unexpected_count": len(bad)}
+    return _Told(success=False, result={**counts, "partial_unexpected_index_list": lines})
+
+
+def _verdict(question: Question, told: Mapping[str, _Told]) -> Verdict:
+    """Say what follows from all that was said of a frame."""
+    view_name = question.view
+    errors: list[str] = []
+    findings: list[Finding] = []
+    reasons: list[str] = []
+    held = set[str]()
+    for name, check in ((_ENOUGH, None), *((check.name, check) for check in question.checks)):
+        one = told.get(name) or _Told(success=False, raised=f"{name}: has no result")
+        if one.raised:
+            errors.append(one.raised)
+        elif one.success:
+            held.add(name)
+        elif check is None:
+            reasons.append(f"{view_name}: {len(question.lines)} lines to judge, fewer than {question.minimum_rows}")
+        elif (least := one.result.get(_LEAST)) is not None:
+            reasons.append(f"{name}: {one.result['element_count']} lines to judge, fewer than {least}")
+        elif check.cause is None:
+            reasons.append(_message(check, one.result))
+        else:
+            findings.append(_finding(view_name, check, check.cause, one.result))
+    known = {finding.check for finding in findings} | (held if _ENOUGH in held else set())
+    said = {Outcome.VALIDATOR_ERROR: errors, Outcome.VIOLATED: findings, Outcome.INCONCLUSIVE: reasons}
+    outcome = worst([Outcome.OK, *(outcome for outcome, found in said.items() if found)])
+    untold = tuple(check.name for check in question.checks if check.name not in known)
+    words = (*dict.fromkeys(errors), *reasons)
+    return Verdict(view_name, outcome, len(question.lines), tuple(findings), words, untold)
 
 
 @functools.cache
@@ -404,14 +532,9 @@ def _message(check: Check, result: Mapping[str, Any]) -> str:
     return f"{check.name}: {check.description}; {said}"
 
 
-def _named(check: Check) -> list[Any]:
-    """Return the columns that a check is about."""
-    return [*check.arguments.values(), *check.arguments.get("column_list", ())]
-
-
 def _plain(line: Mapping[str, Any], check: Check) -> Mapping[str, Any]:
     """Return what a check shows of a line, in Python's own values; what only says which line it is, if it is known."""
-    compared = (*_named(check), *check.columns[len(check.frame.identity) :])
+    compared = (*_columns(check), *check.columns[len(check.frame.identity) :])
     values = {
         name: line[name].item() if isinstance(line[name], np.generic) else line[name]
         for name in dict.fromkeys((*check.columns, *line))

@@ -23,8 +23,9 @@ from freshet.schemas.dtypes import Dtype
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
 from freshet.schemas.expected import Distribution, Reference
 from freshet.schemas.finding import Cause, Check, Frame
+from freshet.schemas.registration import Entry
 from freshet.schemas.units import Objective, Rate
-from freshet.schemas.view import VERSION, Feature, View
+from freshet.schemas.view import VERSION, Feature, StoredRow, View
 
 RELATIVE_TOLERANCE = 1e-9
 """Both stores are given the same float; this leaves room for another reader's last digit, not for another value."""
@@ -43,7 +44,7 @@ CLOCK_TOLERANCE = timedelta(seconds=5)
 def checks_of(view: View, freshness_target: Objective) -> tuple[Check, ...]:
     """Return every check that a view's declaration implies; names are stable, `<view>[.<feature>].<property>`."""
     features = (check for feature in view.features for check in _feature_checks(view, feature))
-    own = (*_folder_checks(view), *_row_checks(view), *features, *_recomputed_checks(view))
+    own = (*_folder_checks(view), *_row_checks(view), *features, *_recomputed_checks(view), *_served_checks(view))
     return (*own, *_freshness_checks(view, freshness_target))
 
 
@@ -155,9 +156,8 @@ def _row_checks(view: View) -> Iterator[Check]:
 
 def _feature_checks(view: View, feature: Feature) -> Iterator[Check]:
     name, online, offline = f"{view.name}.{feature.name}", f"on_{feature.name}", f"off_{feature.name}"
-    known, tolerated = feature.expected.tolerance, feature.expected.mismatches
-    tolerance = 0.0 if not feature.dtype.is_float else RELATIVE_TOLERANCE if known is None else known
-    pair: dict[str, Any] = {"column_A": online, "column_B": offline, "relative_tolerance": tolerance}
+    tolerated = feature.expected.mismatches
+    pair: dict[str, Any] = {"column_A": online, "column_B": offline, "relative_tolerance": _tolerance(feature)}
     if tolerated:
         yield Check(
             f"{name}.mismatches_are_few",
@@ -198,6 +198,13 @@ def _feature_checks(view: View, feature: Feature) -> Iterator[Check]:
         features=(feature.name,),
     )
     yield from _expected_checks(name, feature)
+
+
+def _tolerance(feature: Feature) -> float:
+    """Return how far apart, relatively, two readings of a feature may be."""
+    if not feature.dtype.is_float:
+        return 0.0
+    return RELATIVE_TOLERANCE if feature.expected.tolerance is None else feature.expected.tolerance
 
 
 def _expected_checks(name: str, feature: Feature) -> Iterator[Check]:
@@ -315,6 +322,51 @@ def _recomputed_checks(view: View) -> Iterator[Check]:
             Cause.VALUE_MISMATCH,
             features=(feature.name,),
             given="same_version",
+        )
+
+
+def _served_checks(view: View) -> Iterator[Check]:
+    yield Check(
+        f"{view.name}.registry_is_declared",
+        "Feast's registry has the view as it is declared, or `freshet apply` must be run",
+        Frame.REGISTRY,
+        "ExpectColumnPairValuesToBeEqual",
+        {"column_A": "declared", "column_B": "registered", "ignore_row_if": "neither"},
+        Cause.SCHEMA_DRIFT,
+    )
+    yield Check(
+        f"{view.name}.online_api_serves_the_row",
+        "Feast's online API serves a row that is in the online store",
+        Frame.SERVED,
+        "ExpectColumnValuesToNotBeNull",
+        {"column": "served_at"},
+        Cause.MISSING_ENTITY,
+    )
+    yield _pair_check(
+        f"{view.name}.online_api_serves_the_newest",
+        "Feast's online API serves no older row than is in the online store",
+        Frame.SERVED,
+        ("served_at", "event_timestamp"),
+        Cause.STALE_ONLINE,
+    )
+    yield Check(
+        f"{view.name}.history_gives_the_row",
+        "Feast's historical retrieval gives a row that is in the offline store and within its ttl",
+        Frame.SERVED,
+        "ExpectColumnValuesToNotBeNull",
+        {"column": "given_at"},
+        Cause.LOST_OFFLINE_WRITE,
+    )
+    for feature in view.features:
+        yield Check(
+            f"{view.name}.{feature.name}.online_api_equals_historical",
+            "what Feast's online API serves is what its historical retrieval gives for that time",
+            Frame.SERVED,
+            "ExpectToAgreeWithin",
+            {"column_list": [f"api_{feature.name}", f"pit_{feature.name}", f"within_{feature.name}"]},
+            Cause.VALUE_MISMATCH,
+            features=(feature.name,),
+            given="both_at",
         )
 
 
@@ -449,6 +501,69 @@ def recomputed(view: View, rows: Sequence[Mapping[str, Any]], answers: pa.Table)
     own += ["offline_part", "source_partition", "source_offset"]
     own += [f"{prefix}_{feature.name}" for feature in view.features for prefix in ("off", "sql", "within")]
     return pd.DataFrame(lines, columns=own, dtype=object)
+
+
+def registry(entries: Iterable[Entry]) -> pd.DataFrame:
+    """Return one line for each thing that Feast's registry says or should say of a view."""
+    lines = [dataclasses.astuple(entry) for entry in entries]
+    return pd.DataFrame(lines, columns=["entry", "declared", "registered"], dtype=object)
+
+
+Answers = tuple[Mapping[str, Any], StoredRow | None, Mapping[str, Any]]
+
+
+def served(view: View, at: datetime, answers: Iterable[Answers]) -> pd.DataFrame:
+    """Return one line for each row that Feast was asked for at a time: what it serves, and what it gives to a trainer.
+
+    `answers` are offline rows, each with its part as `_part`, what the online API served for its entity, and the
+    features that historical retrieval gave.
+
+    | column | meaning |
+    | --- | --- |
+    | `entity`, `event_timestamp`, `version` | the row, by our own readers the entity's newest in both stores |
+    | `asked_at` | when Feast was asked, and the time for which it was asked for history |
+    | `served_at` | the time of the row that the online API served; null where it served none |
+    | `given_at` | the row's time, if history gave a value of a row that has one |
+    | `both_at` | the row's time, if both gave it: only then may values be compared |
+    | `offline_part`, `source_partition`, `source_offset` | where the row stands, and the newest event in its reach |
+    | `api_<feature>`, `pit_<feature>` | both values, as `comparable` makes them |
+    | `within_<feature>` | how far apart they may be |
+    """
+    lines = []
+    for row, stored, given in answers:
+        event_timestamp = _instant(row[EVENT_TIME])
+        names = [feature.name for feature in view.features]
+        is_null = all(comparable(row[name]) is None for name in names)  # then history gives nothing that could be seen
+        is_given = is_null or any(comparable(given[name]) is not None for name in names)
+        given_at = event_timestamp if is_given else None
+        served_at = stored and _instant(stored.event_timestamp)
+        line: dict[str, Any] = {
+            "entity": " / ".join(str(row[name]) for name in view.entity_names),
+            "event_timestamp": event_timestamp,
+            "version": row[VERSION],
+            "asked_at": _instant(at),
+            "served_at": served_at,
+            "given_at": given_at,
+            "both_at": given_at if served_at == event_timestamp else None,
+            "offline_part": row[PART],
+            "source_partition": row[PARTITION],
+            "source_offset": row[OFFSET],
+        }
+        for feature in view.features:
+            api, pit = comparable(stored and stored.features[feature.name]), comparable(given[feature.name])
+            line[f"api_{feature.name}"], line[f"pit_{feature.name}"] = api, pit
+            line[f"within_{feature.name}"] = _distance(api, pit, _tolerance(feature))
+        lines.append(line)
+    own = ["entity", "event_timestamp", "version", "asked_at", "served_at", "given_at", "both_at"]
+    own += ["offline_part", "source_partition", "source_offset"]
+    own += [f"{prefix}_{feature.name}" for feature in view.features for prefix in ("api", "pit", "within")]
+    return pd.DataFrame(lines, columns=own, dtype=object)
+
+
+def _distance(one: Any, other: Any, tolerance: float) -> float:
+    """Return how far apart two values may be, by a relative tolerance."""
+    largest = max((abs(value) for value in (one, other) if isinstance(value, float)), default=0.0)
+    return tolerance * largest if math.isfinite(largest) else 0.0
 
 
 def schemas(view: View, found: Mapping[str, pa.Schema]) -> pd.DataFrame:

@@ -92,14 +92,18 @@ BURN_RULES = (
 )
 """At 14.4 an hour takes 2 % of what a month may have (Google's SRE workbook, chapter 5)."""
 
+_WINDOWS = sorted({window for rule in BURN_RULES for window in (rule.long, rule.short)})
+WINDOWS = tuple(spell(window) for window in _WINDOWS)
+"""The windows of the rules, from short to long, by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What there is to export of a view.
 
-    `freshet_freshness_checked_total` and `freshet_freshness_stale_total` count the checks of partitions that had
-    something to be fresh with; `burn_rates` says by window (`1h`, `5m`, …) how many times faster than allowed the late
-    ones came: 1 is what the objective leaves room for.
+    `checked_count` checks ever were of partitions that had something to be fresh with, `stale_count` of them found it
+    late; `burn_rates` says by window (`1h`, `5m`, …) how many times faster than allowed the late ones came: 1 is what
+    the objective leaves room for.
     """
 
     checked_count: int
@@ -238,8 +242,7 @@ class Freshness:
         """Return what there is to export of a view of these streams."""
         own = [source for source in self._counts if source[0] in streams]
         checked, stale = _sum(self._counts[source].totals for source in own)
-        windows = sorted({window for rule in BURN_RULES for window in (rule.long, rule.short)})
-        return Reading(checked, stale, {spell(window): self._burn_rate(own, window) for window in windows})
+        return Reading(checked, stale, {spell(window): self._burn_rate(own, window) for window in _WINDOWS})
 
     def _line(self, source: Source, one: Progress, clock: Clock, asked_s: float) -> Line:
         committed = 0 if one.committed is None and one.end == 0 else one.committed

@@ -162,6 +162,19 @@ def versions_of(view: View, rows: Iterable[tuple[str, pa.Table]], wanted: Sequen
     return found
 
 
+def newest_of(view: View, rows: Iterable[pa.Table], wanted: Iterable[Entity]) -> dict[Entity, Place]:
+    """Return where the newest row of each of some entities stands, among the rows of some tables."""
+    found: dict[Entity, Place] = {}
+    entities = set(wanted)
+    firsts = pa.array({entity[0] for entity in entities}, view.entity[0].type)
+    for table in rows:
+        for row in table.filter(pc.is_in(table[view.entity[0].name], firsts)).to_pylist():
+            entity, where = tuple(row[name] for name in view.entity_names), (row[EVENT_TIME], row[VERSION])
+            if entity in entities:
+                found[entity] = max(where, found.get(entity, where))
+    return found
+
+
 @dataclass
 class Memory:
     """The newest place at which each of so many entities was seen online, the last seen ones."""

@@ -119,7 +119,7 @@ def found(cause: Cause, *features: str, count: int = 1) -> Finding:
 
 
 def validator_metrics() -> ValidatorMetrics:
-    return ValidatorMetrics([VIEW, OTHER], CHECKS, ["topic", "webhook"])
+    return ValidatorMetrics([VIEW, OTHER], CHECKS, ["topic", "webhook"], ["5m", "1h"])
 
 
 def test_every_label_set_of_a_validator_is_zero_from_the_start() -> None:
@@ -132,6 +132,10 @@ def test_every_label_set_of_a_validator_is_zero_from_the_start() -> None:
     for view in ("by_user", "by_page"):
         assert value("freshet_skew_inconclusive_total", feature_view=view) == 0
         assert value("freshet_validator_errors_total", feature_view=view) == 0
+        assert value("freshet_freshness_checked_total", feature_view=view) == 0
+        assert value("freshet_freshness_stale_total", feature_view=view) == 0
+        for window in ("5m", "1h"):
+            assert value("freshet_freshness_burn_rate", feature_view=view, window=window) == 0
         for cause in Cause:
             assert value("freshet_validator_findings", feature_view=view, cause=cause.value) == 0
     for receiver in ("topic", "webhook"):
@@ -163,6 +167,20 @@ def test_a_round_is_counted() -> None:
     assert value("freshet_validator_last_success_timestamp_seconds") == AT.timestamp() + 5
     assert value("freshet_validator_round_duration_seconds_bucket", le="0.5") == 2
     assert value("freshet_validator_round_duration_seconds_bucket", le="0.25") == 0
+
+
+def test_looks_at_freshness_are_counted_once_and_burn_rates_are_the_newest() -> None:
+    metrics = validator_metrics()
+
+    metrics.observe_freshness("by_user", 40, 1, {"5m": 2.5, "1h": 0.2})
+    metrics.observe_freshness("by_user", 48, 3, {"5m": 5.0, "1h": 0.4})
+
+    value = metrics.value
+    assert value("freshet_freshness_checked_total", feature_view="by_user") == 48
+    assert value("freshet_freshness_stale_total", feature_view="by_user") == 3
+    assert value("freshet_freshness_burn_rate", feature_view="by_user", window="5m") == 5.0
+    assert value("freshet_freshness_burn_rate", feature_view="by_user", window="1h") == 0.4
+    assert value("freshet_freshness_checked_total", feature_view="by_page") == 0
 
 
 def test_findings_that_are_open_are_shown_until_they_are_over() -> None:

@@ -3,14 +3,22 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from freshet.flows.edges import quality
 from freshet.flows.edges.quality import Judge, agree
-from freshet.schemas.finding import Cause, Check, Frame, Outcome
+from freshet.flows.steps.checks import checks_of
+from freshet.schemas.dtypes import DTYPES
+from freshet.schemas.expected import Expected
+from freshet.schemas.finding import Cause, Check, Frame, Outcome, Question, Verdict
+from freshet.schemas.units import Objective
+from freshet.schemas.view import Feature, View
 
 VIEW = "edits_by_user"
 EQUAL = Check(
@@ -55,6 +63,11 @@ def frame(*pairs: tuple[Any, Any]) -> pd.DataFrame:
     return known.reindex(columns=dict.fromkeys([*known, *Frame.ROWS.identity]))
 
 
+def answer(judge: Judge, lines: pd.DataFrame, checks: Sequence[Check], minimum_rows: int) -> Verdict:
+    (verdict,) = judge.judge([Question(VIEW, lines, checks, minimum_rows)])
+    return verdict
+
+
 def test_importing_the_judge_does_not_import_great_expectations() -> None:
     code = "import sys, freshet.flows.edges.quality; print('great_expectations' in sys.modules)"
 
@@ -62,13 +75,13 @@ def test_importing_the_judge_does_not_import_great_expectations() -> None:
 
 
 def test_what_holds_of_every_line_is_ok(judge: Judge) -> None:
-    verdict = judge.judge(VIEW, frame((1, 1), (None, None), (0.1 + 0.2, 0.3), ("", "")), CHECKS, 1)
+    verdict = answer(judge, frame((1, 1), (None, None), (0.1 + 0.2, 0.3), ("", "")), CHECKS, 1)
 
     assert (verdict.outcome, verdict.compared, verdict.findings, verdict.reasons) == (Outcome.OK, 4, (), ())
 
 
 def test_a_finding_names_cause_feature_and_lines(judge: Judge) -> None:
-    verdict = judge.judge(VIEW, frame((1, 1), (2, 3), (None, 4), (5, None)), CHECKS, 1)
+    verdict = answer(judge, frame((1, 1), (2, 3), (None, 4), (5, None)), CHECKS, 1)
 
     assert Outcome.VIOLATED is verdict.outcome
     unequal, null = sorted(verdict.findings, key=lambda finding: finding.cause, reverse=True)
@@ -82,14 +95,14 @@ def test_a_finding_names_cause_feature_and_lines(judge: Judge) -> None:
 
 
 def test_evidence_is_a_part_and_the_message_counts_the_whole(judge: Judge) -> None:
-    (finding,) = judge.judge(VIEW, frame(*[(1, 2)] * 300), CHECKS, 1).findings
+    (finding,) = answer(judge, frame(*[(1, 2)] * 300), CHECKS, 1).findings
 
     assert len(finding.evidence) == 10
     assert finding.message.endswith("300 of 300 lines")
 
 
 def test_an_empty_frame_is_inconclusive(judge: Judge) -> None:
-    verdict = judge.judge(VIEW, frame(), CHECKS, 1)
+    verdict = answer(judge, frame(), CHECKS, 1)
 
     assert Outcome.INCONCLUSIVE is verdict.outcome
     assert verdict.reasons == ("edits_by_user: 0 lines to judge, fewer than 1",)
@@ -99,8 +112,8 @@ def test_a_column_of_nulls_is_not_ok_where_nulls_are_not_tolerated(judge: Judge)
     wanted = replace(NOT_NULL, given=None)
     between = replace(NOT_NULL, name="range", expectation="ExpectNumbersToBeBetween", given=None)
 
-    assert Outcome.OK is judge.judge(VIEW, frame((None, None)), [between], 1).outcome
-    assert Outcome.VIOLATED is judge.judge(VIEW, frame((None, None)), [between, wanted], 1).outcome
+    assert Outcome.OK is answer(judge, frame((None, None)), [between], 1).outcome
+    assert Outcome.VIOLATED is answer(judge, frame((None, None)), [between, wanted], 1).outcome
 
 
 FEW = Check(
@@ -114,9 +127,9 @@ FEW = Check(
 
 
 def test_a_rate_is_judged_by_its_exact_bound_and_by_too_few_lines_not_at_all(judge: Judge) -> None:
-    some = judge.judge(VIEW, frame(*[(None, 1)] * 25, *[(1, 1)] * 975), [FEW], 1)
-    many = judge.judge(VIEW, frame(*[(None, 1)] * 40, *[(1, 1)] * 960), [FEW], 1)
-    few = judge.judge(VIEW, frame(*[(None, 1)] * 3), [FEW], 1)
+    some = answer(judge, frame(*[(None, 1)] * 25, *[(1, 1)] * 975), [FEW], 1)
+    many = answer(judge, frame(*[(None, 1)] * 40, *[(1, 1)] * 960), [FEW], 1)
+    few = answer(judge, frame(*[(None, 1)] * 3), [FEW], 1)
 
     assert [Outcome.OK, Outcome.VIOLATED, Outcome.INCONCLUSIVE] == [some.outcome, many.outcome, few.outcome]
     assert (40, 10) == (many.findings[0].count, len(many.findings[0].evidence))
@@ -127,19 +140,19 @@ def test_a_rate_is_judged_by_its_exact_bound_and_by_too_few_lines_not_at_all(jud
 def test_what_could_not_be_told_is_named(judge: Judge) -> None:
     broken = replace(EQUAL, name="broken", arguments={**EQUAL.arguments, "column_A": "nowhere"})
 
-    assert judge.judge(VIEW, frame((1, 1)), CHECKS, 1).untold == ()
-    assert judge.judge(VIEW, frame(), CHECKS, 1).untold == tuple(check.name for check in CHECKS)
-    assert judge.judge(VIEW, frame((1, 2)), (*CHECKS, broken), 2).untold == (NOT_NULL.name, SETTLED.name, "broken")
-    assert judge.judge(VIEW, frame((1, 2)), (*CHECKS, broken), 1).untold == ("broken",)
+    assert answer(judge, frame((1, 1)), CHECKS, 1).untold == ()
+    assert answer(judge, frame(), CHECKS, 1).untold == tuple(check.name for check in CHECKS)
+    assert answer(judge, frame((1, 2)), (*CHECKS, broken), 2).untold == (NOT_NULL.name, SETTLED.name, "broken")
+    assert answer(judge, frame((1, 2)), (*CHECKS, broken), 1).untold == ("broken",)
 
 
 def test_too_few_lines_are_inconclusive_but_a_violation_among_them_is_one(judge: Judge) -> None:
-    assert Outcome.INCONCLUSIVE is judge.judge(VIEW, frame((1, 1)), CHECKS, 2).outcome
-    assert Outcome.VIOLATED is judge.judge(VIEW, frame((1, 2)), CHECKS, 2).outcome
+    assert Outcome.INCONCLUSIVE is answer(judge, frame((1, 1)), CHECKS, 2).outcome
+    assert Outcome.VIOLATED is answer(judge, frame((1, 2)), CHECKS, 2).outcome
 
 
 def test_a_check_without_a_cause_makes_it_inconclusive(judge: Judge) -> None:
-    verdict = judge.judge(VIEW, frame(("pending", "pending")), CHECKS, 1)
+    verdict = answer(judge, frame(("pending", "pending")), CHECKS, 1)
 
     assert (verdict.outcome, verdict.findings) == (Outcome.INCONCLUSIVE, ())
     assert verdict.reasons == ("edits_by_user.online_row_is_settled: the row is settled; not so in 1 of 1 lines",)
@@ -147,14 +160,14 @@ def test_a_check_without_a_cause_makes_it_inconclusive(judge: Judge) -> None:
 
 @pytest.mark.parametrize("column", ["on", "off", "entity"])
 def test_a_frame_without_a_column_is_an_error_of_the_validator(judge: Judge, column: str) -> None:
-    verdict = judge.judge(VIEW, frame((1, 2)).drop(columns=column), CHECKS, 1)
+    verdict = answer(judge, frame((1, 2)).drop(columns=column), CHECKS, 1)
 
     assert Outcome.VALIDATOR_ERROR is verdict.outcome
     assert column in "\n".join(verdict.reasons)
 
 
 def test_a_frame_of_values_that_cannot_be_hashed_is_an_error_of_the_validator(judge: Judge) -> None:
-    verdict = judge.judge(VIEW, frame(((1, 2), (1, 2)), (3, None)), CHECKS, 1)
+    verdict = answer(judge, frame(((1, 2), (1, 2)), (3, None)), CHECKS, 1)
 
     assert Outcome.VALIDATOR_ERROR is verdict.outcome
     assert verdict.reasons
@@ -163,17 +176,78 @@ def test_a_frame_of_values_that_cannot_be_hashed_is_an_error_of_the_validator(ju
 def test_a_check_that_raises_hides_no_other_check_s_finding(judge: Judge) -> None:
     broken = Check("broken", "…", Frame.ROWS, "ExpectColumnValuesToNotBeNull", {"column": "nowhere"}, Cause.DTYPE)
 
-    verdict = judge.judge(VIEW, frame((1, 2)), (*CHECKS, broken), 1)
+    verdict = answer(judge, frame((1, 2)), (*CHECKS, broken), 1)
 
     assert Outcome.VALIDATOR_ERROR is verdict.outcome
     assert [finding.cause for finding in verdict.findings] == [Cause.VALUE_MISMATCH]
     assert verdict.reasons[0].startswith("broken: ")
 
 
+ALL = (
+    *CHECKS,
+    replace(EQUAL, name="same", expectation="ExpectColumnPairValuesToBeEqual", arguments={
+        "column_A": "on", "column_B": "off", "ignore_row_if": "neither"
+    }),
+    replace(EQUAL, name="not older", expectation="ExpectColumnPairValuesAToBeGreaterThanB", arguments={
+        "column_A": "on", "column_B": "off", "or_equal": True, "ignore_row_if": "either_value_is_missing"
+    }),
+    replace(NOT_NULL, name="there", given=None),
+    replace(NOT_NULL, name="between", expectation="ExpectColumnValuesToBeBetween", arguments={
+        "column": "version", "max_value": 2
+    }),
+    replace(NOT_NULL, name="range", expectation="ExpectNumbersToBeBetween", given=None, arguments={
+        "column": "on", "minimum": 1, "maximum": 2.5
+    }),
+    replace(NOT_NULL, name="known", expectation="ExpectColumnValuesToBeInSet", arguments={
+        "column": "off", "value_set": [1, 2]
+    }),
+    replace(NOT_NULL, name="near", expectation="ExpectToAgreeWithin", arguments={
+        "column_list": ["on", "off", "version"]
+    }),
+)  # fmt: skip
+"""One check of every kind that is judged together with others like it."""
+FRAMES: dict[str, tuple[tuple[Any, Any], ...]] = {
+    "right": ((1, 1), (2, 2)),
+    "wrong": ((1, 1), (2, 3), (None, 4), (5, None), (1.5, 1.5), (2**53 + 1, 2**53), (True, 1), (None, None)),
+    "of nothing": (),
+    "of nulls": ((None, None), (None, None)),
+    "of text": (("a", "a"), ("b", "c"), ("pending", "pending"), ("", None)),
+    "of much that is wrong": ((7, 8),) * 300,
+    "of mixed values": ((1, "a"), ("a", 1), ("pending", None)),
+}
+
+
+def test_what_is_judged_together_is_what_is_judged_alone(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [Question(VIEW, frame(*pairs), ALL, 2) for pairs in FRAMES.values()]
+
+    together = judge.judge(asked)
+
+    assert {one.expectation for one in ALL} == quality.BY_LINE
+    monkeypatch.setattr(quality, "BY_LINE", frozenset())
+    assert together == judge.judge(asked)
+    assert {*Outcome} == {verdict.outcome for verdict in together}
+
+
+def test_a_frame_that_cannot_be_judged_hides_nothing_of_another(judge: Judge) -> None:
+    asked = [Question(name, frame(*pairs), CHECKS) for name, pairs in (("a", ((1, 2),)), ("b", (((1, 2), 1), (3, 1))))]
+
+    wrong, failed = judge.judge(asked)
+
+    assert [Outcome.VIOLATED, Outcome.VALIDATOR_ERROR] == [wrong.outcome, failed.outcome]
+    assert [EQUAL.name] == [finding.check for finding in wrong.findings]
+
+
+def test_the_checks_of_lines_are_all_judged_together() -> None:
+    view = View("v", ("s",), (), (Feature("f", DTYPES["int64"], "…", expected=Expected(0, 9, (1, 2), nulls=0)),))
+    kinds = {one.expectation for one in checks_of(view, Objective(99, timedelta(seconds=1)))}
+
+    assert kinds == quality.BY_LINE
+
+
 def test_nothing_judged_is_kept(judge: Judge) -> None:
     for _ in range(3):
-        judge.judge(VIEW, frame((1, 2)), CHECKS, 1)
-        judge.judge(VIEW, frame((1, 2)), [FEW], 1)
+        answer(judge, frame((1, 2)), CHECKS, 1)
+        answer(judge, frame((1, 2)), [FEW], 1)
 
     assert judge.results_count == 0
 
@@ -199,7 +273,7 @@ def test_values_agree_within_their_tolerance(online: object, offline: object, to
 
 
 def page_of(judge: Judge, *pairs: tuple[Any, Any], above: str = "") -> str:
-    judge.judge(VIEW, frame(*pairs), CHECKS, 1)
+    answer(judge, frame(*pairs), CHECKS, 1)
     return judge.page(VIEW, "shop: edits <by> user", above)
 
 
@@ -244,7 +318,7 @@ def test_a_value_on_a_page_is_text_whatever_it_holds(judge: Judge, value: str) -
 
 def test_a_page_of_a_check_that_raised_says_so(judge: Judge) -> None:
     broken = Check("broken", "…", Frame.ROWS, "ExpectColumnValuesToNotBeNull", {"column": "nowhere"}, Cause.DTYPE)
-    judge.judge(VIEW, frame((1, 1)), (broken,), 1)
+    answer(judge, frame((1, 1)), (broken,), 1)
 
     assert "raised an exception" in judge.page(VIEW, "shop", "")
 
@@ -268,7 +342,7 @@ def test_evidence_shows_both_values_of_a_feature_though_the_check_is_about_one(j
     lines = frame((None, 4), (5, 5)).rename(columns={"on": "on_edits", "off": "off_edits"})
     check = replace(NOT_NULL, arguments={"column": "on_edits"}, given="off_edits", severity="warning")
 
-    (finding,) = judge.judge(VIEW, lines, (check,), 1).findings
+    (finding,) = answer(judge, lines, (check,), 1).findings
 
     assert [("user 0", None, 4)] == [(e["entity"], e["on_edits"], e["off_edits"]) for e in finding.evidence]
     assert "entity" == next(iter(finding.evidence[0]))
