@@ -130,6 +130,15 @@ class Rig:
         name = "freshet_skew_compared_total"
         return {view: total(samples, name, feature_view=view, feature=feature) for view, feature in label.items()}
 
+    def wait_for_commits(self, count: int) -> None:
+        """Wait until so much more is committed."""
+        ledger, deadline = LedgerFile(self.workspace.offline_root), time.monotonic() + READY_LIMIT_S
+        begun = ledger.read()
+        while (now := ledger.read()) is None or begun is None or now.epoch < begun.epoch + count:
+            assert time.monotonic() < deadline, f"nothing is committed any more:\n{self.materializer.said()}"
+            self.materializer.check()
+            time.sleep(0.1)
+
     def check(self) -> None:
         """Raise what went wrong beside."""
         self.sender.check()
@@ -201,12 +210,7 @@ class Rig:
         """Undo what befell the online store, and have a validator that knows of nothing."""
         self.faults.end()
         self.validator.end()
-        ledger, deadline = LedgerFile(self.workspace.offline_root), time.monotonic() + READY_LIMIT_S
-        struck = ledger.read()
-        while (now := ledger.read()) is None or struck is None or now.epoch < struck.epoch + 2:
-            assert time.monotonic() < deadline, f"nothing is committed any more:\n{self.materializer.said()}"
-            self.materializer.check()
-            time.sleep(0.1)
+        self.wait_for_commits(2)
         with contextlib.redirect_stdout(io.StringIO()):  # what was struck is offline by now, as it should be
             repair.act(argparse.Namespace(views=[], json=True), self.workspace.settings)
         self.news()
