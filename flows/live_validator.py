@@ -291,6 +291,8 @@ def open_validator(workspace: Workspace) -> Validator:
     target = workspace.source.declaration.servingRequirements.freshnessTarget
     sampling = sampling_of(settings, settings.sample, Sampling.limit)
     webhook = Webhook(workspace.webhook, pipeline.project) if workspace.webhook else None
+    if settings.parity_every:
+        feast_client(workspace, _PATIENCE_S)  # what takes seconds holds up no round
     templates = templates_of(workspace)
     judge = quality.Judge()
     receivers = (TOPIC,) if webhook is None else (TOPIC, WEBHOOK)
@@ -301,8 +303,6 @@ def open_validator(workspace: Workspace) -> Validator:
     )
     observer = Connecting(pipeline.views, lambda: open_observer(workspace, sampling, _PATIENCE_S, release))
     observer.begin()
-    if settings.parity_every:
-        feast_client(workspace, _PATIENCE_S)  # what takes seconds holds up no round
     findings = Findings(replace(workspace.kafka, patience_s=_PATIENCE_S), pipeline.project)
     couriers = [_courier(TOPIC, findings, metrics)]
     couriers += [] if webhook is None else [_courier(WEBHOOK, webhook, metrics, _WEBHOOK_ATTEMPTS)]

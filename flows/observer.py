@@ -22,25 +22,30 @@ from freshet.flows.steps.canaries import CanaryLine, Probe
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
 from freshet.flows.steps.watch import (
     Entity,
+    Found,
     Judgeable,
     Memory,
     Place,
+    Signs,
     Ticket,
     Versions,
     covering,
-    is_settled,
     judgeable,
+    settled,
     versions_of,
+    written_often,
 )
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.finding import Frame
 from freshet.schemas.ledger import Ledger
-from freshet.schemas.part import PartSummary
+from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.view import VERSION, StoredRow, View
 
-_NEW_PARTS, _OLD_PARTS = 3, 1
+_NEW_PARTS, _OLD_PARTS = 5, 1
+_HISTORY_PARTS = 50
+"""How many parts are read for how often an entity was written, in a round that finds one that was never online."""
 _FOLDER = "all"
 
 
@@ -145,7 +150,7 @@ class Watch:
         if outside.feast and sampling.parity_every:
             edges = (outside.feast, outside.online, outside.offline, outside.now)
             self._parity = Parity(plan.view, *edges, sampling.parity_every)
-        self._memory, self._tickets = Memory(), list[Ticket]()
+        self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit, plan.view.ttl)
         self._parts: dict[str, PartSummary] = {}
         self._gone: dict[str, PartSummary] = {}
         self._durable: Ledger | None = None
@@ -154,6 +159,9 @@ class Watch:
         """What this round saw of canaries."""
         self._is_counted = False
         """Whether the visible parts are those of that ledger, none of a later one."""
+        self._cut: set[tuple[Entity, Place]] = set()
+        """The online rows that may be those that parts lack."""
+        self._due_before: datetime | None = None
 
     @property
     def waiting_count(self) -> int:
@@ -186,22 +194,22 @@ class Watch:
         return new, after
 
     def begin(self, new_parts: Sequence[str], number: int) -> None:
-        """Take a first look at entities that are chosen anew."""
+        """Take a first look at entities that are chosen anew; some may wait for a verdict still."""
         outside, sampling = self._outside, self._sampling
         chance = random.Random(f"{sampling.seed} {number} {self.view.name}")  # noqa: S311  # no secret
         floors = self._floors(new_parts, chance)
-        looked_at = {ticket.entity for ticket in self._tickets}
         keys = outside.online.sample(self.view, sampling.keys_count, chance.getrandbits(32))
-        entities = [entity for entity in dict.fromkeys((*floors, *keys)) if entity not in looked_at]
+        entities = [*dict.fromkeys((*floors, *keys))]
+        epoch = self._durable.epoch if self._durable else 0
         for entity, row in zip(entities, outside.online.read(self.view, entities), strict=True):
             seen = self._memory.of(entity)
             self._memory.see(row)
-            self._tickets.append(Ticket(entity, floors.get(entity), seen, row, outside.now()))
+            self._tickets.append(Ticket(entity, floors.get(entity), seen, row, outside.now(), epoch=epoch))
 
     def look_again(self) -> dict[Entity, StoredRow | None]:
         """Take the second look at those that have waited for the grace."""
-        due_before = self._outside.now() - self._sampling.grace
-        due = [one.entity for one in self._tickets if one.ends is None and one.first_at <= due_before]
+        self._due_before = self._outside.now() - self._sampling.grace
+        due = [*dict.fromkeys(ticket.entity for ticket in self._tickets if self._is_due(ticket))]
         rows = dict(zip(due, self._outside.online.read(self.view, due), strict=True))
         for row in rows.values():
             self._memory.see(row)
@@ -209,15 +217,19 @@ class Watch:
 
     def looked_again(self, rows: Mapping[Entity, StoredRow | None], ends: Mapping[str, int]) -> None:
         """Note the second look, and where Kafka ended after it."""
+        now = self._outside.now()
         self._tickets = [
-            ticket.again(rows[ticket.entity], ends) if ticket.entity in rows and ticket.ends is None else ticket
+            ticket.again(rows[ticket.entity], ends, now) if ticket.entity in rows and self._is_due(ticket) else ticket
             for ticket in self._tickets
         ]
+
+    def _is_due(self, ticket: Ticket) -> bool:
+        return ticket.ends is None and self._due_before is not None and ticket.first_at <= self._due_before
 
     def frames(self) -> dict[Frame, pd.DataFrame]:
         """Let go of all tickets that can be judged by what was durable before the parts were listed, as frames."""
         done, versions = self._judgeable()
-        frames = {Frame.ROWS: checks.joined(self.view, done)}
+        frames = {Frame.ROWS: checks.joined(self.view, self._explained(done))}
         if self._durable is not None and self._is_counted:
             found = self._recompute.frame(self._durable, _final(done, versions))
             if found is not None:
@@ -229,16 +241,18 @@ class Watch:
     def _judgeable(self) -> tuple[list[Judgeable], Versions]:
         ledger = self._durable
         overdue_before = self._outside.now() - self._sampling.limit
-        settled = {ticket.entity for ticket in self._tickets if ledger and is_settled(self.view, ticket, ledger)}
-        looked = [ticket for ticket in self._tickets if ticket.ends is not None]  # twice
-        overdue = {ticket.entity for ticket in looked if ticket.first_at <= overdue_before} - settled
-        wanted = [one.first for one in self._tickets if one.first and one.entity in settled | overdue]
-        parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
+        is_settled = settled(self.view, self._tickets, ledger) if ledger else [False] * len(self._tickets)
+        is_overdue = [ticket.ends is not None and ticket.first_at <= overdue_before for ticket in self._tickets]
+        told = [*zip(self._tickets, is_settled, is_overdue, strict=True)]
+        wanted = [one.first for one, is_due, is_late in told if (is_due or is_late) and one.first]
+        parts = self._as_declared(covering(self._comparable(), [row.event_timestamp for row in wanted]))
         tables = ((part, self._outside.offline.read_parts(self.view.name, [part])) for part in parts)
         versions = versions_of(self.view, tables, wanted) if wanted else {}
         done, left = list[Judgeable](), list[Ticket]()
-        for ticket in self._tickets:
-            one = judgeable(ticket, versions, settled=ticket.entity in settled, overdue=ticket.entity in overdue)
+        for ticket, is_due, is_late in told:
+            one = judgeable(ticket, versions, settled=is_due, overdue=is_late)
+            if one is not None and one.found is Found.ABSENT:
+                one = self._absent(one, overdue=is_late)
             left.append(ticket) if one is None else done.append(one)
         self._tickets = left
         return done, versions
@@ -268,10 +282,46 @@ class Watch:
             self.canary_lines.append(probe.line(stored, is_offline=there or (False if is_readable else None)))
             probe.let_go()
 
+    def _absent(self, one: Judgeable, *, overdue: bool) -> Judgeable | None:
+        """Say that a row is not offline, or may be one of those that parts lack; None until these are counted."""
+        row, ledger = one.ticket.first, self._durable
+        assert row is not None, "no row is absent"
+        assert ledger is not None, "nothing is settled before the first commit"
+        if not self._is_counted:
+            return one if overdue else None
+        read_count = sum(part.rows_count for part in self._comparable().values())
+        lacking_count = ledger.rows_counts.get(self.view.name, 0) - read_count
+        if lacking_count <= 0:
+            self._cut.clear()
+            return one
+        cut = row.entity, (row.event_timestamp, row.version)
+        if cut not in self._cut and len(self._cut) >= lacking_count:
+            return one
+        self._cut.add(cut)
+        return replace(one, found=Found.CUT)
+
+    def _explained(self, done: Sequence[Judgeable]) -> list[Judgeable]:
+        """Tell rows that were lost on their way from those that went away."""
+        tickets = [one.ticket for one in done]
+        self._signs.note(tickets, self._outside.now())
+        until = {one.entity: one.epoch for one in tickets if one.floor and one.is_absent and one.known is None}
+        often = self._written_often(until) if until else set()
+        return [replace(one, was_online=self._signs.was_online(one.ticket, often)) for one in done]
+
+    def _written_often(self, until: Mapping[Entity, int]) -> set[Entity]:
+        """Return the entities that were written more than once until an epoch, as the newest parts until then tell."""
+        newest = max(until.values())
+        known = sorted((part for part in self._comparable() if (epoch_of(part) or 0) <= newest), reverse=True)
+        parts = self._as_declared(known[:_HISTORY_PARTS])
+        names = [*self.view.entity_names, VERSION]
+        tables = ((part, self._outside.offline.read_parts(self.view.name, [part], names)) for part in parts)
+        return written_often(self.view, tables, until)
+
     def forget(self) -> None:
         """Begin anew: the online store is another one than was looked at."""
         self._tickets, self.canary_lines = [], []
         self._memory.clear()
+        self._signs.clear()
 
     def schemas(self) -> dict[str, pa.Schema]:
         """Return the first part of each schema."""
@@ -303,6 +353,15 @@ class Watch:
         schema = self.view.row_schema
         return {part: one for part, one in self._parts.items() if one.schema.equals(schema) and one.rows_count}
 
+    def _as_declared(self, parts: Sequence[str]) -> list[str]:
+        """Return those of some parts that are as declared still: a file may be damaged after it was first met."""
+        for part in parts:
+            summary = self._outside.offline.summary(self.view.name, part)
+            if summary is not None:  # else reading it says so
+                self._parts[part] = summary
+        there = self._comparable()
+        return [part for part in parts if part in there]
+
     def _floors(self, new_parts: Sequence[str], chance: random.Random) -> dict[Entity, Place]:
         """Choose offline rows; return the newest of each entity."""
         there = self._comparable()
@@ -312,6 +371,7 @@ class Watch:
         chosen += chance.sample(rest, min(_OLD_PARTS + _NEW_PARTS - len(chosen), len(rest)))
         floors: dict[Entity, Place] = {}
         names = [*self.view.entity_names, EVENT_TIME, VERSION]
+        chosen = self._as_declared(chosen)
         for index, part in enumerate(chosen):
             wanted = -(-self._sampling.rows_count * (index + 1) // len(chosen)) - len(floors)
             rows = self._outside.offline.read_parts(self.view.name, [part], names)
