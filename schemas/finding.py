@@ -65,11 +65,13 @@ class Cause(StrEnum):
     row than is stored."""
     LOST_OFFLINE_WRITE = "lost_offline_write"
     """An online row is not in the offline store, though all it was made of is committed; or a part of it is gone; or
-    Feast's historical retrieval does not give the row."""
+    Feast's historical retrieval does not give the row; or Kafka has an offset as committed that is not durable."""
     PARTIAL_BATCH = "partial_batch"
-    """There are fewer offline rows than were committed, or fewer archived events than rows were made of."""
+    """There are fewer offline rows than were committed, or fewer archived events than were accepted, or than rows were
+    made of."""
     DUPLICATE_OFFLINE = "duplicate_offline"
-    """One version of a row stands more than once in the offline store, or there are more rows than were committed."""
+    """One version of a row stands more than once in the offline store, or there are more rows than were committed, or
+    more archived events than were accepted."""
     CLOCK_SKEW = "clock_skew"
     """A row is of a time that has not come: the clock of whoever made its event runs ahead."""
     SCHEMA_DRIFT = "schema_drift"

@@ -25,6 +25,7 @@ from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.event import Contract
+from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.scripts import reference
 from freshet.scripts.apply import apply
 from freshet.scripts.faults.breaks import Faults
@@ -143,7 +144,7 @@ def start(
         settings, project=root, brokers=broker.address, online_store=valkey.url, metrics_address=None, kafka={}
     )
     workspace = Workspace.open(settings)
-    for topic, count in kafka.topics_of(workspace.contracts.values()).items():
+    for topic, count in {**kafka.topics_of(workspace.contracts.values()), FINDINGS_TOPIC: 1}.items():
         broker.create_topic(topic, count)
     apply(workspace)
     faults = parts.enter_context(Faults(workspace, root)) if breakable else None

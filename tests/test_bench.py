@@ -63,7 +63,14 @@ def test_a_table_has_a_line_for_each_cause_and_rate() -> None:
 
 
 def test_a_clean_run_is_told_with_its_bound_and_one_that_is_not_with_its_findings() -> None:
-    run = {"kind": "clean", "seconds": 60, "rounds_count": 12.0, "events_count": 6000, "shocks": {"kill": 2}}
+    run = {
+        "kind": "clean",
+        "seconds": 60,
+        "rounds_count": 12.0,
+        "events_count": 6000,
+        "outage_s": 9.5,
+        "shocks": {"kill": 2},
+    }
     counts = {"judged_count": 1_500_000, "skew_inconclusive": 1.0, "validator_errors": 0.0}
 
     silent, loud = (report([{**run, **counts, "false": false}]) for false in ([], ["a_view.a_check: no"]))

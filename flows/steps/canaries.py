@@ -61,7 +61,7 @@ def event_time(newest_us: int, lateness: timedelta, now: datetime, before: datet
 
     >>> noon, quarter = datetime(2026, 3, 1, 12, tzinfo=UTC), timedelta(minutes=15)
     >>> str(event_time(instant_us(noon), timedelta(minutes=10), noon + quarter, None))
-    '2026-03-01 11:55:67.500900+00:00'
+    '2026-03-01 11:59:32.367300+00:00'
     """
     window_us, now_us = count_us(lateness) // 2, instant_us(now)
     time_us = min(newest_us - window_us + now_us // 10**6 % window_us, now_us)

@@ -156,7 +156,8 @@ def silence(line: dict[str, Any]) -> list[str]:
     bound = f"; with 95 % confidence, fewer than {3 / count:.1e} of them are wrong" if count and not false else ""
     failed = f"inconclusive {line['skew_inconclusive']:.0f}, validator errors {line['validator_errors']:.0f}"
     return [
-        f"Nothing broken for {line['seconds']} s, {line['rounds_count']:.0f} rounds, {line['events_count']} events; {shocks}.",
+        f"Nothing broken for {line['seconds']} s, {line['rounds_count']:.0f} rounds, {line['events_count']} events; {shocks};",
+        f"the longest outage lasted {line['outage_s']} s; past two minutes, the declared target, it would rightly be found.",
         f"{count:,} judgements, {len(false)} false findings{bound}. Views × rounds: {failed}.",
         *(f"- {finding}" for finding in false),
     ]

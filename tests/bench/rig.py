@@ -1,6 +1,8 @@
 """What the validator is measured on: a system on real parts, its validator, and edits that flow."""
 
+import argparse
 import contextlib
+import io
 import itertools
 import json
 import math
@@ -19,11 +21,10 @@ from results import ANY, COLD, EFFECT_LIMIT_S, HOT, Case, is_localised
 
 from freshet.flows import settings
 from freshet.flows.edges import kafka
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.live import refill
 from freshet.schemas.finding import FINDINGS_TOPIC, Cause
 from freshet.schemas.view import View
+from freshet.scripts import repair
 from freshet.scripts.embedded import FRESHET, Process, Samples, Sender, start, total
 from freshet.scripts.faults import breaks
 from freshet.scripts.faults.deeds import Choice
@@ -109,7 +110,7 @@ class Rig:
         self.validator = Process("validator", command, environment, root)
         parts.callback(self.validator.end)
         self._entities = regimes(self.views)
-        self._read_count = self._cases_count = 0
+        self._newest_offset, self._cases_count = -1, 0
 
     def wait_until_warm(self) -> None:
         """Wait until the validator has looked at everything a few times."""
@@ -129,6 +130,15 @@ class Rig:
         name = "freshet_skew_compared_total"
         return {view: total(samples, name, feature_view=view, feature=feature) for view, feature in label.items()}
 
+    def wait_for_commits(self, count: int) -> None:
+        """Wait until so much more is committed."""
+        ledger, deadline = LedgerFile(self.workspace.offline_root), time.monotonic() + READY_LIMIT_S
+        begun = ledger.read()
+        while (now := ledger.read()) is None or begun is None or now.epoch < begun.epoch + count:
+            assert time.monotonic() < deadline, f"nothing is committed any more:\n{self.materializer.said()}"
+            self.materializer.check()
+            time.sleep(0.1)
+
     def check(self) -> None:
         """Raise what went wrong beside."""
         self.sender.check()
@@ -137,18 +147,19 @@ class Rig:
 
     def news(self) -> list[tuple[float, dict[str, Any]]]:
         """Return the findings that opened since the last call, each with when Kafka had it."""
-        told = [
-            (int(at_ms) / 1000, json.loads(value))
-            for poll in kafka.records(self.workspace.kafka, FINDINGS_TOPIC)
-            for at_ms, value in zip(poll.timestamps_ms, poll.values, strict=True)
-            if value is not None
-        ]
-        new, self._read_count = told[self._read_count :], len(told)
-        return [(at, alarm) for at, alarm in new if alarm["status"] == "opened"]
+        found = []
+        for poll in kafka.records(self.workspace.kafka, FINDINGS_TOPIC):
+            for offset, at_ms, value in zip(poll.offsets.tolist(), poll.timestamps_ms, poll.values, strict=True):
+                if value is not None and offset > self._newest_offset:
+                    self._newest_offset = offset
+                    found.append((int(at_ms) / 1000, json.loads(value)))
+        return [(at, alarm) for at, alarm in found if alarm["status"] == "opened"]
 
     def spent(self) -> dict[str, float]:
-        """Return what both processes have cost until now."""
-        samples, name = self.validator.samples(), "freshet_validator_round_duration_seconds"
+        """Return what both processes have cost until now, and the validator's rounds: how many, and their seconds."""
+        while not (samples := self.validator.samples()):
+            self.check()
+        name = "freshet_validator_round_duration_seconds"
         found = {"seconds": time.monotonic(), **{part: total(samples, f"{name}_{part}") for part in ("sum", "count")}}
         for process, proxy in ((self.validator, self.reading), (self.materializer, self.faults.proxy)):
             own = {"cpu_s": cpu_s(process.child.pid), **asdict(proxy.passed)}
@@ -156,58 +167,52 @@ class Rig:
         return found
 
     def run(self, case: Case) -> dict[str, Any]:
-        """Break it, and wait for what is found."""
+        """Break it, wait for what is found, and return what became of it."""
         self._cases_count += 1
-        before = self.spent()
-        self.faults.begin(
-            Cause(case.cause), Choice(case.rate, case.seed, self._entities[case.entities]), f"case-{self._cases_count}"
-        )
-        begun, effective_at = time.time(), None
-        opened, after = self.news(), list[tuple[float, dict[str, Any]]]()
-        while not after:
-            time.sleep(1.0)
-            self.check()
-            opened += self.news()
-            effective_at = effective_at or self.faults.account().first_effective_at
-            if effective_at is None:
-                if time.time() - begun > EFFECT_LIMIT_S:
-                    break
-            else:
-                after = [(at, alarm) for at, alarm in opened if at >= effective_at]
-                is_over = time.time() - effective_at > case.limit_s
-                if is_over and self.spent()["count"] - before["count"] >= LEAST_ROUNDS_COUNT:
-                    break
-        spent = {name: value - before[name] for name, value in self.spent().items()}
-        time.sleep(1.0)  # the rest of the same round
-        opened += self.news()
+        choice, before = Choice(case.rate, case.seed, self._entities[case.entities]), self.spent()
+        self.faults.begin(Cause(case.cause), choice, f"case-{self._cases_count}")
+        opened = self._opened(case, before["count"])
+        spent = {name: round(value - before[name], 3) for name, value in self.spent().items()}
         account = self.faults.account()
         since = account.first_effective_at
-        after = [] if since is None else [(at, alarm) for at, alarm in opened if at >= since]
-        told = [*{alarm["check"]: alarm for _, alarm in after if alarm["at"] == after[0][1]["at"]}.values()]
+        found = [] if since is None else [(at, alarm) for at, alarm in opened if at >= since]
+        told = [*{alarm["check"]: alarm for _, alarm in found if alarm["at"] == found[0][1]["at"]}.values()]
         return {
             **asdict(case),
             "affected_count": account.affected_count,
-            "found_s": round(after[0][0] - since, 3) if after and since is not None else None,
+            "found_s": None if since is None or not found else round(found[0][0] - since, 3),
             "causes": [alarm["cause"] for alarm in told],
             "checks": [alarm["check"] for alarm in told],
             "is_localised": is_localised(told[0], account) if told else None,
             "false": [alarm["check"] for at, alarm in opened if since is None or at < since],
             "load": round(os.getloadavg()[0], 1),
-            "spent": {name: round(value, 3) for name, value in spent.items()},
+            "spent": spent,
         }
+
+    def _opened(self, case: Case, rounds_count: float) -> list[tuple[float, dict[str, Any]]]:
+        """Return what opened until the first finding after the fault's first effect, or the limit."""
+        begun, opened, since = time.time(), self.news(), None
+        while True:
+            time.sleep(1.0)
+            self.check()
+            opened += self.news()
+            since = since or self.faults.account().first_effective_at
+            if since is None:
+                if time.time() - begun > EFFECT_LIMIT_S:
+                    return opened
+            elif any(at >= since for at, _ in opened):
+                time.sleep(1.0)  # the rest of the same round
+                return opened + self.news()
+            elif time.time() - since > case.limit_s and self.spent()["count"] >= rounds_count + LEAST_ROUNDS_COUNT:
+                return opened
 
     def heal(self) -> None:
         """Undo what befell the online store, and have a validator that knows of nothing."""
         self.faults.end()
         self.validator.end()
-        ledger, offline = LedgerFile(self.workspace.offline_root), OfflineStore(self.workspace.offline_root)
-        struck, deadline = ledger.read(), time.monotonic() + READY_LIMIT_S
-        while (now := ledger.read()) is None or struck is None or now.epoch < struck.epoch + 2:
-            assert time.monotonic() < deadline, f"nothing is committed any more:\n{self.materializer.said()}"
-            self.materializer.check()
-            time.sleep(0.1)
-        now_us = time.time_ns() // 1000
-        refill(self.workspace.online(), offline, self.views, now, now_us)  # what was struck is offline by now
+        self.wait_for_commits(2)
+        with contextlib.redirect_stdout(io.StringIO()):  # what was struck is offline by now, as it should be
+            repair.act(argparse.Namespace(views=[], json=True), self.workspace.settings)
         self.news()
         self.validator.start_again()
 

@@ -9,7 +9,8 @@ A real materializer, Valkey behind a proxy, parquet, an embedded broker, and `fr
 (FRESHET_… of the environment hold, and are named in the report). Faults are made outside of both (`scripts/faults`), by rules
 that note what they really did. For each case one of them begins, and ends with the first finding, or at the limit.
 
-- t0 is the fault's first effect, not its command. The time to detect lasts until the finding is in Kafka.
+- The time to detect lasts from the fault's first effect, not its command, until the finding is in Kafka. It is missed after 120 s
+  (300 s below 1 %), or eight rounds where a machine is too slow for so many.
 - A rate is the share of rows, of parts for `partial_batch` and `schema_drift`, of events for `clock_skew`, of entities for
   `missing_entity`. `stale_online` is the store as a whole.
 - Hot are the fewest entities of a view that half of its events are about, cold all others. Parts are of no entity.
@@ -48,7 +49,7 @@ from freshet.scripts.faults import breaks, online
 
 RESULTS = Path(__file__).with_name("results-validator.md")
 FULL_RATES, RATES = (0.001, 0.01, 0.1, 1.0), (0.01, 1.0)
-MATRIX_TARGET, CLEAN_TARGET = "p99 < 10s", "p99 < 30s"
+MATRIX_TARGET, CLEAN_TARGET = "p99 < 10s", "p99 < 2m"
 """The declared freshness: what a loaded machine keeps, and one whose materializer is killed."""
 HELD_TO = {"online_equals_offline", "online_row_is_offline", "offline_rows_are_single", "online_row_is_of_the_past"}
 """The checks that look at every row that is found in both stores."""
@@ -80,7 +81,7 @@ def kill(rig: Rig) -> None:
     rig.materializer.child.kill()
     rig.materializer.child.wait()
     rig.materializer.start_again()
-    rig.materializer.wait_until_ready()
+    rig.wait_for_commits(1)
 
 
 def burst(rig: Rig) -> None:
@@ -127,10 +128,12 @@ def clean(wanted_count: int, prefix: str, note: Callable[[dict[str, Any]], None]
         target = rig.workspace.source.declaration.servingRequirements.freshnessTarget
         names = {view.name: [check.name for check in checks_of(view, target)] for view in rig.views}
         held_to = {view: sum(name.rpartition(".")[2] in HELD_TO for name in own) for view, own in names.items()}
-        begun, opened, judged = time.monotonic(), list[dict[str, Any]](), 0
+        begun, opened, outage_s = time.monotonic(), list[dict[str, Any]](), 0.0
         for shock in itertools.cycle((burst, kill, idle, hang, late, slow)):
+            shocked = time.monotonic()
             shock(rig)
             done[shock.__name__] += 1
+            outage_s = max(outage_s, time.monotonic() - shocked if shock is kill else 0.0)
             time.sleep(10)
             rig.check()
             opened += [alarm for _, alarm in rig.news()]
@@ -142,7 +145,12 @@ def clean(wanted_count: int, prefix: str, note: Callable[[dict[str, Any]], None]
         counts = {name: total(samples, f"freshet_{name}_total") for name in ("skew_inconclusive", "validator_errors")}
         rounds = total(samples, "freshet_validator_round_duration_seconds_count")
     found = {"judged_count": judged, "false": [f"{alarm['check']}: {alarm['message']}" for alarm in opened]}
-    lasted = {"seconds": round(time.monotonic() - begun), "rounds_count": rounds, "events_count": rig.sender.sent_count}
+    lasted = {
+        "seconds": round(time.monotonic() - begun),
+        "outage_s": round(outage_s, 1),
+        "rounds_count": rounds,
+        "events_count": rig.sender.sent_count,
+    }
     note({"kind": "clean", **found, **lasted, **counts, "shocks": dict(done)})
     return len(opened)
 
