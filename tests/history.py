@@ -173,7 +173,8 @@ class History:
 
     def overwrite(self, row: Row) -> None:
         """Put a row there, whatever it replaces."""
-        [(_, *pairs, _)] = self.online._layouts[self.view.name].commands(
+        layout = self.online._layouts[self.view.name]  # noqa: SLF001
+        [(_, *pairs, _)] = layout.commands(pa.Table.from_pylist([row], self.view.row_schema))
             pa.Table.from_pylist([row], self.view.row_schema)
         )  # noqa: SLF001
         self.stored(row["user"]).update(zip(pairs[::2], pairs[1::2], strict=True))
