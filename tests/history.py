@@ -175,8 +175,6 @@ class History:
         """Put a row there, whatever it replaces."""
         layout = self.online._layouts[self.view.name]  # noqa: SLF001
         [(_, *pairs, _)] = layout.commands(pa.Table.from_pylist([row], self.view.row_schema))
-            pa.Table.from_pylist([row], self.view.row_schema)
-        )  # noqa: SLF001
         self.stored(row["user"]).update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def alter(self, user: str, value: Any) -> None:
