@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from bytewax.dataflow import Dataflow
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -41,12 +42,13 @@ from freshet.flows.steps.lag import LagClock
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, StoreLost, Unavailable
-from freshet.schemas.event import Contract
-from freshet.schemas.ledger import Update, source_key
+from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract
+from freshet.schemas.ledger import Ledger, Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reject, dead_letter_topic
-from freshet.schemas.view import View
+from freshet.schemas.units import count_us
+from freshet.schemas.view import StoredRow, View
 
 LOG = logging.getLogger("freshet")
 
@@ -404,6 +406,9 @@ class OnlineFilled(Online, Protocol):
     def catch_up(self, writes_count: int) -> None:
         """Have the store count at least so many writes."""
 
+    def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
+        """Return what is stored for each entity, in order."""
+
 
 class OfflineParts(Offline, Parts, Protocol):
     """An offline store with all that a run needs of it."""
@@ -505,15 +510,35 @@ class Live:
         self.journal.close()
 
 
-def refill(online: Online, offline: OfflineParts, views: Sequence[View]) -> dict[str, int]:
-    """Write each entity's newest offline row online, where it is not older than what is there; return how many rows."""
+def refill(
+    online: OnlineFilled, offline: OfflineParts, views: Sequence[View], ledger: Ledger | None, now_us: int
+) -> dict[str, int]:
+    """Write each entity's newest offline row online, where it is not older than what is there; return how many rows.
+
+    One that has outlived its view's ttl by the stream's own clock, which the ledger has, is not brought back; where it
+    is there still it is written, too, and so expires.
+    """
     counts: dict[str, int] = {}
     for view in views:
-        rows = offline.newest(view)
-        for start in range(0, rows.num_rows, _REFILL_ROWS):
-            online.write(view, rows.slice(start, _REFILL_ROWS))
-        counts[view.name] = rows.num_rows
+        counts[view.name] = 0
+        newest = offline.newest(view)
+        outlived = pc.less(newest[EVENT_TIME].cast(pa.int64()), _oldest_us(view, ledger, now_us))
+        for start in range(0, newest.num_rows, _REFILL_ROWS):
+            rows, old = (column.slice(start, _REFILL_ROWS) for column in (newest, outlived))
+            gone = rows.filter(old)
+            entities = list(zip(*(gone[name].to_pylist() for name in view.entity_names), strict=True))
+            there = pa.array([row is not None for row in online.read(view, entities)], pa.bool_())
+            rows = pa.concat_tables([rows.filter(pc.invert(old)), gone.filter(there)])
+            online.write(view, rows)
+            counts[view.name] += rows.num_rows
     return counts
+
+
+def _oldest_us(view: View, ledger: Ledger | None, now_us: int) -> int:
+    """Return before which time a row has outlived its ttl; the stream's clock may be behind ours, or ahead."""
+    marks = {} if ledger is None else ledger.shards
+    clocks_us = [mark.clock_us for key, mark in marks.items() if key.rpartition("/")[0] == view.name]
+    return max(NEVER_US, min(*clocks_us, now_us) - count_us(view.ttl)) if view.ttl and clocks_us else NEVER_US
 
 
 def prepare(offline: OfflineParts, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
@@ -623,7 +648,7 @@ def _fill_if_lost(outside: Outside, pipeline: Pipeline, journal: Journal) -> Non
         outside.online.expect(journal.ledger.online_writes_count)
     except StoreLost as error:
         LOG.warning("%s", error)
-        counts = refill(outside.online, outside.offline, pipeline.views)
+        counts = refill(outside.online, outside.offline, pipeline.views, journal.ledger, outside.now_us())
         LOG.warning("filled again from the newest offline rows: %s", counts)
         outside.online.catch_up(journal.ledger.online_writes_count)
         journal.tell(Update(online_writes_count=outside.online.writes_count))

@@ -17,8 +17,10 @@ from datetime import UTC, datetime, timedelta
 from bytewax.dataflow import Dataflow
 
 from freshet.flows import settings as settings_
+from freshet.flows.canaries import Canaries, agreed
 from freshet.flows.courier import Courier
 from freshet.flows.edges import bytewax, kafka, quality
+from freshet.flows.edges.canaries import CanaryWriter
 from freshet.flows.edges.data_docs import DataDocs
 from freshet.flows.edges.findings import Findings
 from freshet.flows.edges.metrics import Server, ValidatorMetrics
@@ -32,8 +34,9 @@ from freshet.flows.observer import Observer, Outside, Sampling, Seen
 from freshet.flows.parity import Client
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alarms import Alarms
+from freshet.flows.steps.canaries import Template
 from freshet.flows.steps.checks import checks_of
-from freshet.flows.steps.freshness import WINDOWS, Freshness, Progress, Source
+from freshet.flows.steps.freshness import STALLED_AFTER, WINDOWS, Freshness, Progress, Source
 from freshet.flows.steps.pages import summary
 from freshet.flows.validator import Edges, Looker, Report, Round, Rounds, build
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
@@ -55,10 +58,20 @@ _SOUND = (Outcome.OK, Outcome.VIOLATED)
 _CLOSING, _STUCK_ROUNDS, _STUCK = timedelta(seconds=5), 10, timedelta(seconds=60)
 
 
-def open_observer(workspace: Workspace, sampling: Sampling, patience_s: float | None = None) -> Observer:
+@dataclass(frozen=True)
+class Release:
+    """Leave to send canaries, given by the user's file: of what events, and who hears that they are in a store."""
+
+    templates: Sequence[Template]
+    seen: Callable[[str, str, float], object]
+
+
+def open_observer(
+    workspace: Workspace, sampling: Sampling, patience_s: float | None = None, release: Release | None = None
+) -> Observer:
     """Connect a project's observer; no question of it waits longer than `patience_s`.
 
-    Raises `Refused` and `Unavailable`.
+    It sends canaries only if it is given a `release`. Raises `Refused` and `Unavailable`.
     """
     cluster = workspace.kafka if patience_s is None else replace(workspace.kafka, patience_s=patience_s)
     online = workspace.online() if patience_s is None else workspace.online(patience_s)
@@ -84,16 +97,27 @@ def open_observer(workspace: Workspace, sampling: Sampling, patience_s: float | 
                 found[streams[topic], part] = Progress(committed[part], end)
         return found
 
-    def feast() -> Client:
-        from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # it takes seconds
-
-        config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
-        return FeastClient(config, workspace.offline_root, patience_s or _FEAST_PATIENCE_S)
-
     offline, ledger = OfflineStore(workspace.offline_root), LedgerFile(workspace.offline_root)
-    outside = Outside(online, offline, ledger, ends, progress, _now, feast)
-    freshness = Freshness(workspace.source.declaration.servingRequirements.freshnessTarget, workspace.settings.epoch)
-    return Observer(workspace.pipeline, outside, sampling, freshness)
+    outside = Outside(
+        online, offline, ledger, ends, progress, _now, lambda: feast_client(workspace, patience_s or _FEAST_PATIENCE_S)
+    )
+    target, epoch = workspace.source.declaration.servingRequirements.freshnessTarget, workspace.settings.epoch
+    canaries = None
+    if release is not None:
+        limit = max(target.bound + epoch, STALLED_AFTER)
+        by_stream = {streams[topic]: partitions for topic, partitions in counts.items()}
+        canaries = Canaries(
+            release.templates, workspace.pipeline, by_stream, CanaryWriter(cluster), _now, limit, release.seen
+        )
+    return Observer(workspace.pipeline, outside, sampling, Freshness(target, epoch), canaries)
+
+
+def feast_client(workspace: Workspace, patience_s: float) -> Client:
+    """Make a client of Feast with a project's registry and stores; the first one of a process takes seconds."""
+    from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # that is why
+
+    config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
+    return FeastClient(config, workspace.offline_root, patience_s)
 
 
 def sampling_of(settings: Settings, sample_count: int, limit: timedelta, seed: int = 0) -> Sampling:
@@ -267,12 +291,18 @@ def open_validator(workspace: Workspace) -> Validator:
     target = workspace.source.declaration.servingRequirements.freshnessTarget
     sampling = sampling_of(settings, settings.sample, Sampling.limit)
     webhook = Webhook(workspace.webhook, pipeline.project) if workspace.webhook else None
-    observer = Connecting(pipeline.views, lambda: open_observer(workspace, sampling, _PATIENCE_S))
-    observer.begin()
+    if settings.parity_every:
+        feast_client(workspace, _PATIENCE_S)  # what takes seconds holds up no round
+    templates = templates_of(workspace)
     judge = quality.Judge()
     receivers = (TOPIC,) if webhook is None else (TOPIC, WEBHOOK)
     checks = {view.name: checks_of(view, target) for view in pipeline.views}
     metrics = ValidatorMetrics(pipeline.views, checks, receivers, WINDOWS)
+    release = (
+        Release(templates, lambda *place: metrics.canaries.labels(*place[:2]).set(place[2])) if templates else None
+    )
+    observer = Connecting(pipeline.views, lambda: open_observer(workspace, sampling, _PATIENCE_S, release))
+    observer.begin()
     findings = Findings(replace(workspace.kafka, patience_s=_PATIENCE_S), pipeline.project)
     couriers = [_courier(TOPIC, findings, metrics)]
     couriers += [] if webhook is None else [_courier(WEBHOOK, webhook, metrics, _WEBHOOK_ATTEMPTS)]
@@ -280,6 +310,14 @@ def open_validator(workspace: Workspace) -> Validator:
     reporter = LiveReporter(pipeline.project, metrics, couriers, docs, judge.page, settings.data_docs_every)
     edges = Edges(observer, judge, Alarms(settings.quiet), Rounds(settings.round, _now), reporter, target)
     return Validator(build(pipeline.project, edges), edges, reporter, workspace)
+
+
+def templates_of(workspace: Workspace) -> tuple[Template, ...]:
+    """Return what the user agrees to have published: nothing, unless a setting names a file that says it."""
+    if workspace.settings.canaries is None:
+        return ()
+    told = workspace.project.canaries(workspace.settings.canaries)
+    return agreed(told, workspace.contracts, workspace.pipeline)
 
 
 def _courier(

@@ -354,7 +354,7 @@ class _RejectWriter:
         for taken in items:
             if taken.stream not in self._in_a_row:
                 self._in_a_row[taken.stream] = self._edges.journal.rejected_in_a_row(taken.stream)
-            if taken.events.num_rows:
+            if taken.events.num_rows > taken.canaries_count:  # a canary says nothing of what producers send
                 self._in_a_row[taken.stream] = 0
             if not taken.rejects:
                 continue

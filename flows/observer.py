@@ -13,31 +13,39 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.archives import ArchiveIndex, Budget, indexes_of
+from freshet.flows.canaries import Canaries
 from freshet.flows.parity import EVERY, Client, Parity
-from freshet.flows.recompute import Budget, Recompute
+from freshet.flows.recompute import Recompute
 from freshet.flows.steps import checks
+from freshet.flows.steps.canaries import CanaryLine, Probe
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
 from freshet.flows.steps.watch import (
     Entity,
+    Found,
     Judgeable,
     Memory,
     Place,
+    Signs,
     Ticket,
     Versions,
     covering,
-    is_settled,
     judgeable,
+    settled,
     versions_of,
+    written_often,
 )
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.finding import Frame
 from freshet.schemas.ledger import Ledger
-from freshet.schemas.part import PartSummary
+from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.view import VERSION, StoredRow, View
 
-_NEW_PARTS, _OLD_PARTS = 3, 1
+_NEW_PARTS, _OLD_PARTS = 5, 1
+_HISTORY_PARTS = 50
+"""How many parts are read for how often an entity was written, in a round that finds one that was never online."""
 _FOLDER = "all"
 
 
@@ -133,20 +141,27 @@ class Seen:
 class Watch:
     """What is known of one view from round to round."""
 
-    def __init__(self, plan: ViewPlan, outside: Outside, sampling: Sampling) -> None:
+    def __init__(
+        self, plan: ViewPlan, outside: Outside, sampling: Sampling, indexes: Mapping[str, ArchiveIndex]
+    ) -> None:
         self.view, self._outside, self._sampling = plan.view, outside, sampling
-        self._recompute = Recompute(plan, outside.offline, sampling.budget)
+        self._recompute = Recompute(plan, outside.offline, indexes, sampling.budget)
         self._parity = None
         if outside.feast and sampling.parity_every:
             edges = (outside.feast, outside.online, outside.offline, outside.now)
             self._parity = Parity(plan.view, *edges, sampling.parity_every)
-        self._memory, self._tickets = Memory(), list[Ticket]()
+        self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit, plan.view.ttl)
         self._parts: dict[str, PartSummary] = {}
         self._gone: dict[str, PartSummary] = {}
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
+        self.canary_lines: list[CanaryLine] = []
+        """What this round saw of canaries."""
         self._is_counted = False
         """Whether the visible parts are those of that ledger, none of a later one."""
+        self._cut: set[tuple[Entity, Place]] = set()
+        """The online rows that may be those that parts lack."""
+        self._due_before: datetime | None = None
 
     @property
     def waiting_count(self) -> int:
@@ -158,8 +173,8 @@ class Watch:
         """Why Feast could not be asked; nothing if it could be, or was not."""
         return self._parity.trouble if self._parity else ""
 
-    def list_parts(self, ledger: Ledger) -> list[str]:
-        """Learn which parts are visible, the ledger having been read before; return those that are new."""
+    def list_parts(self, ledger: Ledger) -> tuple[list[str], Ledger]:
+        """Learn which parts are visible, the ledger having been read before; return new ones, and the ledger after."""
         name, offline = self.view.name, self._outside.offline
         visible = dict.fromkeys(offline.visible_parts(name))
         told = ledger.parts.get(name, {})
@@ -174,26 +189,27 @@ class Watch:
                 new.append(part)
         if not staged:  # between the ledger and the renaming lies a moment, or a crash
             self._durable = ledger
-        self._is_counted = not staged and self._outside.ledger.read() == ledger
-        return new
+        after = self._outside.ledger.read() or ledger
+        self._is_counted = not staged and after == ledger
+        return new, after
 
     def begin(self, new_parts: Sequence[str], number: int) -> None:
-        """Take a first look at entities that are chosen anew."""
+        """Take a first look at entities that are chosen anew; some may wait for a verdict still."""
         outside, sampling = self._outside, self._sampling
         chance = random.Random(f"{sampling.seed} {number} {self.view.name}")  # noqa: S311  # no secret
         floors = self._floors(new_parts, chance)
-        looked_at = {ticket.entity for ticket in self._tickets}
         keys = outside.online.sample(self.view, sampling.keys_count, chance.getrandbits(32))
-        entities = [entity for entity in dict.fromkeys((*floors, *keys)) if entity not in looked_at]
+        entities = [*dict.fromkeys((*floors, *keys))]
+        epoch = self._durable.epoch if self._durable else 0
         for entity, row in zip(entities, outside.online.read(self.view, entities), strict=True):
             seen = self._memory.of(entity)
             self._memory.see(row)
-            self._tickets.append(Ticket(entity, floors.get(entity), seen, row, outside.now()))
+            self._tickets.append(Ticket(entity, floors.get(entity), seen, row, outside.now(), epoch=epoch))
 
     def look_again(self) -> dict[Entity, StoredRow | None]:
         """Take the second look at those that have waited for the grace."""
-        due_before = self._outside.now() - self._sampling.grace
-        due = [one.entity for one in self._tickets if one.ends is None and one.first_at <= due_before]
+        self._due_before = self._outside.now() - self._sampling.grace
+        due = [*dict.fromkeys(ticket.entity for ticket in self._tickets if self._is_due(ticket))]
         rows = dict(zip(due, self._outside.online.read(self.view, due), strict=True))
         for row in rows.values():
             self._memory.see(row)
@@ -201,15 +217,19 @@ class Watch:
 
     def looked_again(self, rows: Mapping[Entity, StoredRow | None], ends: Mapping[str, int]) -> None:
         """Note the second look, and where Kafka ended after it."""
+        now = self._outside.now()
         self._tickets = [
-            ticket.again(rows[ticket.entity], ends) if ticket.entity in rows and ticket.ends is None else ticket
+            ticket.again(rows[ticket.entity], ends, now) if ticket.entity in rows and self._is_due(ticket) else ticket
             for ticket in self._tickets
         ]
+
+    def _is_due(self, ticket: Ticket) -> bool:
+        return ticket.ends is None and self._due_before is not None and ticket.first_at <= self._due_before
 
     def frames(self) -> dict[Frame, pd.DataFrame]:
         """Let go of all tickets that can be judged by what was durable before the parts were listed, as frames."""
         done, versions = self._judgeable()
-        frames = {Frame.ROWS: checks.joined(self.view, done)}
+        frames = {Frame.ROWS: checks.joined(self.view, self._explained(done))}
         if self._durable is not None and self._is_counted:
             found = self._recompute.frame(self._durable, _final(done, versions))
             if found is not None:
@@ -221,24 +241,87 @@ class Watch:
     def _judgeable(self) -> tuple[list[Judgeable], Versions]:
         ledger = self._durable
         overdue_before = self._outside.now() - self._sampling.limit
-        settled = {ticket.entity for ticket in self._tickets if ledger and is_settled(self.view, ticket, ledger)}
-        looked = [ticket for ticket in self._tickets if ticket.ends is not None]  # twice
-        overdue = {ticket.entity for ticket in looked if ticket.first_at <= overdue_before} - settled
-        wanted = [one.first for one in self._tickets if one.first and one.entity in settled | overdue]
-        parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
+        is_settled = settled(self.view, self._tickets, ledger) if ledger else [False] * len(self._tickets)
+        is_overdue = [ticket.ends is not None and ticket.first_at <= overdue_before for ticket in self._tickets]
+        told = [*zip(self._tickets, is_settled, is_overdue, strict=True)]
+        wanted = [one.first for one, is_due, is_late in told if (is_due or is_late) and one.first]
+        parts = self._as_declared(covering(self._comparable(), [row.event_timestamp for row in wanted]))
         tables = ((part, self._outside.offline.read_parts(self.view.name, [part])) for part in parts)
         versions = versions_of(self.view, tables, wanted) if wanted else {}
         done, left = list[Judgeable](), list[Ticket]()
-        for ticket in self._tickets:
-            one = judgeable(ticket, versions, settled=ticket.entity in settled, overdue=ticket.entity in overdue)
+        for ticket, is_due, is_late in told:
+            one = judgeable(ticket, versions, settled=is_due, overdue=is_late)
+            if one is not None and one.found is Found.ABSENT:
+                one = self._absent(one, overdue=is_late)
             left.append(ticket) if one is None else done.append(one)
         self._tickets = left
         return done, versions
 
+    def look_at(self, probes: Iterable[Probe], asked_at: datetime) -> None:
+        """See what became of canaries, by what was durable before the parts were listed."""
+        ledger, outside, schema = self._durable, self._outside, self.view.row_schema
+        self.canary_lines = []
+        if ledger is None:
+            return
+        known = [probe for probe in probes if probe.state is not None]
+        answered_at = outside.now()
+        for probe in known:
+            probe.look(ledger, asked_at, answered_at)
+        wanted = [row for probe in known if (row := probe.wanted) is not None]
+        entities = [row.entity for row in wanted]
+        online = dict(zip(entities, outside.online.read(self.view, entities), strict=True))
+        parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
+        names = [*self.view.entity_names, EVENT_TIME, VERSION]
+        tables = ((part, outside.offline.read_parts(self.view.name, [part], names)) for part in parts)
+        offline = versions_of(self.view, tables, wanted) if wanted else {}
+        is_readable = all(one.schema.equals(schema) for one in self._parts.values())
+        for probe in known:
+            row = probe.wanted
+            there = row is not None and (row.entity, row.event_timestamp) in offline
+            stored = None if row is None else online[row.entity]
+            self.canary_lines.append(probe.line(stored, is_offline=there or (False if is_readable else None)))
+            probe.let_go()
+
+    def _absent(self, one: Judgeable, *, overdue: bool) -> Judgeable | None:
+        """Say that a row is not offline, or may be one of those that parts lack; None until these are counted."""
+        row, ledger = one.ticket.first, self._durable
+        assert row is not None, "no row is absent"
+        assert ledger is not None, "nothing is settled before the first commit"
+        if not self._is_counted:
+            return one if overdue else None
+        read_count = sum(part.rows_count for part in self._comparable().values())
+        lacking_count = ledger.rows_counts.get(self.view.name, 0) - read_count
+        if lacking_count <= 0:
+            self._cut.clear()
+            return one
+        cut = row.entity, (row.event_timestamp, row.version)
+        if cut not in self._cut and len(self._cut) >= lacking_count:
+            return one
+        self._cut.add(cut)
+        return replace(one, found=Found.CUT)
+
+    def _explained(self, done: Sequence[Judgeable]) -> list[Judgeable]:
+        """Tell rows that were lost on their way from those that went away."""
+        tickets = [one.ticket for one in done]
+        self._signs.note(tickets, self._outside.now())
+        until = {one.entity: one.epoch for one in tickets if one.floor and one.is_absent and one.known is None}
+        often = self._written_often(until) if until else set()
+        return [replace(one, was_online=self._signs.was_online(one.ticket, often)) for one in done]
+
+    def _written_often(self, until: Mapping[Entity, int]) -> set[Entity]:
+        """Return the entities that were written more than once until an epoch, as the newest parts until then tell."""
+        newest = max(until.values())
+        known = sorted((part for part in self._comparable() if (epoch_of(part) or 0) <= newest), reverse=True)
+        parts = self._as_declared(known[:_HISTORY_PARTS])
+        names = [*self.view.entity_names, VERSION]
+        tables = ((part, self._outside.offline.read_parts(self.view.name, [part], names)) for part in parts)
+        return written_often(self.view, tables, until)
+
     def forget(self) -> None:
         """Begin anew: the online store is another one than was looked at."""
-        self._tickets = []
+        self._tickets, self.canary_lines = [], []
         self._memory.clear()
+        self._signs.clear()
 
     def schemas(self) -> dict[str, pa.Schema]:
         """Return the first part of each schema."""
@@ -270,6 +353,15 @@ class Watch:
         schema = self.view.row_schema
         return {part: one for part, one in self._parts.items() if one.schema.equals(schema) and one.rows_count}
 
+    def _as_declared(self, parts: Sequence[str]) -> list[str]:
+        """Return those of some parts that are as declared still: a file may be damaged after it was first met."""
+        for part in parts:
+            summary = self._outside.offline.summary(self.view.name, part)
+            if summary is not None:  # else reading it says so
+                self._parts[part] = summary
+        there = self._comparable()
+        return [part for part in parts if part in there]
+
     def _floors(self, new_parts: Sequence[str], chance: random.Random) -> dict[Entity, Place]:
         """Choose offline rows; return the newest of each entity."""
         there = self._comparable()
@@ -279,6 +371,7 @@ class Watch:
         chosen += chance.sample(rest, min(_OLD_PARTS + _NEW_PARTS - len(chosen), len(rest)))
         floors: dict[Entity, Place] = {}
         names = [*self.view.entity_names, EVENT_TIME, VERSION]
+        chosen = self._as_declared(chosen)
         for index, part in enumerate(chosen):
             wanted = -(-self._sampling.rows_count * (index + 1) // len(chosen)) - len(floors)
             rows = self._outside.offline.read_parts(self.view.name, [part], names)
@@ -298,26 +391,40 @@ def _final(done: Sequence[Judgeable], versions: Versions) -> list[Mapping[str, A
 class Observer:
     """Looks at every view, round after round."""
 
-    def __init__(self, pipeline: Pipeline, outside: Outside, sampling: Sampling, freshness: Freshness) -> None:
-        self._outside, self._sampling, self.freshness = outside, sampling, freshness
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        outside: Outside,
+        sampling: Sampling,
+        freshness: Freshness,
+        canaries: Canaries | None = None,
+    ) -> None:
+        self._outside, self._sampling, self.freshness, self._canaries = outside, sampling, freshness, canaries
         self._begun_at: datetime | None = None
-        self.watches = [Watch(plan, outside, sampling) for plan in pipeline.plans]
+        self._indexes = indexes_of(pipeline.plans, outside.offline, sampling.budget)
+        self.watches = [Watch(plan, outside, sampling, self._indexes) for plan in pipeline.plans]
 
     def look(self, number: int, *, choose: bool = True) -> list[Seen]:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
         at = self._outside.now()
         try:
-            self.freshness.look(self._outside.progress(), at, self._outside.now())
+            progress = self._outside.progress()
+            self.freshness.look(progress, at, self._outside.now())
             ledger = self._outside.ledger.read()
             if ledger is None:
                 return [self._unwritten(watch.view, at) for watch in self.watches]
             counted = self._outside.online.counted_writes()
             online = checks.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
-            errors, again = dict[str, str](), dict[str, Mapping[Entity, StoredRow | None]]()
+            new, errors = self._list_parts(ledger)
+            archives = self._archives(progress, errors)
+            again = dict[str, Mapping[Entity, StoredRow | None]]()
             for watch in self.watches:
                 try:
-                    again[watch.view.name] = self._see(watch, ledger, number, lost=lost, choose=choose)
+                    if watch.view.name in new:
+                        again[watch.view.name] = self._see(
+                            watch, new[watch.view.name], at, number, lost=lost, choose=choose
+                        )
                 except FreshetError as error:
                     errors[watch.view.name] = str(error)
             ends = self._outside.ends()
@@ -327,22 +434,59 @@ class Observer:
                 again = {name: {} for name in again}
                 for watch in self.watches:
                     watch.forget()
+            if self._canaries is not None:
+                self._canaries.send(ledger)
+            stores = {name: {Frame.STORE: online, **frames} for name, frames in archives.items()}
             return [
                 Seen(watch.view, at, error=errors[watch.view.name])
                 if watch.view.name in errors
-                else self._seen(watch, at, online, again[watch.view.name], ends)
+                else self._seen(watch, at, stores[watch.view.name], again[watch.view.name], ends)
                 for watch in self.watches
             ]
         except FreshetError as error:
             return [Seen(watch.view, at, error=str(error)) for watch in self.watches]
 
+    def _list_parts(self, ledger: Ledger) -> tuple[dict[str, list[str]], dict[str, str]]:
+        """List every view's parts between two readings of the ledger; return each's new parts, and what went wrong."""
+        new, errors = dict[str, list[str]](), dict[str, str]()
+        for index in self._indexes.values():
+            index.begin()
+        for watch in self.watches:
+            try:
+                new[watch.view.name], ledger = watch.list_parts(ledger)
+            except FreshetError as error:
+                errors[watch.view.name] = str(error)
+        return new, errors
+
+    def _archives(
+        self, progress: Mapping[Source, Progress], errors: dict[str, str]
+    ) -> dict[str, dict[Frame, pd.DataFrame]]:
+        """Hold each stream's archive against the ledger; no frame of a view of whose stream nothing can be said now."""
+        before = self._outside.ledger.read()
+        for watch in self.watches:
+            try:
+                for stream in watch.view.sources:
+                    self._indexes[stream].learn()
+            except FreshetError as error:
+                errors.setdefault(watch.view.name, str(error))
+        frames = {watch.view.name: dict[Frame, pd.DataFrame]() for watch in self.watches}
+        if before is None or self._outside.ledger.read() != before:
+            return frames
+        lines = {stream: index.conserved(before, progress) for stream, index in self._indexes.items()}
+        for watch in self.watches:
+            own = [lines[stream] for stream in watch.view.sources]
+            if None not in own and any(own):
+                frames[watch.view.name][Frame.ARCHIVE] = checks.archive(line for one in own for line in one or ())
+        return frames
+
     def _see(
-        self, watch: Watch, ledger: Ledger, number: int, *, lost: bool, choose: bool
+        self, watch: Watch, new: Sequence[str], at: datetime, number: int, *, lost: bool, choose: bool
     ) -> Mapping[Entity, StoredRow | None]:
-        new = watch.list_parts(self._outside.ledger.read() or ledger)  # another view's round has taken its time
         if lost:
             watch.forget()
             return {}
+        if self._canaries is not None:
+            watch.look_at(self._canaries.probes(watch.view), at)
         again = watch.look_again()
         if choose:
             watch.begin(new, number)
@@ -352,7 +496,7 @@ class Observer:
         self,
         watch: Watch,
         at: datetime,
-        online: pd.DataFrame,
+        stores: Mapping[Frame, pd.DataFrame],
         again: Mapping[Entity, StoredRow | None],
         ends: Mapping[str, int],
     ) -> Seen:
@@ -364,9 +508,10 @@ class Observer:
             frames = {
                 Frame.SCHEMA: checks.schemas(view, watch.schemas()),
                 Frame.PARTS: checks.parts(watch.part_lines()),
-                Frame.STORE: online,
+                **stores,
                 **rows,
                 **self._freshness(view),
+                **self._canary_frame(watch),
             }
         except FreshetError as error:
             return Seen(view, at, error=str(error))
@@ -382,6 +527,12 @@ class Observer:
 
     def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:
         return {Frame.FRESHNESS: checks.freshness(self.freshness.lines(view.sources))}
+
+    def _canary_frame(self, watch: Watch) -> dict[Frame, pd.DataFrame]:
+        if self._canaries is None or not watch.canary_lines:
+            return {}
+        self._canaries.judged(watch.view, watch.canary_lines)
+        return {Frame.CANARIES: checks.canaries(watch.canary_lines)}
 
     def _undecided_count(self, view: View, at: datetime) -> int:
         """Of a partition that is undecided after the limit, nothing more is to be expected."""

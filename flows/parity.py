@@ -117,14 +117,11 @@ class Parity:
         return [row for row in rows if newest[self._entity(row)] == (row[EVENT_TIME], row[VERSION])], [*shown]
 
     def _is_fit(self, one: Judgeable, now: datetime) -> bool:
-        """Say whether a row was the same at both looks and in both stores, and should be served now."""
+        """Say whether a row that was found offline was the same at both looks, and should be served now."""
         row = one.ticket.first
         if one.found is not Found.FOUND or row is None or one.offline is None or place(row) != place(one.ticket.second):
             return False
-        if not timedelta(0) <= now - row.event_timestamp <= (self.view.ttl or timedelta.max):
-            return False
-        there = one.offline.row
-        return all(checks.comparable(value) == checks.comparable(there[name]) for name, value in row.features.items())
+        return timedelta(0) <= now - row.event_timestamp <= (self.view.ttl or timedelta.max)
 
     def _asked(self, client: Client, rows: Sequence[Row], shown: Sequence[str]) -> pd.DataFrame:
         at, entities = self.now(), [self._entity(row) for row in rows]
@@ -135,10 +132,15 @@ class Parity:
         return checks.served(self.view, at, [one for one in answers if self._entity(one[0]) in still])
 
     def _standing(self, rows: Sequence[Row]) -> list[Row]:
-        """Return those rows that are online now."""
+        """Return those rows that are online now, with the same values."""
         stored = self.online.read(self.view, [self._entity(row) for row in rows])
-        pairs = zip(rows, map(place, stored), strict=True)
-        return [row for row, where in pairs if where == (row[EVENT_TIME], row[VERSION])]
+        return [row for row, own in zip(rows, stored, strict=True) if own is not None and _is_same(own, row)]
 
     def _entity(self, row: Row) -> Entity:
         return tuple(row[name] for name in self.view.entity_names)
+
+
+def _is_same(online: StoredRow, offline: Row) -> bool:
+    if place(online) != (offline[EVENT_TIME], offline[VERSION]):
+        return False
+    return all(checks.comparable(value) == checks.comparable(offline[name]) for name, value in online.features.items())

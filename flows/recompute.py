@@ -1,21 +1,18 @@
 """The declared SQL once more, over the archived events, for a few rows of a view in each round.
 
 The only leg that sees what both stores have wrong in the same way. At the end of an epoch the offline rows are what
-the accepted events of all epochs until then make, so rows and events are taken up to one and the same epoch.
-
-An index says which archive parts have events of which entity: each part's entity columns are read once, the rest only
-of the parts that a row was made of.
+the accepted events of all epochs until then make, so rows and events are taken up to one and the same epoch, of the
+parts that have events of the rows' entities.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.archives import Archive, ArchiveIndex, Budget, Hashes, is_able, known
 from freshet.flows.materializer import archive_name
 from freshet.flows.steps import checks
 from freshet.flows.steps.oracle import answers, union_of
@@ -23,81 +20,17 @@ from freshet.flows.steps.shards import hashes
 from freshet.flows.steps.watch import Entity
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.ledger import Ledger
-from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import View
-
-Hashes = npt.NDArray[np.int64]
-
-
-class Archive(Protocol):
-    """What keeps accepted events."""
-
-    def visible_parts(self, name: str) -> list[str]:
-        """Return the names of all visible parts."""
-
-    def summary(self, name: str, part: str) -> PartSummary | None:
-        """Return what a part's footer says, None if the part is gone."""
-
-    def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of some parts, all their columns or some."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much one round may take of a view: rows that are recomputed, parts that are read, entities that are known."""
-
-    rows_count: int = 8
-    parts_count: int = 200
-    indexed_parts_count: int = 500
-    hashes_count: int = 20_000_000
-
-
-@dataclass
-class _Index:
-    """Of one stream's archive parts, when their events happened, and the hashes of the entities that have some."""
-
-    parts: dict[str, tuple[PartSummary, Hashes]] = field(default_factory=dict)
-    hashes_count: int = 0
-
-    def take(self, part: str, summary: PartSummary, found: Hashes) -> None:
-        self.parts[part] = summary, found
-        self.hashes_count += len(found)
-
-    def keep(self, names: Collection[str]) -> None:
-        for part in [part for part in self.parts if part not in names]:
-            self.hashes_count -= len(self.parts.pop(part)[1])
-
-    def rows_count(self, epoch: int) -> int:
-        """Return how many events were archived up to an epoch."""
-        return sum(one.rows_count for part, (one, _) in self.parts.items() if (epoch_of(part) or 0) <= epoch)
-
-    def of(self, entity_hash: int, epoch: int, oldest_us: int | None, newest_us: int) -> list[str]:
-        """Return the parts up to an epoch that have events of an entity between two times."""
-        found = []
-        for part, (summary, entities) in self.parts.items():
-            if not len(entities) or (epoch_of(part) or 0) > epoch:
-                continue
-            if summary.oldest is not None and instant_us(summary.oldest) > newest_us:
-                continue
-            if summary.newest is not None and oldest_us is not None and instant_us(summary.newest) < oldest_us:
-                continue
-            place = np.searchsorted(entities, entity_hash)
-            if place < len(entities) and entities[place] == entity_hash:
-                found.append(part)
-        return found
 
 
 class Recompute:
     """Recomputes rows of one view."""
 
-    def __init__(self, plan: ViewPlan, archive: Archive, budget: Budget) -> None:
+    def __init__(self, plan: ViewPlan, archive: Archive, indexes: Mapping[str, ArchiveIndex], budget: Budget) -> None:
         self._plan, self._archive, self._budget = plan, archive, budget
-        self._indexes = {stream: _Index() for stream in plan.view.sources}
-        known = set(plan.events.names)
-        self._is_able = known.issuperset(plan.view.entity_names)
-        """Whether events tell their entity without any SQL."""
+        self._indexes = {stream: indexes[stream] for stream in plan.view.sources}
 
     def frame(self, ledger: Ledger, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
         """Return some of the offline rows beside the SQL's answers; None if nothing can be said in this round.
@@ -105,7 +38,11 @@ class Recompute:
         `rows` are final as of the ledger, each with its part as `_part`. Raises `Unavailable`.
         """
         view = self._plan.view
-        if not self._is_able or not all(self._learn(stream, ledger) for stream in view.sources):
+        if not is_able(self._plan):
+            return None
+        for index in self._indexes.values():
+            index.learn()
+        if not all(index.is_whole(ledger) for index in self._indexes.values()):
             return None
         chosen, parts = self._choose(ledger, rows)
         if not chosen:
@@ -115,22 +52,6 @@ class Recompute:
         until_us = max(instant_us(row[EVENT_TIME]) for row in chosen)
         given = pa.Table.from_pylist([dict(row) for row in chosen], view.row_schema)
         return checks.recomputed(view, chosen, answers(self._plan, events, given, until_us))
-
-    def _learn(self, stream: str, ledger: Ledger) -> bool:
-        """Index new parts; say whether all that the ledger says is archived is known."""
-        name, index, view = archive_name(stream), self._indexes[stream], self._plan.view
-        visible = self._archive.visible_parts(name)
-        index.keep(visible)
-        new = [part for part in visible if part not in index.parts]
-        for part in new[: self._budget.indexed_parts_count]:
-            summary = self._archive.summary(name, part)
-            if summary is None:
-                continue
-            table = self._archive.read_parts(name, [part], view.entity_names)
-            index.take(part, summary, np.unique(hashes(_known(table, view), view)))
-        if index.hashes_count > self._budget.hashes_count:
-            return False
-        return index.rows_count(ledger.epoch) == ledger.rows_counts.get(name, 0)
 
     def _choose(
         self, ledger: Ledger, rows: Sequence[Mapping[str, Any]]
@@ -145,9 +66,8 @@ class Recompute:
             since_us = None if reach_us is None else until_us - reach_us
             if expired_us and (since_us is None or since_us <= expired_us):
                 continue
-            more = {
-                stream: {*self._indexes[stream].of(int(number), ledger.epoch, since_us, until_us)} for stream in parts
-            }
+            reach = view, int(number), ledger.epoch, since_us, until_us
+            more = {stream: {*self._indexes[stream].of(*reach)} for stream in parts}
             merged = {stream: parts[stream] | more[stream] for stream in parts}
             if sum(map(len, merged.values())) > self._budget.parts_count:
                 continue
@@ -159,17 +79,9 @@ class Recompute:
     def _events(self, stream: str, parts: Collection[str], wanted: Hashes) -> pa.Table:
         name, view = archive_name(stream), self._plan.view
         if not parts:
-            schema = next(iter(self._indexes[stream].parts.values()))[0].schema
-            return schema.empty_table()
-        table = _known(self._archive.read_parts(name, sorted(parts)), view)
+            return self._indexes[stream].schema.empty_table()
+        table = known(self._archive.read_parts(name, sorted(parts)), view)
         return table.filter(pa.array(np.isin(hashes(table, view), wanted)))
-
-
-def _known(table: pa.Table, view: View) -> pa.Table:
-    """Return the events whose entity is known."""
-    for name in view.entity_names:
-        table = table.filter(table.column(name).is_valid())
-    return table
 
 
 def _entity(view: View, row: Mapping[str, Any]) -> Entity:

@@ -18,6 +18,7 @@
 | FRESHET_SAMPLE | how many entities of each view it chooses in a round | 150 |
 | FRESHET_PARITY_EVERY | how often it asks Feast itself about a few rows of each view; `off` for never | 1 minute |
 | FRESHET_QUIET | how long a check must have held before its finding is over | 60 s |
+| FRESHET_CANARIES | a YAML or JSON file of events that the validator may publish into the streams' topics | |
 | FRESHET_WEBHOOK | an http:// or https:// URL that findings are posted to; may use ${NAME} | |
 | FRESHET_DATA_DOCS | the folder of the validator's Data Docs | .freshet/docs |
 | FRESHET_DATA_DOCS_EVERY | how often a page of each view is written though no finding opens or ends | 10 minutes |
@@ -54,6 +55,7 @@ class Settings:
     sample: int = 150
     parity_every: timedelta | None = timedelta(minutes=1)
     quiet: timedelta = timedelta(seconds=60)
+    canaries: Path | None = None
     webhook: str | None = field(default=None, repr=False)
     data_docs: Path = Path(".freshet/docs")
     data_docs_every: timedelta = timedelta(minutes=10)
@@ -77,6 +79,7 @@ _READ: dict[str, Callable[[str], object]] = {
     "sample": int,
     "parity_every": _duration_or_off,
     "quiet": units.duration,
+    "canaries": Path,
     "data_docs": Path,
     "data_docs_every": units.duration,
 }

@@ -68,7 +68,7 @@ def _verdict(seen: Seen, freshness_target: Objective, answers: Sequence[tuple[Qu
     view = seen.view
     rows, verdicts = seen.frames.get(Frame.ROWS), [verdict for _, verdict in answers]
     if seen.error:
-        verdicts.append(Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",)))
+        verdicts.insert(0, Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",)))
     elif rows is None:
         verdicts.append(Verdict(view.name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view.name}: nothing is committed",)))
     judged_names = {check.name for question, _ in answers for check in question.checks}

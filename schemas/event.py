@@ -28,6 +28,9 @@ from freshet.schemas.errors import Problem, listed, nearest
 VERSION_HEADER = "freshet-version"
 """The Kafka header, a decimal in UTF-8, that says which version of the contract an event follows."""
 
+CANARY_HEADER = "freshet-canary"
+"""The Kafka header, a decimal in UTF-8 that rises, by which consumers tell the validator's own events from others."""
+
 EVENT_TIME = "event_timestamp"
 PARTITION, OFFSET, AVAILABLE_AT = "_partition", "_offset", "_available_at"
 NEVER_US = -(2**62)

@@ -51,22 +51,27 @@ class Cause(StrEnum):
     DTYPE = "dtype"
     """A stored value is not of the declared type."""
     LOST_ONLINE_WRITE = "lost_online_write"
-    """The online row is older than an offline row, which it must have followed, and was never seen as new as that."""
+    """An offline row, which must have been online first, is not: the online row is older and was never seen as new as
+    that, or there is none, and the entity was never online, as far as can be told."""
     OUT_OF_ORDER_OVERWRITE = "out_of_order_overwrite"
-    """The online row is older than it was."""
+    """The online row is older than it was, as far as can be told."""
     MISSING_ENTITY = "missing_entity"
-    """An entity that has offline rows, or had an online row, has none online, or Feast's online API serves none."""
+    """An entity that was online, as far as can be told, has no row there, or Feast's online API serves none."""
+    EXPIRED_TTL = "expired_ttl"
+    """The online store keeps a row for longer than the ttl of its view allows."""
     STALE_ONLINE = "stale_online"
     """What is served is of some time ago: the online store counts fewer writes than were committed, or is empty; or the
     flow does not keep up with Kafka, and events wait for longer than is declared; or Feast's online API serves an older
     row than is stored."""
     LOST_OFFLINE_WRITE = "lost_offline_write"
     """An online row is not in the offline store, though all it was made of is committed; or a part of it is gone; or
-    Feast's historical retrieval does not give the row."""
+    Feast's historical retrieval does not give the row; or Kafka has an offset as committed that is not durable."""
     PARTIAL_BATCH = "partial_batch"
-    """There are fewer offline rows than were committed, or fewer archived events than rows were made of."""
+    """There are fewer offline rows than were committed, or fewer archived events than were accepted, or than rows were
+    made of."""
     DUPLICATE_OFFLINE = "duplicate_offline"
-    """One version of a row stands more than once in the offline store, or there are more rows than were committed."""
+    """One version of a row stands more than once in the offline store, or there are more rows than were committed, or
+    more archived events than were accepted."""
     CLOCK_SKEW = "clock_skew"
     """A row is of a time that has not come: the clock of whoever made its event runs ahead."""
     SCHEMA_DRIFT = "schema_drift"
@@ -79,7 +84,8 @@ class Frame(StrEnum):
     The columns of a view's offline parts, their rows' numbers, single rows in both stores, offline rows beside what the
     declared SQL makes of the archived events, what Feast's registry says of the view, what Feast serves online beside
     what it gives to a trainer, rows of many rounds together, of those the values of one feature, one an entity, the
-    online store as a whole, or how the source's partitions keep up.
+    online store as a whole, the archived events of the source's partitions, how these keep up, or what became of the
+    canaries in them.
     """
 
     SCHEMA = "schema"
@@ -91,7 +97,9 @@ class Frame(StrEnum):
     POOL = "pool"
     VALUES = "values"
     STORE = "store"
+    ARCHIVE = "archive"
     FRESHNESS = "freshness"
+    CANARIES = "canaries"
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -118,7 +126,12 @@ _IDENTITIES = {
     Frame.POOL: ("entity", "event_timestamp", "version"),
     Frame.VALUES: ("entity", "event_timestamp", "version"),
     Frame.STORE: ("committed", "counted"),
+    Frame.ARCHIVE: ("stream", "partition", "accepted", "archived", "durable", "committed"),
     Frame.FRESHNESS: ("stream", "partition", "state", "lag_seconds", "waiting_count", "committed", "end", "burning"),
+    Frame.CANARIES: (
+        *("stream", "partition", "state", "entity", "source_offset", "event_at", "sent_at", "waited_seconds"),
+        *("committed", "online_at"),
+    ),
 }
 
 
@@ -147,6 +160,13 @@ class Check:
     given: str | None = None
     rounds: int = 1
     of_rounds: int | None = None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that a line must have to be looked at: what may be missing is what a check for nulls is about."""
+        named = () if "Null" in self.expectation else ("column", "column_A", "column_B")
+        own = [self.arguments[key] for key in named if key in self.arguments]
+        return (*own, *((self.given,) if self.given else ()))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -315,7 +335,7 @@ class Verdict:
     """The answer for one view. `reasons` say why it is inconclusive, or why the validator failed.
 
     `compared` counts the lines of the frame judged; of a whole round, the rows that were found in both stores.
-    `untold` names the checks of which it cannot be said whether they hold: there was nothing, or too little, to judge.
+    `untold` names the checks of which it cannot be said whether they hold: they looked at nothing, or at too little.
     """
 
     view: str

@@ -53,7 +53,7 @@ class View:
     entity: tuple[pa.Field, ...]
     features: tuple[Feature, ...]
     ttl: timedelta = timedelta(0)
-    """How long a row may be served; zero means for ever."""
+    """How long a row may be served, from its event time; zero means for ever."""
 
     @property
     def entity_names(self) -> tuple[str, ...]:
@@ -106,10 +106,13 @@ class StoredRow:
     """What the online store holds of one view for one entity.
 
     `features` has the value of every feature of the view by name. `version` is 0 where another writer than Freshet
-    stored the row.
+    stored the row. `expires_at` is when the store forgets it by itself, None if never; `kept_for` is the longest ttl of
+    all rows that are forgotten together with it, None if one of them may be served for ever.
     """
 
     entity: tuple[Any, ...]
     event_timestamp: datetime
     version: int
     features: Mapping[str, Any]
+    expires_at: datetime | None = None
+    kept_for: timedelta | None = None

@@ -1,11 +1,14 @@
 """Write each entity's newest offline row to the online store again, where it is not older than what is there.
 
 `freshet run materializer` does so by itself when the online store lost what was written; by hand it is needed where
-somebody else deleted or overwrote rows. It may run beside a materializer: no older row ever replaces a newer one.
+somebody else deleted or overwrote rows, or where they have no expiry, or another, since the view had no ttl before, or
+another. It may run beside a materializer: no older row ever replaces a newer one. Rows that have outlived their ttl are
+not brought back.
 """
 
 import argparse
 import json
+import time
 
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile
@@ -30,7 +33,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             raise wrong_use(name, "is no feature view", f"there is {listed([*views])}")
     chosen = [views[name] for name in words.views or views]
     ledger, online = LedgerFile(workspace.offline_root).read(), workspace.online()
-    counts = refill(online, OfflineStore(workspace.offline_root), chosen)
+    counts = refill(online, OfflineStore(workspace.offline_root), chosen, ledger, time.time_ns() // 1000)
     if ledger is not None and not words.views:  # all that was committed when this began is online again
         online.catch_up(ledger.online_writes_count)
     if words.json:

@@ -26,7 +26,9 @@ MAY_IMPORT = {
 MAY_ALSO = {"flows/edges/quality.py": "freshet.flows.steps.statistics"}
 """The one step that an edge knows: the judge counts with our own arithmetic."""
 
-PART_OF = dict.fromkeys(("flows/edges/dead_letters.py", "flows/edges/findings.py"), "flows.edges.kafka")
+PART_OF = dict.fromkeys(
+    (f"flows/edges/{part}.py" for part in ("canaries", "dead_letters", "findings")), "flows.edges.kafka"
+)
 """A part of an edge in a file of its own, and the edge."""
 
 BEHIND_ONE_EDGE = {

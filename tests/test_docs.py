@@ -13,6 +13,7 @@ from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.kafka import Kafka, Producer, partitions_count
 from freshet.flows.edges.project import Project
 from freshet.flows.live import Workspace
+from freshet.flows.live_validator import templates_of
 from freshet.flows.steps.sql.functions import ALLOWED, WINDOWED
 from freshet.scripts.apply import write_rules, write_store_config
 from freshet.scripts.cli import VERBS, main
@@ -50,6 +51,18 @@ def test_the_producer_example_delivers_its_event(
     assert partitions_count(Kafka(broker.address), "page_views") == 2
     contract = Project(tmp_path / "shop").contracts(["page_views"])["page_views"]
     assert Producer(Kafka(broker.address), contract).flush().count == 0
+
+
+def test_the_canaries_shown_can_be_agreed_to(tmp_path: Path) -> None:
+    shown = re.search(r"### Canaries.*?```yaml\n(.*?)```", README, re.DOTALL)
+    assert shown is not None
+    assert main(["init", str(tmp_path / "shop")]) == 0
+    (tmp_path / "shop" / "canaries.yaml").write_text(shown[1])
+    known = settings.Settings(project=tmp_path / "shop", canaries=Path("canaries.yaml"))
+
+    (template,) = templates_of(Workspace.open(known))
+
+    assert template.contract.name == "page_views"
 
 
 def test_every_verb_stands_in_the_table_of_commands() -> None:

@@ -111,9 +111,10 @@ def check(
 
 
 def untold(verdict: Verdict) -> list[str]:
-    """Return the checks of which nothing could be said, but for those of recomputed rows: these were made by hand."""
-    recomputed = {check.name for check in checks_of(VIEW, TARGET) if check.frame is Frame.RECOMPUTED}
-    return [name for name in verdict.untold if name not in recomputed]
+    """Return the checks of which nothing could be said, but for those of what only a flow makes."""
+    others = {Frame.RECOMPUTED, Frame.CANARIES}
+    unmade = {check.name for check in checks_of(VIEW, TARGET) if check.frame in others}
+    return [name for name in verdict.untold if name not in unmade]
 
 
 def beyond_tolerance(stored: StoredRow | None) -> StoredRow | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,33 @@ def test_an_online_store_reads_and_writes_through_a_proxy_as_directly(valkey_url
         assert through.counted_writes() == direct.counted_writes() == 3
 
 
-def fault_at(url: str, cause: str, deeds: Deeds, choice: Choice) -> tuple[OnlineFault, Proxy, OnlineStore]:
-    fault = OnlineFault(cause, choice, deeds, [VIEW])  # type: ignore[arg-type]  # a cause to come
+def fault_at(url: str, cause: Cause, deeds: Deeds, choice: Choice) -> tuple[OnlineFault, Proxy, OnlineStore]:
+    fault = OnlineFault(cause, choice, deeds, [VIEW])
     proxy = Proxy(port_of(url), fault)
     return fault, proxy, OnlineStore(proxy.url, "p", [VIEW])
 
 
 ALL = Choice(1.0)
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("ttl", [timedelta(days=1), timedelta(0)])
+def test_only_a_row_that_expires_can_be_kept_for_ever(valkey_url: str, deeds: Deeds, ttl: timedelta) -> None:
+    view = replace(VIEW, ttl=ttl)
+    fault = OnlineFault(Cause.EXPIRED_TTL, ALL, deeds, [view])
+    with Proxy(port_of(valkey_url), fault) as proxy:
+        store = OnlineStore(proxy.url, "p", [view])
+        store.write(view, rows(("ada", 1)))
+        [row] = store.read(view, [("ada",)])
+        assert row is not None
+        assert (row.expires_at is not None) is bool(ttl)
+        fault.begin()
+        store.write(view, rows(("ada", 2)))
+
+        [row] = store.read(view, [("ada",)])
+    assert row is not None
+    assert (row.features["edits"], row.expires_at) == (2, None)
+    assert done(deeds) == ((1, ("ada",), ()) if ttl else (0, (), ()))
 
 
 @pytest.mark.usefixtures("server")

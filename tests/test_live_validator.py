@@ -17,10 +17,12 @@ from stack import FRESHET, Server, Stack, free_ports, prepared, until
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.redis import OnlineStore
+from freshet.schemas.event import CANARY_HEADER
 from freshet.schemas.finding import FINDINGS_TOPIC
+from freshet.schemas.record import header
 from freshet.schemas.view import View
 
-ROUNDS = {"FRESHET_ROUND": "500ms", "FRESHET_QUIET": "4s"}
+ROUNDS = {"FRESHET_ROUND": "500ms", "FRESHET_QUIET": "4s", "FRESHET_PARITY_EVERY": "off"}
 VIEW = "wiki_edits_by_channel"
 
 
@@ -176,6 +178,53 @@ def test_a_torn_part_is_an_error_of_its_view_until_it_is_mended(stack: Stack) ->
     until(lambda: metric(stack, "freshet_skew_compared_total", feature_view=VIEW) > 0)
     until(lambda: stack.health() == "ok\n")
     stack.stop(running, signal.SIGINT)
+
+
+CANARY = """\
+wiki_edits:
+  user: "canary-{canary}"
+  page: "canary-{canary}"
+  channel: "canary-{canary}"
+  namespace: Main
+  added: 0
+  deleted: 0
+  delta: 0
+  isAnonymous: false
+  isMinor: true
+  isNew: false
+  isRobot: true
+  isUnpatrolled: false
+"""
+
+
+def test_canaries_that_the_user_agrees_to_are_seen_in_both_stores_of_every_partition(stack: Stack) -> None:
+    (stack.workspace.project.root / "canaries.yaml").write_text(CANARY)
+    materializer = stack.start()
+    until(lambda: "metrics at" in stack.said())
+
+    validator = validate(stack, FRESHET_CANARIES="canaries.yaml")
+    topic = stack.workspace.contracts["wiki_edits"].stream.topic
+    count = kafka.partitions_count(stack.workspace.kafka, topic)  # the embedded broker has its own idea
+    places = [(part, store) for part in range(count) for store in ("online", "offline")]
+    until(
+        lambda: all(
+            metric(stack, "freshet_canary_last_timestamp_seconds", partition=f"wiki_edits/{part}", store=store) > 0
+            for part, store in places
+        ),
+        limit_s=300,  # two processes start, one with Great Expectations
+    )
+
+    assert [] == news(stack)
+    sent = [poll for poll in kafka.records(stack.workspace.kafka, topic) if poll.headers]
+    marked = [key for poll in sent for key, own in zip(poll.keys, poll.headers or (), strict=True) if _is_canary(own)]
+    assert count == len({*marked})
+    assert all(key is not None and key.startswith(b"canary-") for key in marked)
+    for process in (validator, materializer):
+        stack.stop(process)
+
+
+def _is_canary(headers: Any) -> bool:
+    return header(headers, CANARY_HEADER) is not None
 
 
 def test_a_validator_that_starts_before_kafka_and_redis_waits_and_says_so(tmp_path: Path) -> None:

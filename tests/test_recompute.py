@@ -1,10 +1,11 @@
-"""The declared SQL over the archived events, beside what a real run of the flow on twins has stored.
+"""The archived events: as many as were accepted; and the declared SQL over them, beside what a real run has stored.
 
-What is wrong in both stores alike, only this leg sees.
+What is wrong in both stores alike, only this sees.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,12 +14,13 @@ import pyarrow as pa
 import pytest
 from simulated import GIVEN, STREAM, World
 
+from freshet.flows.archives import Budget, indexes_of
 from freshet.flows.edges.quality import Judge
 from freshet.flows.materializer import archive_name
 from freshet.flows.observer import Observer, Outside, Sampling
-from freshet.flows.recompute import Budget
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness, Progress
+from freshet.flows.steps.shards import hashes
 from freshet.flows.validator import check_once
 from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import source_key
@@ -28,7 +30,7 @@ from freshet.schemas.units import Objective
 AFTER = timedelta(minutes=10)
 """How long after the events the validator looks."""
 TARGET, GRACE = Objective(99, timedelta(seconds=5)), timedelta(seconds=3)
-CHECKS = [check.name for check in checks_of(VIEW, TARGET) if check.frame is Frame.RECOMPUTED]
+CHECKS = [check.name for check in checks_of(VIEW, TARGET) if check.frame in {Frame.RECOMPUTED, Frame.ARCHIVE}]
 
 
 @pytest.fixture(autouse=True)
@@ -117,34 +119,44 @@ def both_alike(feature: str, value: Any) -> Callable[[World], None]:
 
 
 def doubled_events(world: World) -> None:
-    """An event counts twice: as if the archive held one that the rows have not seen."""
-    name = archive_name(STREAM)
-    visible = world.offline._visible[name]  # noqa: SLF001
-    ledger = world.ledger.read()
-    assert ledger is not None
-    before = ledger.rows_counts[name]
-    change(world, name, lambda table: pa.concat_tables([table, table]))
-    counts = {**ledger.rows_counts, name: sum(table.num_rows for table in visible.values())}
-    assert counts[name] == 2 * before
-    world.ledger.write(ledger.model_copy(update={"rows_counts": counts}))
+    """Every event stands twice in the archive."""
+    change(world, archive_name(STREAM), lambda table: pa.concat_tables([table, table]))
 
 
 def fewer_events(keep: Callable[[int], bool]) -> Callable[[World], None]:
-    """Events are gone from the archive, and the ledger does not say so."""
+    """Events are gone from the archive."""
 
-    def plant(world: World) -> None:
-        name = archive_name(STREAM)
+    def alter(table: pa.Table) -> pa.Table:
+        return table.filter(pa.array([keep(offset) for offset in table["_offset"].to_pylist()], pa.bool_()))
 
-        def alter(table: pa.Table) -> pa.Table:
-            return table.filter(pa.array([keep(offset) for offset in table["_offset"].to_pylist()], pa.bool_()))
+    return lambda world: change(world, archive_name(STREAM), alter)
 
-        change(world, name, alter)
-        ledger = world.ledger.read()
+
+def told(plant: Callable[[World], None]) -> Callable[[World], None]:
+    """Have the ledger say that the archive is as it is then: only the rows can show that it is not."""
+
+    def planted(world: World) -> None:
+        plant(world)
+        name, ledger = archive_name(STREAM), world.ledger.read()
         assert ledger is not None
-        left = sum(table.num_rows for table in world.offline._visible[name].values())  # noqa: SLF001
-        world.ledger.write(ledger.model_copy(update={"rows_counts": {**ledger.rows_counts, name: left}}))
+        events = pa.concat_tables(world.offline._visible[name].values())  # noqa: SLF001
+        accepted = Counter(events["_partition"].to_pylist())
+        partitions = {
+            source_key(STREAM, number): mark.model_copy(update={"accepted_count": accepted[number]})
+            for number, mark in ledger.partitions_of(STREAM).items()
+        }
+        counts = {**ledger.rows_counts, name: events.num_rows}
+        world.ledger.write(ledger.model_copy(update={"rows_counts": counts, "partitions": partitions}))
 
-    return plant
+    return planted
+
+
+def offsets_ahead(world: World) -> None:
+    """Kafka has offsets as committed that the ledger does not have."""
+    ledger = world.ledger.read()
+    assert ledger is not None
+    offsets = {key: offset - 1 for key, offset in ledger.offsets.items()}
+    world.ledger.write(ledger.model_copy(update={"offsets": offsets}))
 
 
 FAULTS: dict[str, tuple[Callable[[World], None], str, Cause]] = {
@@ -157,12 +169,21 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, Cause]] = {
     "a text that is wrong in both stores": (
         both_alike("first_cost", "none"), "first_cost.offline_equals_sql", Cause.VALUE_MISMATCH
     ),
-    "rows that no event made": (fewer_events(lambda _: False), "sql_gives_the_row", Cause.VALUE_MISMATCH),
+    "rows that no event made": (told(fewer_events(lambda _: False)), "sql_gives_the_row", Cause.VALUE_MISMATCH),
     "rows that count fewer events than there are": (
-        doubled_events, "no_correction_is_lost", Cause.LOST_OFFLINE_WRITE
+        told(doubled_events), "no_correction_is_lost", Cause.LOST_OFFLINE_WRITE
     ),
     "events that rows count and the archive lacks": (
-        fewer_events(lambda offset: offset % 5 > 0), "no_event_is_lost", Cause.PARTIAL_BATCH
+        told(fewer_events(lambda offset: offset % 5 > 0)), "no_event_is_lost", Cause.PARTIAL_BATCH
+    ),
+    "accepted events that the archive lacks": (
+        fewer_events(lambda offset: offset != 7), "accepted_events_are_archived", Cause.PARTIAL_BATCH
+    ),
+    "archived events that stand twice": (
+        doubled_events, "archived_events_are_the_flow_s", Cause.DUPLICATE_OFFLINE
+    ),
+    "offsets that Kafka has before the stores": (
+        offsets_ahead, "committed_offsets_are_durable", Cause.LOST_OFFLINE_WRITE
     ),
 }  # fmt: skip
 
@@ -191,13 +212,57 @@ def test_what_both_stores_have_wrong_alike_is_found_with_its_cause(judge: Judge,
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_without_any_one_check_something_goes_unseen(judge: Judge, name: str) -> None:
-    (plant,) = (plant for plant, check, _ in FAULTS.values() if f"{VIEW.name}.{check}" == name)
+    ((plant, cause),) = ((plant, cause) for plant, check, cause in FAULTS.values() if f"{VIEW.name}.{check}" == name)
     world = ran()
     plant(world)
 
     verdict = check(world, Counting(judge, name))
 
-    assert name not in {finding.check for finding in verdict.findings}
+    assert cause not in {finding.cause for finding in verdict.findings}
+
+
+def test_the_archive_is_listed_once_a_round_and_each_part_indexed_once_for_all_views_of_its_stream() -> None:
+    (plan,), offline = GIVEN.pipeline.plans, ran().offline
+    by_id = replace(VIEW, name="clicks_by_id", entity=(pa.field("id", pa.string()),))
+    name, asked = archive_name(STREAM), list[tuple[str, ...]]()
+
+    class Archive:
+        summary = offline.summary
+
+        def visible_parts(self, name: str) -> list[str]:
+            asked.append(("all",))
+            return offline.visible_parts(name)
+
+        def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
+            asked.append((*parts, *(columns or ())))
+            return offline.read_parts(name, asked[-1][:1], columns)
+
+    indexes = indexes_of([plan, replace(plan, view=by_id)], Archive(), Budget())
+    index, parts = indexes[STREAM], offline.visible_parts(name)
+    for _ in range(3):
+        index.begin()
+        for _ in (VIEW, by_id):
+            index.learn()
+
+    assert [("all",), *((part, "user", "id", "_partition") for part in parts), ("all",), ("all",)] == asked
+    for view in (VIEW, by_id):
+        for part in parts:
+            entities = hashes(offline.read_parts(name, [part]), view)
+            assert all(part in index.of(view, int(entity), 2**40, None, 2**62) for entity in entities)
+            assert [] == index.of(view, -1, 2**40, None, 2**62)
+
+
+def test_a_part_of_the_archive_that_waits_to_be_published_is_not_missed(judge: Judge) -> None:
+    world, counting, name = ran(), Counting(judge), archive_name(STREAM)
+    ledger = world.ledger.read()
+    assert ledger is not None
+    part = max(world.offline.visible_parts(name))
+    world.offline._staged[name][part] = world.offline._visible[name].pop(part)  # noqa: SLF001
+    world.ledger.write(ledger.model_copy(update={"parts": {**ledger.parts, name: {part: 1}}}))
+
+    check(world, counting)
+
+    assert Frame.ARCHIVE not in counting.lines
 
 
 def test_an_archive_that_is_not_whole_is_not_recomputed_from(judge: Judge) -> None:

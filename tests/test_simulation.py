@@ -3,16 +3,18 @@
 A failure names the seed, the touch and its fate; `World(seed=…)` with those replays it.
 """
 
+import json
 import logging
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from simulated import GIVEN, STREAM, Crash, Fates, World
+from simulated import GIVEN, START, STREAM, Crash, Fates, World
 
 from freshet.flows.materializer import archive_name
 from freshet.schemas.errors import Refused, RejectLimit, StoreLost, Unavailable
+from freshet.schemas.event import CANARY_HEADER
 from freshet.schemas.ledger import Ledger
 
 SOAK = int(os.environ.get("FRESHET_SOAK", "1"))
@@ -236,6 +238,18 @@ def test_too_many_rejects_in_a_row_stop_the_flow_again_and_again_until_they_are_
 
     world.run(reject_limit=1000)
     assert {offset for _, offset, _ in world.letters} == set(range(300))
+
+
+def test_canaries_among_nothing_but_rejects_do_not_keep_the_flow_going() -> None:
+    world = World(2, events_count=0, is_live=False)
+    for number in range(300):
+        world.log.append(STREAM, 0, b"garbage %d" % number)
+        canary = {"at": START.isoformat(), "user": "canary-0", "id": f"canary-{number}", "cost": "1"}
+        headers = ((CANARY_HEADER, b"%d" % number),)
+        world.log.append(STREAM, 0, json.dumps(canary).encode(), headers=headers)
+
+    with pytest.raises(RejectLimit, match='stream "clicks" gave .* events in a row that cannot be used'):
+        world.run(reject_limit=50)
 
 
 def test_the_ledger_does_not_grow_with_the_state() -> None:

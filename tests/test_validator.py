@@ -29,6 +29,7 @@ from freshet.schemas.view import Feature, StoredRow, View
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TARGET, GRACE, LIMIT = Objective(99, timedelta(seconds=5)), timedelta(seconds=3), timedelta(seconds=20)
+TTL = timedelta(hours=1)
 Standing = Mapping[tuple[str, int], Progress]
 FRESH: Standing = {("edits", 0): Progress(5, 5), ("edits", 1): Progress(7, 7)}
 STANDING: Standing = {("edits", 0): Progress(5, 5), ("edits", 1): Progress(7, 9)}
@@ -39,7 +40,7 @@ Row = dict[str, Any]
 
 def view_of(**dtypes: str) -> View:
     features = tuple(Feature(name, DTYPES[dtype], "…") for name, dtype in dtypes.items())
-    return View("edits_by_user", ("edits",), (pa.field("user", pa.string()),), features)
+    return View("edits_by_user", ("edits",), (pa.field("user", pa.string()),), features, TTL)
 
 
 VIEW = view_of(edits="int64", share="float64")
@@ -90,7 +91,7 @@ class World:
     at: datetime = START + timedelta(minutes=5)
 
     def __post_init__(self) -> None:
-        self.online, self.offline = MemoryOnlineStore("test", [self.view]), MemoryOfflineStore()
+        self.online, self.offline = MemoryOnlineStore("test", [self.view], lambda: self.at), MemoryOfflineStore()
         self.offline.prepare(self.view.name, self.view.row_schema)
         self.ledger = MemoryLedger()
         self.ledger.write(Ledger(id="a", shards_count=2))
@@ -167,12 +168,12 @@ def right(**changes: Any) -> World:
 def served(**values: Any) -> World:
     """A world that is right but for what the online store holds of bob."""
 
-    def serve(stored: StoredRow | None) -> StoredRow | None:
-        if stored is None or stored.entity != ("bob",):
-            return stored
-        return replace(stored, features={**stored.features, **values})
+    return changed(lambda stored: replace(stored, features={**stored.features, **values}))
 
-    return right(serve=serve)
+
+def changed(change: Callable[[StoredRow], StoredRow]) -> World:
+    """A world that is right but for bob's online row."""
+    return right(serve=lambda stored: change(stored) if stored and stored.entity == ("bob",) else stored)
 
 
 def without_offline_row() -> World:
@@ -361,9 +362,20 @@ FAULTS: dict[str, tuple[Callable[[], World], str, Cause, tuple[str, ...], Mappin
         overwritten_meanwhile, "online_does_not_go_back", Cause.OUT_OF_ORDER_OVERWRITE, (), BOB
     ),
     "an entity never written online": (
-        lambda: older_online(DAN_S), "entity_is_online", Cause.MISSING_ENTITY, (), DAN
+        lambda: older_online(DAN_S), "first_row_is_online", Cause.LOST_ONLINE_WRITE, (), DAN
+    ),
+    "an entity written more than once that is not online": (
+        lambda: older_online(DAN_S | {"_version": 3}), "entity_is_online", Cause.MISSING_ENTITY, (), DAN
     ),
     "an entity that went away": (emptied_by_the_second_look, "entity_is_online", Cause.MISSING_ENTITY, (), BOB),
+    "a row that is kept for ever": (
+        lambda: changed(lambda stored: replace(stored, expires_at=None)), "online_row_expires", Cause.EXPIRED_TTL, (),
+        BOB | {"expires_at": "never"}
+    ),
+    "a row that is kept for too long": (
+        lambda: changed(lambda stored: replace(stored, expires_at=START + timedelta(minutes=66))),
+        "online_row_expires", Cause.EXPIRED_TTL, (), BOB
+    ),
     "an online store that lost everything": (
         restored, "online_store_is_the_same", Cause.STALE_ONLINE, (), {"committed": 1, "counted": 0}
     ),
@@ -404,7 +416,7 @@ FAULTS: dict[str, tuple[Callable[[], World], str, Cause, tuple[str, ...], Mappin
     ),
     "a registry with another ttl": (
         lambda: registered(replace(VIEW, ttl=timedelta(days=1))), "registry_is_declared", Cause.SCHEMA_DRIFT, (),
-        {"entry": "ttl", "declared": "0:00:00", "registered": "1 day, 0:00:00"}
+        {"entry": "ttl", "declared": "1:00:00", "registered": "1 day, 0:00:00"}
     ),
     "a registry without a feature": (
         lambda: registered(replace(VIEW, features=VIEW.features[:1])), "registry_is_declared", Cause.SCHEMA_DRIFT, (),
@@ -471,8 +483,9 @@ def test_what_is_not_known_is_inconclusive(judge: Judge, doubt: str) -> None:
     assert f"edits_by_user.{check}" in [reason.partition(":")[0] for reason in verdict.reasons]
 
 
-HERE = [check.name for check in checks_of(VIEW, TARGET) if check.frame is not Frame.RECOMPUTED]
-"""The checks of rows that are made by hand here; tests/test_recompute.py has those of rows that SQL makes."""
+ELSEWHERE = {Frame.RECOMPUTED, Frame.ARCHIVE, Frame.CANARIES}
+HERE = [check.name for check in checks_of(VIEW, TARGET) if check.frame not in ELSEWHERE]
+"""The checks of rows that are made by hand here; test_recompute.py and test_canaries.py have those of what a flow makes."""
 
 
 @pytest.mark.parametrize("check", HERE)
@@ -483,6 +496,82 @@ def test_without_any_one_check_something_goes_unseen(judge: Judge, check: str) -
     verdicts = [make().check(Forgetful(judge, check)) for make in made]
 
     assert any(not verdict.findings and verdict.outcome is not Outcome.VALIDATOR_ERROR for verdict in verdicts)
+
+
+def damaged_meanwhile(change: Callable[[pa.Table], pa.Table | None]) -> World:
+    """The newest part is damaged after it was met."""
+
+    def damage(world: World) -> None:
+        (part,) = world.ledger.read().parts[VIEW.name]  # type: ignore[union-attr]
+        parts = world.offline._visible[VIEW.name]  # noqa: SLF001
+        changed = change(parts.pop(part))
+        if changed is not None:
+            parts[part] = changed
+
+    return right(meanwhile=damage)
+
+
+DAMAGES: dict[str, tuple[Callable[[], World], Cause]] = {
+    "cut": (lambda: damaged_meanwhile(lambda table: table.slice(0, 0)), Cause.PARTIAL_BATCH),
+    "gone": (lambda: damaged_meanwhile(lambda _: None), Cause.LOST_OFFLINE_WRITE),
+    "of other columns": (lambda: damaged_meanwhile(lambda table: table.drop_columns(["share"])), Cause.SCHEMA_DRIFT),
+    "cut before it was met": (lambda: cut_rows(DAN_S), Cause.PARTIAL_BATCH),
+}
+
+
+def cut_rows(*rows: Row) -> World:
+    """Rows that are online, and none of which is in the part that should have them."""
+    world = right()
+    world.put_online(*rows)
+    world.put_offline(row("eve", 26, edits=1, share=0.1), told=1 + len(rows))
+    world.put_online(row("eve", 26, edits=1, share=0.1))
+    return world
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_rows_that_parts_lack_are_found_once(judge: Judge, damage: str) -> None:
+    make, cause = DAMAGES[damage]
+
+    verdict = make().check(judge)
+
+    assert {cause} == {finding.cause for finding in verdict.findings}
+    assert not any(finding.check.endswith("online_row_is_offline") for finding in verdict.findings)
+
+
+def test_no_more_rows_are_excused_than_parts_lack(judge: Judge) -> None:
+    world = cut_rows(DAN_S)
+    world.put_online(NEWER)
+    world.put_offline()
+
+    verdict = world.check(judge)
+
+    assert {Cause.PARTIAL_BATCH, Cause.LOST_OFFLINE_WRITE} == {finding.cause for finding in verdict.findings}
+
+
+def test_a_check_that_looked_at_no_line_is_untold(judge: Judge) -> None:
+    verdict = right().check(judge)
+    world = World()
+    world.put_online(row("cid", 30, edits=None, share=None))
+    world.put_offline(row("cid", 30, edits=None, share=None))
+
+    of_nulls = world.check(judge)
+
+    named = f"{VIEW.name}.edits.online_equals_offline"
+    assert named not in verdict.untold
+    assert named in of_nulls.untold
+
+
+def test_a_few_entities_are_looked_at_in_every_round() -> None:
+    world = right()
+    observer = world.observer()
+    lines = []
+    for number in range(6):
+        (seen,) = observer.look(number)
+        lines.append(len(seen.frames[Frame.ROWS]))
+        world.at += timedelta(seconds=5)
+
+    assert lines[:2] == [0, 0]
+    assert lines[2:] == [3] * 4
 
 
 def test_a_row_that_becomes_visible_offline_during_the_grace_is_no_finding(judge: Judge) -> None:
@@ -558,10 +647,37 @@ def test_a_part_that_a_crash_left_staged_is_no_finding(judge: Judge) -> None:
 
 
 def test_an_entity_that_has_outlived_its_ttl_may_be_gone(judge: Judge) -> None:
-    world = older_online(DAN_S)
-    world.view = replace(VIEW, ttl=timedelta(minutes=1))
+    world = right(at=START + TTL)
+    assert world.online.read(VIEW, [("ann",), ("bob",)]).count(None) == 0
+
+    world.at += timedelta(seconds=25)  # after all but one of the three
 
     assert [] == [finding.cause for finding in world.check(judge).findings]
+    assert [row is not None for row in world.online.read(VIEW, [("ann",), ("bob",), ("cid",)])] == [False, False, True]
+
+
+def test_an_entity_that_outlives_its_ttl_between_the_looks_is_not_missing(judge: Judge) -> None:
+    world = right()
+    world.at = START + TTL + timedelta(seconds=28)  # cid's row is of second 30, and the grace is 3 s
+
+    assert [] == [finding.cause for finding in world.check(judge).findings]
+    assert world.online.read(VIEW, [("cid",)]) == [None]
+
+
+def test_replayed_rows_of_long_ago_that_are_kept_for_their_ttl_are_no_finding(judge: Judge) -> None:
+    world = right(at=START + timedelta(days=3000))
+
+    verdict = world.check(judge)
+
+    assert (verdict.outcome, verdict.compared, verdict.findings) == (Outcome.OK, 3, ())
+
+
+def test_a_row_that_lasts_with_another_one_is_no_finding(judge: Judge) -> None:
+    world = changed(lambda stored: replace(stored, expires_at=START + 2 * TTL, kept_for=2 * TTL))
+    assert Outcome.OK is world.check(judge).outcome
+
+    world = changed(lambda stored: replace(stored, expires_at=None, kept_for=None))
+    assert Outcome.OK is world.check(judge).outcome
 
 
 def test_of_a_flow_that_stands_still_no_row_is_called_lost(judge: Judge) -> None:

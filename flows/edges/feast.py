@@ -201,6 +201,7 @@ class FeastClient:
     def __init__(self, config: Mapping[str, Any], offline_root: Path, patience_s: float = 10.0) -> None:
         self._offline_root, self._registry = offline_root, Path(config["registry"]["path"])
         self._config = {**config, "online_store": _impatient(config["online_store"], patience_s)}
+        import feast.infra.offline_stores.duckdb  # noqa: F401, PLC0415  # else Feast does, at the first question
 
     def registration(self, view: View) -> list[Entry]:
         """Return every entry of a view as it is declared and as it is registered; a view may be not there at all."""

@@ -469,13 +469,14 @@ class Outbox:
             )
         )
 
-    def send(self, record: Record, name: str) -> None:
+    def send(self, record: Record, name: str, delivered: Callable[[int, int], object] = lambda _, __: None) -> None:
         """Send one record, named for people. Raises `Refused` if it is too large; `Unavailable` once one is lost.
 
-        It may wait, while as many records are unconfirmed as librdkafka queues.
+        It may wait, while as many records are unconfirmed as librdkafka queues. `delivered` hears the partition and
+        offset under which the cluster has it.
         """
         options: dict[str, Any] = {} if record.timestamp_ms < 0 else {"timestamp": record.timestamp_ms}
-        report = functools.partial(self._report, name)
+        report = functools.partial(self._report, name, delivered)
         while True:
             self.raise_lost()
             try:
@@ -499,9 +500,12 @@ class Outbox:
         while (left := deadline - time.monotonic()) > 0:
             self._producer.poll(left)
 
-    def _report(self, name: str, error: KafkaError | None, message: Message) -> None:
+    def _report(
+        self, name: str, delivered: Callable[[int, int], object], error: KafkaError | None, message: Message
+    ) -> None:
         if error is None:
             self.delivered_count += 1
+            delivered(message.partition(), message.offset())
         elif error.code() < 0:  # librdkafka's own codes: the cluster was not reached
             self._lost.append(error.str())
         else:

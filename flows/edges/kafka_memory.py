@@ -81,12 +81,15 @@ class MemoryLog:
         records.append(_Record(key, value, headers, self._now_ms() if timestamp_ms is None else timestamp_ms))
         return len(records) - 1
 
-    def send(self, record: Record) -> None:
-        """Write a record to the partition of its key; to the first one if it has no key."""
+    def send(self, record: Record) -> tuple[int, int]:
+        """Write a record to the partition of its key, or to the first one; return the partition and the offset."""
         count = self.partitions_count(record.topic)
         partition = 0 if record.key is None else partition_of(record.key, count)
         time_ms = None if record.timestamp_ms < 0 else record.timestamp_ms
-        self.append(record.topic, partition, record.value, key=record.key, headers=record.headers, timestamp_ms=time_ms)
+        offset = self.append(
+            record.topic, partition, record.value, key=record.key, headers=record.headers, timestamp_ms=time_ms
+        )
+        return partition, offset
 
     def check_well(self) -> None:
         """Raise `Unavailable` if it does not answer."""
@@ -119,6 +122,10 @@ class MemoryLog:
     def findings(self, project: str) -> "MemoryFindings":
         """Open what publishes a project's alarms."""
         return MemoryFindings(self, project)
+
+    def canaries(self) -> "MemoryCanaries":
+        """Open what publishes canaries."""
+        return MemoryCanaries(self)
 
     def records(self, topic: str) -> Iterator[Poll]:
         """Give all that is in a topic by now, one partition after another."""
@@ -308,3 +315,16 @@ class MemoryFindings:
         self._log.check_well()
         for alarm in alarms:
             self._log.send(alarm.as_record(self._project))
+
+
+class MemoryCanaries:
+    """Publishes canaries, as `canaries.CanaryWriter` does."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    def publish(self, records: Sequence[Record], delivered: Callable[[int, int, int], object]) -> None:
+        """Publish all; raises `Unavailable` if the cluster is not well."""
+        self._log.check_well()
+        for index, record in enumerate(records):
+            delivered(index, *self._log.send(record))

@@ -214,6 +214,12 @@ class ValidatorMetrics:
             ["receiver"],
             registry=self.registry,
         )
+        self.canaries = Gauge(
+            "freshet_canary_last_timestamp_seconds",
+            "When the newest canary was sent that all views of its stream have.",
+            ["partition", "store"],
+            registry=self.registry,
+        )
         self.docs_failures = Counter(
             "freshet_data_docs_failures", "Pages of Data Docs that could not be written.", registry=self.registry
         )

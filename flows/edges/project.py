@@ -17,13 +17,15 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from pydantic import PydanticUserError
 
 from freshet.schemas import declaration
@@ -99,6 +101,18 @@ class Project:
         if problems:
             raise Refused(problems)
         return replace(pipeline, plans=plans)
+
+    def canaries(self, path: Path) -> Mapping[str, Any]:
+        """Read which events the user agrees to have published, by stream; raises `Refused`."""
+        text, name = _text(self.root / path, "canaries"), str(path)
+        hint = "write, by stream, an event whose key and entities have {canary} in them"
+        try:
+            told = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise Refused([Problem("canaries", name, "is neither YAML nor JSON", str(error), hint)]) from error
+        if not isinstance(told, dict) or not told or not all(isinstance(stream, str) for stream in told):
+            raise Refused([Problem("canaries", name, "has no events by stream", repr(told)[:80], hint)])
+        return told
 
     def contracts(self, streams: Iterable[str]) -> dict[str, Contract]:
         """Load the contracts of the given streams; raises `Refused` with every problem found in them."""
@@ -189,15 +203,13 @@ def _counted(column: pa.Array, feature: Feature, distance: Distance) -> Referenc
     return Reference(tuple(map(float, weights)), bins=edges, count=len(numbers))
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, kind: str = "declaration") -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise Refused(
-            [Problem("declaration", path.name, "is not UTF-8", f"byte {error.start}", "save it as UTF-8")]
-        ) from error
+        raise Refused([Problem(kind, path.name, "is not UTF-8", f"byte {error.start}", "save it as UTF-8")]) from error
     except OSError as error:
-        raise Refused([Problem("declaration", path.name, f"cannot be read: {error.strerror}")]) from error
+        raise Refused([Problem(kind, path.name, f"cannot be read: {error.strerror}")]) from error
 
 
 def expand(text: str, what: str) -> str:

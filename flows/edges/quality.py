@@ -244,6 +244,14 @@ def _columns(check: Check) -> list[str]:
     return [*(named[key] for key in _COLUMNS[:-1] if key in named), *named.get("column_list", ())]
 
 
+def _looks(lines: pd.DataFrame, check: Check) -> bool:
+    """Say whether a check looks at any line of a frame."""
+    if not check.needed:
+        return len(lines) > 0
+    values = zip(*(lines[name] for name in check.needed), strict=True)
+    return any(not any(value is None or value != value for value in line) for line in values)  # noqa: PLR0124  # NaN
+
+
 def _renamed(arguments: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return a check's arguments with other names for its columns."""
     if "column_list" in arguments:
@@ -273,7 +281,7 @@ def _verdict(question: Question, told: Mapping[str, _Told]) -> Verdict:
         if one.raised:
             errors.append(one.raised)
         elif one.success:
-            held.add(name)
+            held |= {name} if check is None or _looks(question.lines, check) else set()
         elif check is None:
             reasons.append(f"{view_name}: {len(question.lines)} lines to judge, fewer than {question.minimum_rows}")
         elif (least := one.result.get(_LEAST)) is not None:

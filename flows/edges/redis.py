@@ -16,6 +16,12 @@ Feast wrote has version 0: the prefix of `_v` tells that the version is not its 
 One key more, `freshet:<project>:writes`, counts round trips of writes, in the store itself. A server that restarted
 without its data, or with older data, or a replica that took over behind its primary, counts less than it was seen to.
 
+A hash expires when the last of its rows has outlived its view's ttl, and never if one of them is of a view without ttl,
+or of a view that somebody else keeps there. A row's ttl counts from its event time, as in Feast's point-in-time joins;
+of a row that has outlived it by the time it is written it counts from then, as Feast's own `key_ttl_seconds` does:
+events of long ago that are replayed make rows that can be read. Redis drops whole hashes only, so beside a row that
+lasts longer, one that has outlived its ttl stays.
+
 Values are encoded a column at a time, without protobuf objects.
 """
 
@@ -25,8 +31,8 @@ import re
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
 from typing import Any, TypeVar
@@ -41,6 +47,7 @@ from redis.retry import Retry
 from freshet.schemas import feast_bytes
 from freshet.schemas.errors import Problem, Refused, StoreLost, Unavailable
 from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.units import instant_us
 from freshet.schemas.view import VERSION, StoredRow, View
 
 _T = TypeVar("_T")
@@ -56,7 +63,13 @@ _PASSING_ERRORS = (
 """Answers that a failover, an operator or time may mend, in words and as the client knows them."""
 _KEYS_PER_SCAN, _SCANS = 1000, 200
 
-# ARGV is the flat list HSET takes: `_ts` field and value, `_v` field and value, then the features'.
+_TIME_OF = b"_ts:"
+_NO_EXPIRY, _NO_KEY = -1, -2
+"""What PTTL answers."""
+_LAST, _FOR_EVER_MS = datetime.max.replace(tzinfo=UTC), 2**62
+
+# ARGV is the flat list HSET takes: `_ts` field and value, `_v` field and value, then the features'; and at its end the
+# view's ttl in ms, 0 if it has none, followed by name and ttl of each view that has one and may be in the same hash.
 _REPLACE = """
 local function varint(text, at)
   local value, scale, negated = 0, 1, 0
@@ -99,7 +112,34 @@ if time then
   end
   if order < 0 then return 0 end
 end
-redis.call('HSET', KEYS[1], unpack(ARGV))
+redis.call('HSET', KEYS[1], unpack(ARGV, 1, #ARGV - 1))
+local ttls, longest = ARGV[#ARGV], 0
+local ttl = tonumber(string.match(ttls, '^%d+'))
+if ttl > 0 and redis.call('HLEN', KEYS[1]) > (#ARGV - 1) / 2 then
+  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+    if string.sub(field, 1, 4) == '_ts:' and field ~= ARGV[1] then
+      local _, at = string.find(ttls, ' ' .. string.sub(field, 5) .. ' ', 1, true)
+      local other = at and tonumber(string.match(ttls, '^%d+', at + 1))
+      if not other then ttl = 0 break end
+      longest = math.max(longest, other)
+    end
+  end
+end
+if ttl == 0 then
+  redis.call('PERSIST', KEYS[1])
+  return 1
+end
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local seconds, nanos = instant(ARGV[2])
+local gone = seconds * 1000 + math.ceil(nanos / 1000000) + ttl
+if gone <= now then gone = now + ttl end
+if longest > 0 then  -- as long as the others were to stay, but no longer than they ever may
+  local left = redis.call('PTTL', KEYS[1])
+  if left < 0 or left > longest then left = longest end
+  gone = math.max(gone, now + left)
+end
+redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', gone))
 return 1
 """
 
@@ -172,8 +212,13 @@ class OnlineStore:
         layout = self._layouts[view.name]
         found: list[StoredRow | None] = []
         for part in _trips(zip(entities, layout.keys_of(entities), strict=True)):
-            values = self._attempt(self._pipelined, [("HMGET", key, *layout.fields) for _, key in part])
-            found += [layout.row(entity, stored) for (entity, _), stored in zip(part, values, strict=True)]
+            questions = [question for _, key in part for question in layout.questions(key)]
+            answers = iter(self._attempt(self._pipelined, questions))
+            now = datetime.now(UTC)
+            each = zip(*[answers] * (len(questions) // len(part)), strict=True)
+            for (entity, _), (stored, *expiry) in zip(part, each, strict=True):
+                row = layout.row(entity, stored)
+                found.append(layout.kept(row, expiry[0], expiry[1], now) if expiry else row)
         return found
 
     def ping(self) -> None:
@@ -285,11 +330,14 @@ def _may_pass(error: Exception) -> bool:
 
 
 class MemoryOnlineStore:
-    """The twin of `OnlineStore`: the same bytes and the same rule, kept in this process."""
+    """The twin of `OnlineStore`: the same bytes and the same rules, kept in this process. `now` is its clock."""
 
-    def __init__(self, project: str, views: Sequence[View]) -> None:
-        self._layouts = _layouts(project, views)
+    def __init__(
+        self, project: str, views: Sequence[View], now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._layouts, self._now = _layouts(project, views), now
         self._hashes: dict[bytes, dict[bytes, bytes]] = {}
+        self._expiries_ms: dict[bytes, int] = {}
         self._counted = 0
         self.writes_count = 0
         """How many writes the store was seen to have counted."""
@@ -312,7 +360,7 @@ class MemoryOnlineStore:
 
     def forget(self) -> None:
         """Lose everything, as a server that restarts without its data."""
-        self._hashes, self._counted = {}, 0
+        self._hashes, self._expiries_ms, self._counted = {}, {}, 0
 
     def write(self, view: View, rows: pa.Table) -> int:
         """Compare and set each row, in order; return how many replaced what was stored."""
@@ -320,20 +368,51 @@ class MemoryOnlineStore:
         self._counted += 1
         self.writes_count = self._counted
         layout, replaced = self._layouts[view.name], 0
-        for key, *pairs in layout.commands(rows):
+        for key, *pairs, _ in layout.commands(rows):
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-            stored = self._hashes.setdefault(key, {})
+            stored = self._hash(key)
             if layout.standing(fields) >= layout.standing(stored):
-                stored.update(fields)
+                self._hashes[key] = {**stored, **fields}
+                self._expire(layout, key)
                 replaced += 1
         return replaced
 
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order, None where the view has no row."""
         layout = self._layouts[view.name]
-        hashes = [self._hashes.get(key, {}) for key in layout.keys_of(entities)]
-        values = [[stored.get(field) for field in layout.fields] for stored in hashes]
-        return [layout.row(entity, stored) for entity, stored in zip(entities, values, strict=True)]
+        found = []
+        for entity, key in zip(entities, layout.keys_of(entities), strict=True):
+            stored = self._hash(key)
+            row = layout.row(entity, [stored.get(field) for field in layout.fields])
+            left_ms = self._expiries_ms[key] - self._now_ms if key in self._expiries_ms else _NO_EXPIRY
+            found.append(layout.kept(row, left_ms, list(stored), self._now()) if view.ttl else row)
+        return found
+
+    @property
+    def _now_ms(self) -> int:
+        return instant_us(self._now()) // 1000
+
+    def _hash(self, key: bytes) -> dict[bytes, bytes]:
+        """Return what is under a key, once it is forgotten if its time has come."""
+        if self._expiries_ms.get(key, _FOR_EVER_MS) <= self._now_ms:
+            del self._hashes[key], self._expiries_ms[key]
+        return self._hashes.get(key, {})
+
+    def _expire(self, layout: "_Layout", key: bytes) -> None:
+        """Have a hash expire that a row was just written to, or never."""
+        stored, now_ms = self._hashes[key], self._now_ms
+        if layout.longest(stored) is None:
+            self._expiries_ms.pop(key, None)
+            return
+        seconds, nanos = feast_bytes.decode_time(stored[layout.fields[0]])
+        ttl_ms = _ms(layout.view.ttl)
+        gone_ms = seconds * 1000 - -nanos // 1_000_000 + ttl_ms
+        if gone_ms <= now_ms:
+            gone_ms = now_ms + ttl_ms
+        longest = layout.longest(name for name in stored if name != layout.fields[0])
+        if longest:
+            gone_ms = max(gone_ms, min(self._expiries_ms.get(key, _FOR_EVER_MS), now_ms + _ms(longest)))
+        self._expiries_ms[key] = gone_ms
 
     def ping(self) -> None:
         """Answer."""
@@ -341,7 +420,7 @@ class MemoryOnlineStore:
     def sample(self, view: View, size: int, seed: int) -> list[tuple[Any, ...]]:
         """Return up to `size` entities that have a row of the view, the same ones for the same seed and store."""
         layout = self._layouts[view.name]
-        return layout.chosen((key for key, stored in self._hashes.items() if layout.fields[0] in stored), size, seed)
+        return layout.chosen((key for key in [*self._hashes] if layout.fields[0] in self._hash(key)), size, seed)
 
     def close(self) -> None:
         """Do nothing: the rows stay readable."""
@@ -352,7 +431,7 @@ class _Layout:
     """Where one view's rows stand: the constant parts of keys, and the names of fields.
 
     `fields` are the time's, the version's, then the features'. `order` sorts the entity's columns by name, as Feast
-    does.
+    does. `ttls` has, by the field of its time, the ttl of each view that has one and may share a hash with this one.
     """
 
     view: View
@@ -360,6 +439,7 @@ class _Layout:
     project: bytes
     order: tuple[int, ...]
     fields: tuple[bytes, ...]
+    ttls: Mapping[bytes, timedelta]
 
     @property
     def pattern(self) -> bytes:
@@ -367,15 +447,20 @@ class _Layout:
         return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", self.prefix) + b"*" + self.project
 
     def commands(self, rows: pa.Table) -> Iterator[tuple[bytes, ...]]:
-        """For each row its key, then fields and values in turns."""
+        """For each row its key, then fields and values in turns, then what the script is told of ttls."""
         assert rows.schema.equals(self.view.row_schema), f"rows of another schema for view {self.view.name}"
         times = feast_bytes.encode_times(rows[EVENT_TIME].combine_chunks())
         versions = feast_bytes.numbers_of(rows[VERSION].combine_chunks()).astype(">i8").view("V8").tolist()
         values = [feast_bytes.encode(rows[feature.name].combine_chunks()) for feature in self.view.features]
         stamped = [time + version for time, version in zip(times, versions, strict=True)]
         pairs = zip(map(repeat, self.fields), [times, stamped, *values], strict=True)
-        # The columns end together; the names repeat for ever.
-        return zip(self._keys([rows[name].combine_chunks() for name in self.view.entity_names]), *chain(*pairs))  # noqa: B905
+        keys = self._keys([rows[name].combine_chunks() for name in self.view.entity_names])
+        told = b" ".join([b"%d" % _ms(self.view.ttl), *self._spelled_ttls(), b""])
+        # The columns end together; the names repeat for ever, and so do the ttls.
+        return zip(keys, *chain(*pairs), repeat(told))
+
+    def _spelled_ttls(self) -> Iterator[bytes]:
+        return (b"%s %d" % (field.removeprefix(_TIME_OF), _ms(ttl)) for field, ttl in self.ttls.items())
 
     def keys_of(self, entities: Sequence[tuple[Any, ...]]) -> list[bytes]:
         """The keys of entities given as tuples in the order of PARTITION BY."""
@@ -413,6 +498,24 @@ class _Layout:
             entity, at, _version(time, version), dict(zip(names, map(feast_bytes.decode, values), strict=True))
         )
 
+    def questions(self, key: bytes) -> list[tuple[Any, ...]]:
+        """What is asked of a row, the second and third of what `kept` says: answered later, they hold of no less."""
+        row = ("HMGET", key, *self.fields)
+        return [row, ("PTTL", key), ("HKEYS", key)] if self.view.ttl else [row]
+
+    def kept(self, row: StoredRow | None, left_ms: int, names: Sequence[bytes], now: datetime) -> StoredRow | None:
+        """Add for how long a row is kept; None if it has gone since it was read."""
+        if row is None or left_ms == _NO_KEY or self.fields[0] not in names:
+            return None
+        expires_at = None if left_ms == _NO_EXPIRY else now + min(timedelta(milliseconds=left_ms), _LAST - now)
+        return replace(row, expires_at=expires_at, kept_for=self.longest(names))
+
+    def longest(self, names: Iterable[bytes]) -> timedelta | None:
+        """Return the longest ttl of the views that have a row in a hash of such fields; None if one has no ttl."""
+        ttls = [self.ttls.get(name) for name in names if name.startswith(_TIME_OF)]
+        known = [ttl for ttl in ttls if ttl]
+        return max(known, default=timedelta(0)) if len(known) == len(ttls) else None
+
     def standing(self, fields: dict[bytes, bytes]) -> tuple[float, int, int]:
         """What rows are compared by: seconds, nanoseconds, version; before all others where there is no row."""
         time = fields.get(self.fields[0])
@@ -431,6 +534,7 @@ class _Layout:
 def _layouts(project: str, views: Sequence[View]) -> dict[str, _Layout]:
     """Name keys and fields of every view, and refuse two features that fall into one field of one hash."""
     layouts: dict[str, _Layout] = {}
+    ttls: dict[bytes, dict[bytes, timedelta]] = {}
     owners: dict[tuple[bytes, bytes], str] = {}
     problems: list[Problem] = []
     for view in views:
@@ -438,8 +542,12 @@ def _layouts(project: str, views: Sequence[View]) -> dict[str, _Layout]:
         prefix = feast_bytes.key_prefix(names)
         order = tuple(view.entity_names.index(name) for name in names)
         hashes = [mmh3.hash(f"{view.name}:{feature.name}", signed=False) for feature in view.features]
-        fields = (f"_ts:{view.name}".encode(), f"_v:{view.name}".encode(), *(struct.pack("<I", h) for h in hashes))
-        layouts[view.name] = _Layout(view, prefix, project.encode(), order, fields)
+        time = _TIME_OF + view.name.encode()
+        fields = (time, f"_v:{view.name}".encode(), *(struct.pack("<I", h) for h in hashes))
+        shared = ttls.setdefault(prefix, {})
+        if view.ttl:
+            shared[time] = view.ttl
+        layouts[view.name] = _Layout(view, prefix, project.encode(), order, fields, shared)
         for feature, field in zip(view.features, fields[2:], strict=True):
             other = owners.setdefault((prefix, field), f"{view.name}:{feature.name}")
             if other != f"{view.name}:{feature.name}":
@@ -472,6 +580,15 @@ def _trips(items: Iterable[_T]) -> Iterator[list[_T]]:
             part = []
     if part:
         yield part
+
+
+def _ms(length: timedelta) -> int:
+    """Return a length in whole milliseconds, none shorter than it is.
+
+    >>> _ms(timedelta(seconds=1)), _ms(timedelta(microseconds=1)), _ms(timedelta(0))
+    (1000, 1, 0)
+    """
+    return -(-length // timedelta(milliseconds=1))
 
 
 def _version(time: bytes, version: bytes | None) -> int:

@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from freshet.flows.steps.canaries import CanaryLine, CanaryState
+from freshet.flows.steps.conservation import Conserved
 from freshet.flows.steps.freshness import Line, State
 from freshet.flows.steps.statistics import DISTRIBUTION_VALUES_COUNT, alpha_of
-from freshet.flows.steps.watch import PART, Judgeable, Place, place
+from freshet.flows.steps.watch import PART, Found, Judgeable, Place, Ticket, place
 from freshet.schemas.dtypes import Dtype
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
 from freshet.schemas.expected import Distribution, Reference
@@ -35,7 +37,11 @@ ALPHA = alpha_of(100, timedelta(seconds=5))
 often as the validator looks, one in 30 days."""
 
 CLOCK_TOLERANCE = timedelta(seconds=5)
-"""How far two machines' clocks may be apart before a row counts as one of the future."""
+"""How far two machines' clocks may be apart before a row counts as one of the future, or as kept for too long."""
+
+_NEVER = "never"
+"""What is later than any instant, in words as in order."""
+_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
@@ -44,8 +50,16 @@ CLOCK_TOLERANCE = timedelta(seconds=5)
 def checks_of(view: View, freshness_target: Objective) -> tuple[Check, ...]:
     """Return every check that a view's declaration implies; names are stable, `<view>[.<feature>].<property>`."""
     features = (check for feature in view.features for check in _feature_checks(view, feature))
-    own = (*_folder_checks(view), *_row_checks(view), *features, *_recomputed_checks(view), *_served_checks(view))
-    return (*own, *_freshness_checks(view, freshness_target))
+    return (
+        *_folder_checks(view),
+        *_archive_checks(view),
+        *_row_checks(view),
+        *features,
+        *_recomputed_checks(view),
+        *_served_checks(view),
+        *_freshness_checks(view, freshness_target),
+        *_canary_checks(view),
+    )
 
 
 def _folder_checks(view: View) -> Iterator[Check]:
@@ -88,29 +102,73 @@ def _folder_checks(view: View) -> Iterator[Check]:
     )
 
 
-def _pair_check(name: str, description: str, frame: Frame, columns: tuple[str, str], cause: Cause) -> Check:
+def _archive_checks(view: View) -> Iterator[Check]:
+    yield _pair_check(
+        f"{view.name}.accepted_events_are_archived",
+        "every event that was accepted is in the archive",
+        Frame.ARCHIVE,
+        ("archived", "accepted"),
+        Cause.PARTIAL_BATCH,
+    )
+    yield _pair_check(
+        f"{view.name}.archived_events_are_the_flow_s",
+        "no more events are in the archive than were accepted",
+        Frame.ARCHIVE,
+        ("accepted", "archived"),
+        Cause.DUPLICATE_OFFLINE,
+    )
+    yield _pair_check(
+        f"{view.name}.committed_offsets_are_durable",
+        "Kafka has no offset as committed that is not durable in both stores",
+        Frame.ARCHIVE,
+        ("durable", "committed"),
+        Cause.LOST_OFFLINE_WRITE,
+    )
+
+
+def _pair_check(
+    name: str, description: str, frame: Frame, columns: tuple[str, str], cause: Cause, given: str | None = None
+) -> Check:
     """The first column's value is not below the second's, where both are there."""
     words = {"column_A": columns[0], "column_B": columns[1], "or_equal": True}
     arguments = {**words, "ignore_row_if": "either_value_is_missing"}
-    return Check(name, description, frame, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, cause)
+    return Check(name, description, frame, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, cause, given=given)
 
 
 def _row_checks(view: View) -> Iterator[Check]:
     yield Check(
         f"{view.name}.entity_is_online",
-        "an entity that has offline rows, or was seen online, has an online row",
+        "an entity that was online has an online row",
         Frame.ROWS,
         "ExpectColumnValuesToNotBeNull",
         {"column": "online_at"},
         Cause.MISSING_ENTITY,
         given="known_at",
     )
+    yield Check(
+        f"{view.name}.first_row_is_online",
+        "an entity that has an offline row was written online",
+        Frame.ROWS,
+        "ExpectColumnValuesToNotBeNull",
+        {"column": "online_at"},
+        Cause.LOST_ONLINE_WRITE,
+        given="due_at",
+    )
+    if view.ttl:
+        yield _pair_check(
+            f"{view.name}.online_row_expires",
+            "the online store forgets a row once its ttl has passed",
+            Frame.ROWS,
+            ("may_last_until", "expires_at"),
+            Cause.EXPIRED_TTL,
+        )
     yield _pair_check(
         f"{view.name}.online_follows_offline",
         "an offline row was online first, or a newer one is",
         Frame.ROWS,
-        ("online_at", "unseen_at"),
+        ("seen_at", "offline_at"),
         Cause.LOST_ONLINE_WRITE,
+        given="online_at",
     )
     yield _pair_check(
         f"{view.name}.online_does_not_go_back",
@@ -124,7 +182,7 @@ def _row_checks(view: View) -> Iterator[Check]:
         "an online row is offline once all is committed that it was made of",
         Frame.ROWS,
         "ExpectColumnValuesToNotBeInSet",
-        {"column": "offline_row", "value_set": ["absent"]},
+        {"column": "settled_row", "value_set": ["absent"]},
         Cause.LOST_OFFLINE_WRITE,
     )
     yield Check(
@@ -402,7 +460,48 @@ def _state_check(name: str, description: str, state: State, cause: Cause | None,
     return Check(name, description, Frame.FRESHNESS, expectation, arguments, cause, severity, features)
 
 
+def _canary_checks(view: View) -> Iterator[Check]:
+    """Of a frame that is there only if the user agreed to canaries."""
+    for name, description, column, unwanted, cause in (
+        (
+            "canaries_are_under_way",
+            "into every partition a canary was sent that the flow can accept",
+            "state",
+            (CanaryState.UNSENT, CanaryState.LATE),
+            None,
+        ),
+        (
+            "no_canary_is_stalled",
+            "the flow goes on with every partition that has a canary in it",
+            "state",
+            (CanaryState.STALLED,),
+            Cause.STALE_ONLINE,
+        ),
+        (
+            "canaries_are_online",
+            "of a canary whose offset is committed, the online row is as new",
+            "online_row",
+            ("older", "absent"),
+            Cause.LOST_ONLINE_WRITE,
+        ),
+        (
+            "canaries_are_offline",
+            "of a canary whose offset is committed, there is a row offline",
+            "offline_row",
+            ("absent",),
+            Cause.LOST_OFFLINE_WRITE,
+        ),
+    ):
+        arguments = {"column": column, "value_set": [str(value) for value in unwanted]}
+        severity = "critical" if cause else "warning"
+        expectation = "ExpectColumnValuesToNotBeInSet"
+        yield Check(f"{view.name}.{name}", description, Frame.CANARIES, expectation, arguments, cause, severity)
+
+
 # --- what is looked at ------------------------------------------------------------------------------------------------
+
+
+_SETTLED = frozenset({Found.FOUND, Found.ABSENT, Found.SUPERSEDED})
 
 
 def joined(view: View, looked: Iterable[Judgeable]) -> pd.DataFrame:
@@ -412,11 +511,14 @@ def joined(view: View, looked: Iterable[Judgeable]) -> pd.DataFrame:
     | --- | --- |
     | `entity`, `event_timestamp`, `version` | the online row of the first look, null where there was none |
     | `online_at` | where the online row stands at the look at which it is older, null if at one there is none |
-    | `seen_at` | the newest place where it was ever seen until the first look |
-    | `unseen_at` | the offline row that the entity was chosen by, if it was never seen online |
-    | `known_at` | the newest place of all that is known of it, unless it has outlived its ttl |
+    | `seen_at` | the newest place where it was ever seen until the first look, or must have been |
+    | `known_at` | the newest place of all that is known of it, unless it was never online, or its ttl may be over |
+    | `due_at` | the offline row that it was chosen by, unless it was online and is gone, or its ttl may be over |
+    | `expires_at` | when the online store forgets the row of the first look, or `never`; null if it may last for ever |
+    | `may_last_until` | when it must be forgotten: the longest ttl of its hash after its time, or after that look |
     | `offline_at` | the offline row that the entity was chosen by |
     | `offline_row` | what became of the online row: `Found` |
+    | `settled_row` | the same, if it can be told |
     | `offline_copies`, `offline_part` | how often the found row stands offline, and in which part |
     | `source_partition`, `source_offset` | the newest event in the found row's reach |
     | `ahead_s` | how far the online row's time lies ahead of the clock, in seconds; below 0 if it has come |
@@ -432,26 +534,28 @@ def joined(view: View, looked: Iterable[Judgeable]) -> pd.DataFrame:
 def _line(view: View, one: Judgeable) -> dict[str, Any]:
     ticket, row = one.ticket, one.ticket.first
     found = one.offline.row if one.offline else None
-    seen = max(filter(None, (ticket.seen, place(row))), default=None)
-    unseen = ticket.floor if ticket.floor and (seen is None or seen < ticket.floor) else None
-    known = max(filter(None, (seen, ticket.floor)), default=None)
+    seen, floor = ticket.known, ticket.floor
+    known = max(filter(None, (seen, floor)), default=None)
     places = (place(row), place(ticket.second))
-    expired = bool(view.ttl and known and ticket.first_at - known[0] > view.ttl)
+    expired = known is not None and _may_have_gone(view, ticket, known)
+    lost, gone = (ticket.is_absent and was is one.was_online for was in (False, True))
     line: dict[str, Any] = {
         "entity": " / ".join(map(str, ticket.entity)),
         "event_timestamp": row and _instant(row.event_timestamp),
         "version": row and row.version,
         "online_at": None if None in places else _spelled(min(filter(None, places))),
-        "seen_at": _spelled(seen),
-        "unseen_at": _spelled(unseen),
-        "known_at": None if expired else _spelled(known),
-        "offline_at": _spelled(ticket.floor),
+        "seen_at": _spelled(known if ticket.is_behind and one.was_online else seen),
+        "known_at": None if expired or lost else _spelled(known),
+        "due_at": None if expired or gone else _spelled(floor),
+        "offline_at": _spelled(floor),
         "offline_row": one.found and one.found.value,
+        "settled_row": one.found.value if one.found in _SETTLED else None,
         "offline_copies": one.offline and one.offline.copies_count,
         "offline_part": found and found[PART],
         "source_partition": found and found[PARTITION],
         "source_offset": found and found[OFFSET],
         "ahead_s": row and (row.event_timestamp - ticket.first_at).total_seconds(),
+        **_expiry(ticket),
     }
     stored: Mapping[str, Any] = row.features if row else {}
     for feature in view.features:
@@ -460,6 +564,28 @@ def _line(view: View, one: Judgeable) -> dict[str, Any]:
         line[f"off_{name}"] = comparable(found[name]) if found else None
         line[f"type_{name}"] = type_of(value)
     return line
+
+
+def _may_have_gone(view: View, ticket: Ticket, known: Place) -> bool:
+    """Say whether what was known of an entity may have been forgotten by the second look, its ttl having passed."""
+    if not view.ttl:
+        return False
+    row, looked_at = ticket.first, (ticket.second_at or ticket.first_at) + CLOCK_TOLERANCE
+    if row is not None and row.expires_at is not None and place(row) == known:
+        return looked_at >= row.expires_at
+    return looked_at - known[0] >= view.ttl
+
+
+def _expiry(ticket: Ticket) -> dict[str, Any]:
+    """Of a row of long ago no more can be said than that it is kept for its ttl from now: it may be of a replay."""
+    row = ticket.first
+    if row is None or row.kept_for is None:
+        return {"expires_at": None, "may_last_until": None}
+    begun_at = max(row.event_timestamp, ticket.first_at) + CLOCK_TOLERANCE
+    return {
+        "expires_at": _NEVER if row.expires_at is None else _instant(row.expires_at),
+        "may_last_until": _instant(begun_at + min(row.kept_for, _LAST - begun_at)),
+    }
 
 
 def recomputed(view: View, rows: Sequence[Mapping[str, Any]], answers: pa.Table) -> pd.DataFrame:
@@ -592,6 +718,12 @@ def store(committed_count: int, counted_count: int) -> pd.DataFrame:
     return pd.DataFrame([(committed_count, counted_count)], columns=["committed", "counted"], dtype=object)
 
 
+def archive(lines: Iterable[Conserved]) -> pd.DataFrame:
+    """Return one line for each partition of a view's sources: what `Conserved` says."""
+    columns = [field.name for field in dataclasses.fields(Conserved)]
+    return pd.DataFrame([dataclasses.asdict(line) for line in lines], columns=columns, dtype=object)
+
+
 def freshness(lines: Iterable[Line]) -> pd.DataFrame:
     """Return one line for each partition of a view's sources: what `freshness.Line` says."""
     columns = [field.name for field in dataclasses.fields(Line)]
@@ -606,9 +738,26 @@ def freshness(lines: Iterable[Line]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
+def canaries(lines: Iterable[CanaryLine]) -> pd.DataFrame:
+    """Return one line for each partition into which canaries are sent: what `canaries.CanaryLine` says."""
+    columns = [field.name for field in dataclasses.fields(CanaryLine)]
+    rows = [
+        {
+            **{name: getattr(line, name) for name in columns},
+            "state": line.state.value,
+            "event_at": line.event_at and _instant(line.event_at),
+            "sent_at": line.sent_at and _instant(line.sent_at),
+            "online_at": _spelled(line.online_at),
+        }
+        for line in lines
+    ]
+    return pd.DataFrame(rows, columns=columns, dtype=object)
+
+
 def _columns(view: View) -> list[str]:
-    own = ["entity", "event_timestamp", "version", "online_at", "seen_at", "unseen_at", "known_at", "offline_at"]
-    own += ["offline_row", "offline_copies", "offline_part", "source_partition", "source_offset", "ahead_s"]
+    own = ["entity", "event_timestamp", "version", "online_at", "seen_at", "known_at", "due_at", "offline_at"]
+    own += ["offline_row", "settled_row", "offline_copies", "offline_part", "source_partition", "source_offset"]
+    own += ["ahead_s", "expires_at", "may_last_until"]
     return own + [f"{prefix}_{feature.name}" for feature in view.features for prefix in ("on", "off", "type")]
 
 

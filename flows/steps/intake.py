@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoder
 from freshet.flows.steps.sql import Projector
-from freshet.schemas.event import EVENT_TIME, Contract
+from freshet.schemas.event import CANARY_HEADER, EVENT_TIME, Contract
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.poll import Poll
+from freshet.schemas.record import header
 from freshet.schemas.rejects import Reason, Reject
 
 
@@ -25,6 +26,7 @@ class Taken:
     """What became of one poll: accepted events, each view's inputs from them, and the rest.
 
     `newest_us` is the greatest event time accepted of the partition so far, `caught_up_us` and `epoch` as in `Poll`.
+    `canaries_count` of the accepted events are the validator's.
     """
 
     stream: str
@@ -37,6 +39,7 @@ class Taken:
     newest_us: int
     caught_up_us: int | None
     epoch: int
+    canaries_count: int = 0
 
 
 class Intake:
@@ -60,15 +63,15 @@ class Intake:
         rejects = [*decoded.rejects]
         for index, reason, detail in judged.rejected:
             rejects.append(Reject.of(poll, int(decoded.at[index]), reason, detail))
-        events = decoded.events.take(pa.array(judged.accepted))
+        events, at = decoded.events.take(pa.array(judged.accepted)), decoded.at[judged.accepted]
         inputs, failed = self._project(events)
         if failed:
-            at = decoded.at[judged.accepted]
             rejects += [
                 Reject.of(poll, int(at[index]), Reason.TRANSFORM, detail) for index, detail in sorted(failed.items())
             ]
             judge.failed_count += len(failed)
-            events = events.take(pa.array(np.setdiff1d(np.arange(events.num_rows), list(failed))))
+            left = np.setdiff1d(np.arange(events.num_rows), list(failed))
+            events, at = events.take(pa.array(left)), at[left]
             inputs = self.inputs_of(events)
         if events.num_rows:
             judge.accepted_count += events.num_rows
@@ -76,6 +79,7 @@ class Intake:
         return Taken(
             self.contract.name, poll.partition, poll.partitions_count, events, inputs, tuple(rejects),
             len(judged.duplicates), judge.accepted_us, poll.caught_up_us, poll.epoch,
+            0 if poll.headers is None else sum(header(poll.headers[index], CANARY_HEADER) is not None for index in at),
         )  # fmt: skip
 
     def inputs_of(self, events: pa.Table) -> dict[str, pa.Table]:

@@ -5,21 +5,24 @@ committed, so the online row must be at least as new: rows are online before the
 grace later, it must not have become older. The row of the first look must then be offline with the same values, once
 everything is committed that it can have been made of: all that Kafka held at the second look, and the row's own time.
 Nothing here depends on how long anything takes; a slow flow only makes the verdict late.
+
+An offline row that the online store lacks was lost on its way, or was there and went away. One that was seen was there;
+of another the entity's own rows tell, and what befell others of late (`Signs`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.flows.steps.shards import split
-from freshet.schemas.event import EVENT_TIME
+from freshet.flows.steps.shards import hashes
+from freshet.schemas.event import EVENT_TIME, NEVER_US
 from freshet.schemas.ledger import Ledger
-from freshet.schemas.part import PartSummary
+from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import VERSION, StoredRow, View
 
@@ -36,8 +39,9 @@ class Ticket:
     """An entity that is being looked at.
 
     `floor` is an offline row from before the first look, `seen` the newest place ever seen online before it. `first`
-    and `second` are the online rows of both looks; `ends` says, by source partition, where Kafka ended after the
-    second.
+    and `second` are the online rows of both looks, over at `first_at` and `second_at`; `ends` says, by source
+    partition, where Kafka ended after the second. `epoch` is the newest that was known to be committed before the
+    first.
     """
 
     entity: Entity
@@ -47,10 +51,28 @@ class Ticket:
     first_at: datetime
     second: StoredRow | None = None
     ends: Mapping[str, int] | None = None
+    second_at: datetime | None = None
+    epoch: int = 0
 
-    def again(self, second: StoredRow | None, ends: Mapping[str, int]) -> "Ticket":
+    @property
+    def known(self) -> Place | None:
+        """The newest place at which the entity was seen online until the first look."""
+        return max(filter(None, (self.seen, place(self.first))), default=None)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether there was no online row at one of the looks."""
+        return self.first is None or self.second is None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the online row was older than the floor, and was never seen as new as that."""
+        known = self.known
+        return not self.is_absent and self.floor is not None and known is not None and known < self.floor
+
+    def again(self, second: StoredRow | None, ends: Mapping[str, int], at: datetime) -> "Ticket":
         """Return the ticket after its second look."""
-        return replace(self, second=second, ends=ends)
+        return replace(self, second=second, ends=ends, second_at=at)
 
 
 class Found(StrEnum):
@@ -61,6 +83,8 @@ class Found(StrEnum):
     """It is not offline, and must be."""
     SUPERSEDED = "superseded"
     """Only a later version of it is offline: a crash came between, and the replay made that one at once."""
+    CUT = "cut"
+    """It is not offline, and parts have fewer rows that can be read than were committed: it may be one of those."""
     PENDING = "pending"
     """It may still come, and has not for long."""
 
@@ -79,11 +103,15 @@ Versions = Mapping[tuple[Entity, datetime], Mapping[int, OfflineRow]]
 
 @dataclass(frozen=True)
 class Judgeable:
-    """A ticket that can be judged. `offline` is there where the row was found, or nothing was to be looked for."""
+    """A ticket that can be judged. `offline` is there where the row was found.
+
+    `was_online` says of an offline row that the online store lacks whether it was there before, as far as can be told.
+    """
 
     ticket: Ticket
     found: Found | None
     offline: OfflineRow | None = None
+    was_online: bool = True
 
 
 def place(row: StoredRow | None) -> Place | None:
@@ -91,22 +119,25 @@ def place(row: StoredRow | None) -> Place | None:
     return None if row is None else (row.event_timestamp, row.version)
 
 
-def is_settled(view: View, ticket: Ticket, ledger: Ledger) -> bool:
-    """Say whether everything is committed that the row of the first look can have been made of."""
-    if ticket.ends is None:
-        return False
-    if any(ledger.offsets.get(key, 0) < end for key, end in ticket.ends.items()):
-        return False
-    if ticket.first is None:
-        return True
-    mark = ledger.shards.get(f"{view.name}/{_shard(view, ticket.entity, ledger.shards_count)}")
-    return mark is not None and mark.clock_us >= instant_us(ticket.first.event_timestamp)
+def settled(view: View, tickets: Sequence[Ticket], ledger: Ledger) -> list[bool]:
+    """Say of each ticket whether everything is committed that the row of its first look can have been made of."""
+    committed = [
+        ticket.ends is not None and all(ledger.offsets.get(key, 0) >= end for key, end in ticket.ends.items())
+        for ticket in tickets
+    ]
+    rows = [ticket.first for ticket, is_committed in zip(tickets, committed, strict=True) if is_committed]
+    clocks_us = iter(_clocks_us(view, [row.entity for row in rows if row is not None], ledger))
+    reached = (row is None or next(clocks_us) >= instant_us(row.event_timestamp) for row in rows)
+    return [is_committed and next(reached) for is_committed in committed]
 
 
-def _shard(view: View, entity: Entity, shards_count: int) -> int:
-    columns = [pa.array([value], column.type) for value, column in zip(entity, view.entity, strict=True)]
-    (shard,) = split(pa.Table.from_arrays(columns, schema=pa.schema(view.entity)), view, shards_count)
-    return shard
+def _clocks_us(view: View, entities: Sequence[Entity], ledger: Ledger) -> list[int]:
+    """Return how far time has passed for the shard of each entity."""
+    names = view.entity_names
+    lines = [dict(zip(names, entity, strict=True)) for entity in entities]
+    shards = hashes(pa.Table.from_pylist(lines, pa.schema(view.entity)), view) % ledger.shards_count
+    marks = (ledger.shards.get(f"{view.name}/{shard}") for shard in shards)
+    return [NEVER_US if mark is None else mark.clock_us for mark in marks]
 
 
 def judgeable(ticket: Ticket, versions: Versions, *, settled: bool, overdue: bool) -> Judgeable | None:
@@ -199,3 +230,82 @@ class Memory:
     def clear(self) -> None:
         """Forget all: the store is another one by now."""
         self._seen.clear()
+
+
+# --- lost, or gone ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Signs:
+    """What befell entities of late, each for `lasting`: it tells of those of which nothing was seen.
+
+    An entity that was seen and is `gone`, and an online row that went `back`, are signs that no lost write leaves; a
+    row that stays `behind` is the sign of lost writes, unless rows go back. What may have outlived its ttl is no sign.
+    """
+
+    lasting: timedelta
+    ttl: timedelta = timedelta(0)
+    _seen_at: dict[str, datetime] = field(default_factory=dict)
+
+    def note(self, tickets: Iterable[Ticket], at: datetime) -> None:
+        """Note what both looks at some entities tell."""
+        for ticket in tickets:
+            sign, known = _sign(ticket), ticket.known
+            ages = self.ttl and known is not None and ticket.first_at + self.lasting - known[0] > self.ttl
+            if sign is not None and not ages:
+                self._seen_at[sign] = at
+        self._seen_at = {sign: seen_at for sign, seen_at in self._seen_at.items() if at - seen_at <= self.lasting}
+
+    def clear(self) -> None:
+        """Forget all: the store is another one by now."""
+        self._seen_at.clear()
+
+    def was_online(self, ticket: Ticket, rewritten: Collection[Entity]) -> bool:
+        """Say whether the floor, which the online store lacks, was there before.
+
+        `rewritten` are the entities that were written more than once before they were looked at, as offline rows say:
+        to lose each of several writes is less likely than to lose the entity once.
+        """
+        if ticket.known is not None:
+            return not ticket.is_behind or "back" in self._seen_at
+        if "gone" in self._seen_at:
+            return True
+        return "behind" not in self._seen_at and ticket.entity in rewritten
+
+
+def _sign(ticket: Ticket) -> str | None:
+    known, second = ticket.known, place(ticket.second)
+    if ticket.is_absent:
+        return None if known is None else "gone"
+    assert known is not None, "there was a row at the first look"
+    assert second is not None, "there was a row at the second look"
+    if min(place(ticket.first) or second, second) < known:
+        return "back"
+    if not ticket.is_behind:
+        return None
+    # The compare-and-set takes no row that is older than the floor, if that was there.
+    moved = ticket.floor is not None and known < second < ticket.floor
+    return "back" if moved else "behind"
+
+
+def written_often(view: View, rows: Iterable[tuple[str, pa.Table]], until: Mapping[Entity, int]) -> set[Entity]:
+    """Return the entities that were written more than once until an epoch, as far as tables, each a part's, tell.
+
+    A part is what one commit wrote. An entity's first row has version 1, so one part whose rows all count more events
+    follows another.
+    """
+    parts_count: dict[Entity, int] = {}
+    found: set[Entity] = set()
+    firsts = pa.array({entity[0] for entity in until}, view.entity[0].type)
+    for part, table in rows:
+        epoch = epoch_of(part) or 0
+        lowest: dict[Entity, int] = {}
+        for row in table.filter(pc.is_in(table[view.entity[0].name], firsts)).to_pylist():
+            entity = tuple(row[name] for name in view.entity_names)
+            if entity in until and epoch <= until[entity]:
+                lowest[entity] = min(row[VERSION], lowest.get(entity, row[VERSION]))
+        for entity, version in lowest.items():
+            parts_count[entity] = parts_count.get(entity, 0) + 1
+            if version != 1 or parts_count[entity] > 1:
+                found.add(entity)
+    return found

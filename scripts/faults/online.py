@@ -22,21 +22,20 @@ REPLAY_AFTER_S = 6.0
 
 @dataclass(frozen=True)
 class Write:
-    """A compare-and-set on its way, as `flows/edges/redis.py` sends it; `expiry` is its last word, if it has one."""
+    """A compare-and-set on its way, as `flows/edges/redis.py` sends it; `expiry`, its last word, has the ttls."""
 
     head: Command
     view: str
     fields: tuple[tuple[bytes, bytes], ...]
-    expiry: Command = ()
+    expiry: bytes
 
     @classmethod
     def of(cls, words: Command) -> "Write | None":
         """Read a command; None for any other."""
         if len(words) < 8 or words[0].upper() != b"EVALSHA" or not words[4].startswith(b"_ts:"):
             return None
-        pairs = words[4 : 4 + (len(words) - 4) // 2 * 2]
-        fields = tuple(zip(pairs[::2], pairs[1::2], strict=True))
-        return cls(words[:4], words[4][4:].decode(), fields, words[4 + len(pairs) :])
+        *pairs, expiry = words[4:]
+        return cls(words[:4], words[4][4:].decode(), tuple(zip(pairs[::2], pairs[1::2], strict=True)), expiry)
 
     @property
     def key(self) -> bytes:
@@ -51,7 +50,7 @@ class Write:
     @property
     def command(self) -> Command:
         """The command."""
-        return (*self.head, *(word for pair in self.fields for word in pair), *self.expiry)
+        return (*self.head, *(word for pair in self.fields for word in pair), self.expiry)
 
     @property
     def past_the_rule(self) -> Command:
@@ -122,7 +121,7 @@ class OnlineFault:
             if before is not None and write.place < before.place:
                 return None  # it would change nothing
             self.newest[row] = write
-            whole = self.cause is Cause.MISSING_ENTITY
+            whole = self.cause in {Cause.MISSING_ENTITY, Cause.EXPIRED_TTL}
             thing = write.key + write.view.encode() + (b"" if whole else write.fields[0][1])
             if not (self._begun and self._choice.takes(thing, entity_of(write.key))):
                 return None
@@ -176,6 +175,12 @@ def _again(fault: OnlineFault, _: Write, before: Write | None) -> _Struck:
     return None, ()
 
 
+def _keep(_: OnlineFault, write: Write, __: Write | None) -> _Struck:
+    """Have a row that expires be kept for ever."""
+    is_kept = int(write.expiry.split()[0]) == 0
+    return (None if is_kept else Passing(replace(write, expiry=b"0").command)), ()
+
+
 def _altering(alter: Callable[[bytes], bytes]) -> Callable[[OnlineFault, Write, Write | None], _Struck]:
     def strike(_: OnlineFault, write: Write, __: Write | None) -> _Struck:
         fields = (*write.fields[:2], *((name, alter(value)) for name, value in write.fields[2:]))
@@ -223,6 +228,7 @@ def doubled(value: bytes) -> bytes:
 _STRIKES: dict[Cause, Callable[[OnlineFault, Write, Write | None], _Struck]] = {
     Cause.LOST_ONLINE_WRITE: _lose,
     Cause.MISSING_ENTITY: _remove,
+    Cause.EXPIRED_TTL: _keep,
     Cause.OUT_OF_ORDER_OVERWRITE: _again,
     Cause.NULL_ONLINE: _altering(lambda _: b""),
     Cause.DTYPE: _altering(doubled),

@@ -1,6 +1,8 @@
 import struct
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +37,12 @@ def view(name: str, entity: dict[str, pa.DataType], **features: str) -> View:
 BY_USER = view("by_user", {"user": pa.string()}, edits="int64", share="float64", words="array(string)")
 BY_USER_TOO = view("by_user_too", {"user": pa.string()}, edits="int64")
 BY_PAGE = view("by_page", {"wiki": pa.string(), "page": pa.int64(), "lang": pa.int32()}, edits="int64")
-VIEWS = (BY_USER, BY_USER_TOO, BY_PAGE)
+DAY, WEEK = timedelta(days=1), timedelta(days=7)
+FOR_A_DAY = replace(view("for_a_day", {"account": pa.string()}, edits="int64"), ttl=DAY)
+FOR_A_WEEK = replace(view("for_a_week", {"account": pa.string()}, edits="int64"), ttl=WEEK)
+FOR_EVER = view("for_ever", {"account": pa.string()}, edits="int64")
+BRIEFLY = replace(view("briefly", {"guest": pa.string()}, edits="int64"), ttl=timedelta(milliseconds=50))
+VIEWS = (BY_USER, BY_USER_TOO, BY_PAGE, FOR_A_DAY, FOR_A_WEEK, FOR_EVER, BRIEFLY)
 
 
 def rows(of: View, *found: tuple[tuple[Any, ...], datetime, int, dict[str, Any]]) -> pa.Table:
@@ -182,6 +189,162 @@ def test_a_sample_passes_over_projects_whose_names_end_alike(online_url: str, cl
     assert own.sample(BY_USER_TOO, 10, seed=1) == []
     assert other.sample(BY_USER_TOO, 10, seed=1) == [("ada",)]
     own.close()
+
+
+def keep(store: Store, of: View, at: datetime, version: int = 1) -> int:
+    return store.write(of, rows(of, (("ada",), at, version, {"edits": 1})))
+
+
+def hours_left(store: Store, of: View) -> int | None:
+    """Return after how many hours a row is forgotten, to the nearest; None if never."""
+    (row,) = store.read(of, [("ada",)])
+    assert row is not None
+    return None if row.expires_at is None else round((row.expires_at - datetime.now(UTC)) / timedelta(hours=1))
+
+
+def ago(hours: float) -> datetime:
+    return datetime.now(UTC) - timedelta(hours=hours)
+
+
+@pytest.mark.parametrize(("hours", "left"), [(0, 24), (5, 19), (-30, 54), (25, 24), (24 * 365 * 10, 24)])
+def test_a_row_is_forgotten_a_ttl_after_its_time_or_one_of_long_ago_after_it_was_written(
+    store: Store, hours: float, left: int
+) -> None:
+    keep(store, FOR_A_DAY, ago(hours))
+
+    (row,) = store.read(FOR_A_DAY, [("ada",)])
+    assert row is not None
+    assert (hours_left(store, FOR_A_DAY), row.kept_for) == (left, DAY)
+
+
+def test_a_row_of_a_view_without_ttl_is_kept_for_ever(store: Store) -> None:
+    put(store, NOON, 1, 1)
+
+    (row,) = store.read(BY_USER_TOO, [("ada",)])
+    assert row is not None
+    assert (row.expires_at, row.kept_for) == (None, None)
+
+
+@pytest.mark.parametrize("order", [(FOR_A_DAY, FOR_A_WEEK), (FOR_A_WEEK, FOR_A_DAY)])
+def test_an_entity_is_forgotten_with_the_last_of_its_rows(store: Store, order: Sequence[View]) -> None:
+    for of in order:
+        keep(store, of, ago(24 * 5))
+    assert [48, 48] == [hours_left(store, of) for of in order]
+    keep(store, FOR_A_DAY, ago(1))
+
+    assert [48, 48] == [hours_left(store, of) for of in order]
+    assert [WEEK, WEEK] == [row and row.kept_for for of in order for row in store.read(of, [("ada",)])]
+
+
+@pytest.mark.parametrize("order", [(FOR_A_DAY, FOR_EVER, FOR_A_DAY), (FOR_EVER, FOR_A_DAY)])
+def test_an_entity_with_a_row_of_a_view_without_ttl_is_never_forgotten(store: Store, order: Sequence[View]) -> None:
+    for version, of in enumerate(order):
+        keep(store, of, ago(1), version)
+
+    (row,) = store.read(FOR_A_DAY, [("ada",)])
+    assert row is not None
+    assert (row.expires_at, row.kept_for) == (None, None)
+
+
+def test_a_row_that_replaces_nothing_prolongs_nothing(store: Store) -> None:
+    keep(store, FOR_A_DAY, ago(5))
+
+    assert keep(store, FOR_A_DAY, ago(24 * 30)) == 0
+
+    assert hours_left(store, FOR_A_DAY) == 19
+
+
+def test_a_row_whose_ttl_has_passed_is_gone_and_an_older_one_may_come(store: Store) -> None:
+    keep(store, BRIEFLY, ago(0))
+    deadline = time.monotonic() + 60
+    while store.read(BRIEFLY, [("ada",)]) != [None]:
+        assert time.monotonic() < deadline
+
+    assert store.sample(BRIEFLY, 10, seed=1) == []
+    assert keep(store, BRIEFLY, ago(1)) == 1
+
+
+def test_the_twin_forgets_by_its_own_clock() -> None:
+    now = [NOON]
+    twin = MemoryOnlineStore(PROJECT, VIEWS, now=lambda: now[0])
+    keep(twin, FOR_A_DAY, NOON)
+    (row,) = twin.read(FOR_A_DAY, [("ada",)])
+    assert row is not None
+    assert row.expires_at == NOON + DAY
+
+    now[0] = NOON + DAY
+
+    assert (twin.read(FOR_A_DAY, [("ada",)]), twin.sample(FOR_A_DAY, 9, seed=1)) == ([None], [])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(VIEWS[3:6]), st.integers(-48, 24 * 10)), min_size=1, max_size=8))
+def test_rows_of_any_views_in_any_order_are_kept_as_long_by_the_twin(
+    online_url: str, client: redis.Redis, written: list[tuple[View, int]]
+) -> None:
+    client.flushdb()
+    store, twin = OnlineStore(online_url, PROJECT, VIEWS), MemoryOnlineStore(PROJECT, VIEWS)
+
+    for of, hours in written:
+        at = ago(hours + 0.5)
+        assert keep(twin, of, at) == keep(store, of, at)
+        (row,), (same,) = store.read(of, [("ada",)]), twin.read(of, [("ada",)])
+        assert row is not None
+        assert same is not None
+        assert row.kept_for == same.kept_for
+        assert hours_left(store, of) == hours_left(twin, of)
+    store.close()
+
+
+def test_an_entity_that_somebody_else_keeps_a_row_of_is_never_forgotten(online_url: str, client: redis.Redis) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS)
+    keep(store, FOR_A_DAY, ago(1))
+    client.hset(only_row(client), "_ts:a_view_of_theirs", b"")
+
+    keep(store, FOR_A_DAY, ago(0))
+
+    (row,) = store.read(FOR_A_DAY, [("ada",)])
+    assert row is not None
+    assert (row.expires_at, row.kept_for) == (None, None)
+    store.close()
+
+
+@pytest.mark.parametrize("beside", [(), (FOR_A_WEEK,)])
+def test_a_row_that_has_no_expiry_gets_one_when_it_is_written_again(
+    online_url: str, client: redis.Redis, beside: Sequence[View]
+) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS)
+    for of in (*beside, FOR_A_DAY):
+        keep(store, of, ago(1))
+    client.persist(only_row(client))
+    assert hours_left(store, FOR_A_DAY) is None
+
+    keep(store, FOR_A_DAY, ago(1))
+
+    assert hours_left(store, FOR_A_DAY) == (7 * 24 if beside else 23)
+    store.close()
+
+
+def test_another_ttl_holds_from_the_next_write_on(online_url: str, client: redis.Redis) -> None:
+    client.flushdb()
+    for ttl, left in ((WEEK, 24 * 7 - 1), (DAY, 23), (timedelta(0), None), (DAY, 23)):
+        of = replace(FOR_A_DAY, ttl=ttl)
+        store = OnlineStore(online_url, PROJECT, [of])
+        keep(store, of, ago(1))
+        assert client.pttl(only_row(client)) // 3_600_000 + 1 == left if left else client.pttl(only_row(client)) == -1
+        store.close()
+
+
+def test_a_ttl_beyond_all_times_is_never_over(online_url: str, client: redis.Redis) -> None:
+    client.flushdb()
+    of = replace(FOR_A_DAY, ttl=timedelta(days=999_999_999))
+    for store in (OnlineStore(online_url, PROJECT, [of]), MemoryOnlineStore(PROJECT, [of])):
+        keep(store, of, ago(1))
+
+        (row,) = store.read(of, [("ada",)])
+        assert row is not None
+        assert row.expires_at == datetime.max.replace(tzinfo=UTC)
+        store.close()
 
 
 INSTANTS = st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)) | st.sampled_from(  # noqa: DTZ001

@@ -1,5 +1,6 @@
 """When a failing check is news, and when it is over."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -118,6 +119,15 @@ def test_what_was_over_may_open_again() -> None:
     rounds = [(verdict(finding()), 0), (verdict(), 60), (verdict(finding()), 65)]
 
     assert [news(alarms, *one) for one in rounds] == [OPENED, RESOLVED, OPENED]
+
+
+def test_a_check_that_looked_at_nothing_neither_resolves_its_finding_nor_starts_its_count_anew() -> None:
+    alarms, patient = Alarms(QUIET), finding("x", rounds=2)
+    alarms.heed(verdict(finding(), patient), at(0))
+    nothing = replace(verdict(), untold=(finding().check, patient.check))
+
+    assert news(alarms, nothing, 6000) == []
+    assert news(alarms, verdict(patient), 6005) == [(Status.OPENED, "edits_by_user.x"), *RESOLVED]
 
 
 def test_an_error_of_the_validator_resolves_nothing() -> None:

@@ -47,12 +47,14 @@ def looked(
     found: OfflineRow | Found | None = None,
     entity: Entity = ("ann",),
     seconds: float = 60,
+    was_online: bool | None = None,
 ) -> Judgeable:
     """An entity that was looked at twice, the first time at `seconds`; `found` is what became of the first row."""
     ticket = Ticket(entity, floor, seen, first, at(seconds), second, {})
+    own = not ticket.is_behind if was_online is None else was_online
     if isinstance(found, OfflineRow):
-        return Judgeable(ticket, Found.FOUND, found)
-    return Judgeable(ticket, found)
+        return Judgeable(ticket, Found.FOUND, found, own)
+    return Judgeable(ticket, found, was_online=own)
 
 
 def line(one: Judgeable, view: View = VIEW) -> dict[str, Any]:
@@ -152,17 +154,41 @@ def test_an_online_row_that_went_back_between_the_looks_is_placed_at_the_second(
 def test_online_is_held_to_the_offline_row_that_the_entity_was_chosen_by() -> None:
     found = line(looked(online("ann", 0, 1), online("ann", 0, 1), floor=(at(8), 2)))
 
-    assert found["online_at"] < found["offline_at"] == found["unseen_at"]
+    assert found["online_at"] == found["seen_at"] < found["offline_at"]
 
 
-def test_an_offline_row_that_was_seen_online_is_not_unseen() -> None:
+def test_an_offline_row_that_was_seen_online_was_not_lost() -> None:
     row = online("ann", 0, 1)
 
     for seen in ((at(8), 2), (at(9), 1)):
         found = line(looked(row, row, floor=(at(8), 2), seen=seen))
 
-        assert found["unseen_at"] is None
-        assert found["online_at"] < found["seen_at"]
+        assert found["online_at"] < found["offline_at"] <= found["seen_at"]
+
+
+def test_an_offline_row_that_must_have_been_online_was_not_lost() -> None:
+    row = online("ann", 0, 1)
+
+    lost, went = (line(looked(row, row, floor=(at(8), 2), was_online=was)) for was in (False, True))
+
+    assert lost["seen_at"] == lost["online_at"] < lost["offline_at"]
+    assert went["online_at"] < went["seen_at"] == went["offline_at"]
+
+
+@pytest.mark.parametrize("was_online", [False, True])
+def test_an_entity_that_is_absent_was_online_or_is_due(*, was_online: bool) -> None:
+    found = line(looked(None, None, floor=(at(8), 2), was_online=was_online))
+
+    assert (found["known_at"] is not None, found["due_at"] is not None) == (was_online, not was_online)
+
+
+@pytest.mark.parametrize("found", Found)
+def test_of_what_cannot_be_told_offline_nothing_is_settled(found: Found) -> None:
+    row = online("ann", 9, 2)
+
+    made = line(looked(row, row, found=found))
+
+    assert (made["settled_row"] is None) is (found in {Found.PENDING, Found.CUT})
 
 
 def test_an_online_row_of_the_first_look_was_seen() -> None:
@@ -205,13 +231,65 @@ def test_an_entity_that_is_known_from_anywhere_is_expected_online(known: str) ->
     assert found["known_at"].startswith("2026-03-01T12:00:08")
 
 
-@pytest.mark.parametrize(("age_s", "expected"), [(60, True), (61, False)])
-def test_an_entity_that_has_outlived_its_ttl_is_not_expected_online(age_s: float, *, expected: bool) -> None:
-    view = replace(VIEW, ttl=timedelta(minutes=1))
+FOR_A_MINUTE = replace(VIEW, ttl=timedelta(minutes=1))
 
-    found = line(looked(None, None, floor=(at(0), 1), seconds=age_s), view)
+
+@pytest.mark.parametrize(("age_s", "expected"), [(54, True), (55, False)])
+def test_an_entity_that_may_have_outlived_its_ttl_is_not_expected_online(age_s: float, *, expected: bool) -> None:
+    found = line(looked(None, None, floor=(at(0), 1), seconds=age_s), FOR_A_MINUTE)
 
     assert (found["known_at"] is not None) is expected
+
+
+@pytest.mark.parametrize(("second_s", "expected"), [(54, True), (55, False), (900, False)])
+def test_an_entity_may_outlive_its_ttl_between_the_looks(second_s: float, *, expected: bool) -> None:
+    one = looked(None, None, floor=(at(0), 1), seconds=20)
+
+    found = line(replace(one, ticket=replace(one.ticket, second_at=at(second_s))), FOR_A_MINUTE)
+
+    assert (found["known_at"] is not None) is expected
+
+
+@pytest.mark.parametrize(("expires_s", "expected"), [(70, True), (65, False)])
+def test_a_row_that_was_seen_is_expected_until_its_own_expiry(expires_s: float, *, expected: bool) -> None:
+    row = replace(online("ann", -9000, 1), expires_at=at(expires_s), kept_for=FOR_A_MINUTE.ttl)
+
+    found = line(looked(row, None, seconds=60), FOR_A_MINUTE)
+
+    assert (found["known_at"] is not None) is expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expires_s", "right"),
+    [(0, 60, True), (0, 125, True), (0, 126, False), (90, 155, True), (90, 156, False), (0, None, False)],
+)
+def test_a_row_is_forgotten_a_ttl_after_the_look_or_its_own_time(
+    seconds: float, expires_s: float | None, *, right: bool
+) -> None:
+    row = online("ann", seconds, 1)
+    row = replace(row, expires_at=None if expires_s is None else at(expires_s), kept_for=FOR_A_MINUTE.ttl)
+
+    found = line(looked(row, row), FOR_A_MINUTE)
+
+    assert (found["expires_at"] <= found["may_last_until"]) is right
+
+
+def test_a_row_that_may_last_for_ever_expires_at_no_time() -> None:
+    row = online("ann", 0, 1)
+
+    found = line(looked(row, row))
+
+    assert (found["expires_at"], found["may_last_until"]) == (None, None)
+
+
+def test_a_ttl_beyond_all_times_is_never_over() -> None:
+    view = replace(VIEW, ttl=timedelta(days=999_999_999))
+    row = replace(online("ann", 0, 1), expires_at=datetime.max.replace(tzinfo=UTC), kept_for=view.ttl)
+
+    found = line(looked(row, None), view)
+
+    assert found["known_at"] is not None
+    assert found["expires_at"] == found["may_last_until"]
 
 
 def test_a_row_of_the_future_lies_ahead_of_the_clock_of_its_first_look() -> None:

@@ -11,7 +11,7 @@ from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.intake import Intake, Taken
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas import declaration
-from freshet.schemas.event import Event, Stream, contract
+from freshet.schemas.event import CANARY_HEADER, Event, Stream, contract
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason
 
@@ -127,6 +127,19 @@ def test_a_failed_event_moves_the_clock_and_uses_up_its_id_however_batches_are_c
     assert together.events.num_rows == 1
     assert together.newest_us == one_by_one[-1].newest_us
     assert together.duplicates_count == sum(taken.duplicates_count for taken in one_by_one) == 1
+
+
+def test_of_the_accepted_events_those_with_the_header_are_counted_as_canaries() -> None:
+    values: list[bytes | None] = [click(1), b"{", click(30), click(2), click(30), click(31, cost="much"), click(32)]
+    nothing: list[bytes | None] = [None] * 7
+    headers = [None, *([(CANARY_HEADER, b"1")] for _ in range(5)), [("trace", b"1")]]
+    poll = Poll(
+        "clicks", 1, 3, values, nothing, nothing, np.full(7, -1), np.arange(7), 7, at_end=True, headers=headers
+    )  # fmt: skip
+
+    taken = Intake(CONTRACT, PIPELINE.plans).take(PartitionJudge(CONTRACT.stream), poll)
+
+    assert (3, 1) == (taken.events.num_rows, taken.canaries_count)
 
 
 def test_every_reject_keeps_the_headers_and_the_time_of_its_message() -> None:

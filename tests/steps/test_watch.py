@@ -17,13 +17,15 @@ from freshet.flows.steps.watch import (
     Memory,
     OfflineRow,
     Place,
+    Signs,
     Ticket,
     Versions,
     covering,
-    is_settled,
     judgeable,
     place,
+    settled,
     versions_of,
+    written_often,
 )
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.ledger import Ledger, ShardMark
@@ -46,7 +48,7 @@ def online(user: str, seconds: float, version: int = 1, edits: int | None = 1) -
 
 def ticket(first: StoredRow | None, ends: Mapping[str, int] | None = None, user: str = "ann") -> Ticket:
     looked = Ticket((user,), None, None, first, at(60))
-    return looked if ends is None else looked.again(first, ends)
+    return looked if ends is None else looked.again(first, ends, at(63))
 
 
 def offline(*rows: tuple[str, float, int]) -> pa.Table:
@@ -67,6 +69,11 @@ def ledger(
     mark = ShardMark(clock_us=instant_us(at(seconds)))
     marks = {f"{VIEW.name}/{shard}": mark for shard in shards}
     return Ledger(id="a", shards_count=SHARDS_COUNT, offsets=offsets, shards=marks)
+
+
+def is_settled(view: View, looked: Ticket, now: Ledger) -> bool:
+    (answer,) = settled(view, [looked], now)
+    return answer
 
 
 # --- when it can be judged --------------------------------------------------------------------------------------------
@@ -294,3 +301,81 @@ def test_a_memory_that_was_cleared_knows_nothing() -> None:
     memory.see(online("ann", 1))
 
     assert memory.of(("ann",)) == (at(1), 1)
+
+
+# --- lost, or gone ----------------------------------------------------------------------------------------------------
+
+LASTING = timedelta(seconds=60)
+
+
+def looks(
+    first: StoredRow | None, second: StoredRow | None, floor: Place | None = None, seen: Place | None = None
+) -> Ticket:
+    return Ticket(("ann",), floor, seen, first, at(60), second, {})
+
+
+OLD, NEW, NEWER = online("ann", 0), online("ann", 5), online("ann", 9)
+BEHIND = looks(OLD, OLD, place(NEW))
+ABSENT = looks(None, None, place(NEW))
+ELSEWHERE = {
+    "nothing": [],
+    "rows that are right": [looks(NEW, NEW, place(NEW)), looks(OLD, NEW), looks(None, None)],
+    "an entity that was seen is gone": [looks(None, None, seen=place(NEW))],
+    "an entity that goes between the looks": [looks(OLD, None)],
+    "a row that stays behind": [BEHIND],
+    "a row that goes back": [looks(NEW, OLD)],
+    "a row that went back": [looks(OLD, OLD, seen=place(NEW))],
+    "a row that became another older one": [looks(OLD, NEW, place(NEWER))],
+    "rows that stay behind and an entity that is gone": [BEHIND, looks(OLD, None)],
+}
+
+
+def was_online(ticket: Ticket, elsewhere: str, *, often: bool = False, seconds: float = 0) -> bool:
+    signs = Signs(LASTING)
+    signs.note(ELSEWHERE[elsewhere], at(0))
+    signs.note([ticket], at(seconds))
+    return signs.was_online(ticket, {("ann",)} if often else set())
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERE)
+def test_a_row_that_is_behind_was_overwritten_if_rows_go_back_and_else_lost(elsewhere: str) -> None:
+    goes_back = elsewhere.startswith(("a row that goes", "a row that went", "a row that became"))
+
+    assert was_online(BEHIND, elsewhere) is goes_back
+
+
+@pytest.mark.parametrize("often", [False, True])
+@pytest.mark.parametrize("elsewhere", ELSEWHERE)
+def test_an_absent_entity_tells_by_itself_only_where_nothing_befell_others(elsewhere: str, *, often: bool) -> None:
+    expected = True if "gone" in elsewhere or "goes between" in elsewhere else often and "behind" not in elsewhere
+
+    assert was_online(ABSENT, elsewhere, often=often) is expected
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(60, True), (61, False)])
+def test_what_befell_others_tells_for_so_long(seconds: float, *, expected: bool) -> None:
+    assert was_online(BEHIND, "a row that goes back", seconds=seconds) is expected
+
+
+def test_an_entity_that_may_have_outlived_its_ttl_tells_nothing_of_others() -> None:
+    for ttl_s, expected in ((119, False), (120, True)):
+        signs = Signs(LASTING, timedelta(seconds=ttl_s))
+        signs.note([looks(OLD, None)], at(0))
+
+        assert signs.was_online(ABSENT, set()) is expected
+
+
+def test_an_entity_that_was_seen_was_online_whatever_befell_others() -> None:
+    seen = looks(None, None, place(NEWER), place(NEW))
+
+    assert all(was_online(seen, elsewhere) for elsewhere in ELSEWHERE)
+
+
+def test_an_entity_was_written_more_than_once_if_two_parts_have_it_or_its_first_row_is_in_none() -> None:
+    until = {("ann",): 2, ("bob",): 2, ("cid",): 2, ("dan",): 1, ("eve",): 2}
+    tables = [
+        ("part-0000000001-a-0.parquet", offline(("ann", 0, 1), ("cid", 0, 1), ("cid", 1, 2), ("dan", 0, 1))),
+        ("part-0000000002-a-1.parquet", offline(("ann", 1, 2), ("bob", 0, 2), ("dan", 1, 2), ("xen", 0, 9))),
+    ]
+
+    assert {("ann",), ("bob",)} == written_often(VIEW, tables, until)
