@@ -78,7 +78,7 @@ class History:
 
     def __post_init__(self) -> None:
         self.online, self.offline, self.ledger = (
-            MemoryOnlineStore("t", [self.view]),
+            MemoryOnlineStore("t", [self.view], lambda: self.now),
             MemoryOfflineStore(),
             MemoryLedger(),
         )
@@ -173,13 +173,20 @@ class History:
 
     def overwrite(self, row: Row) -> None:
         """Put a row there, whatever it replaces."""
-        [(_, *pairs)] = self.online._layouts[self.view.name].commands(pa.Table.from_pylist([row], self.view.row_schema))  # noqa: SLF001
+        [(_, *pairs, _)] = self.online._layouts[self.view.name].commands(
+            pa.Table.from_pylist([row], self.view.row_schema)
+        )  # noqa: SLF001
         self.stored(row["user"]).update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def alter(self, user: str, value: Any) -> None:
         """Put another value there, of whatever type; None is null."""
         name = self.online._layouts[self.view.name].fields[2]  # noqa: SLF001
         self.stored(user)[name] = b"" if value is None else feast_bytes.encode(pa.array([value]))[0]
+
+    def keep(self, user: str) -> None:
+        """Have the online store keep an entity for ever."""
+        key = self.online._layouts[self.view.name].keys_of([(user,)])[0]  # noqa: SLF001
+        self.online._expiries_ms.pop(key, None)  # noqa: SLF001
 
     @property
     def parts(self) -> list[str]:

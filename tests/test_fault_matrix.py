@@ -8,13 +8,13 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from history import START, History, Row, Sparing, Validator
+from history import START, VIEW, History, Row, Sparing, Validator
 
 from freshet.flows.edges.quality import Judge
 from freshet.flows.live_validator import sampling_of
@@ -25,7 +25,7 @@ from freshet.schemas.finding import Cause, Status
 from freshet.scripts.faults.deeds import Choice
 
 SEED, SOAK = int(os.environ.get("FRESHET_SEED", "2026")), int(os.environ.get("FRESHET_SOAK") or 1)
-ROUND = timedelta(seconds=5)
+ROUND, TTL = timedelta(seconds=5), timedelta(hours=1)
 CLEAN_ROUNDS, MORE_ROUNDS, QUIET_ROUNDS = 3, 2, 15
 GROSS_LIMIT, RARE_LIMIT = timedelta(seconds=30), timedelta(seconds=120)
 RIGHT_SHARE = 0.95
@@ -147,6 +147,17 @@ def removed(*, for_good: bool) -> Callable[[Fault], None]:
     return plant
 
 
+def kept(fault: Fault) -> None:
+    """The online store does not forget a row once its ttl has passed."""
+
+    def written(row: Row) -> None:
+        if fault.takes(*key(row)):
+            fault.history.keep(row["user"])
+            fault.did()
+
+    fault.history.hooks.written = written
+
+
 def dropped(fault: Fault) -> None:
     def staged(rows: list[Row]) -> list[Row]:
         kept = [row for row in rows if not fault.takes(*key(row))]
@@ -218,6 +229,7 @@ WAYS: dict[str, tuple[Cause, Callable[[Fault], None], tuple[float, ...], bool]] 
     "an older row written again": (Cause.OUT_OF_ORDER_OVERWRITE, older_again(6), RATES, True),
     "an entity taken away": (Cause.MISSING_ENTITY, removed(for_good=True), RATES, True),
     "an entity taken away until its next event": (Cause.MISSING_ENTITY, removed(for_good=False), RATES, True),
+    "a row kept for longer than its ttl": (Cause.EXPIRED_TTL, kept, RATES, False),
     "a row lost offline": (Cause.LOST_OFFLINE_WRITE, dropped, RATES, False),
     "a part lost offline": (Cause.LOST_OFFLINE_WRITE, damaged(lambda _: None, 7), RATES, False),
     "a row doubled offline": (Cause.DUPLICATE_OFFLINE, doubled, RATES, False),
@@ -277,7 +289,7 @@ class Run:
     def __init__(self, case: Case, judge: Any) -> None:
         cause, plant, _, self._heals = WAYS[case.way]
         self.chance, self.regime = random.Random(f"{case}"), REGIMES[case.regime]
-        self.history = History()
+        self.history = History(view=replace(VIEW, ttl=TTL) if cause is Cause.EXPIRED_TTL else VIEW)
         self.fault = Fault(self.history, case.rate, case.seed)
         self.result = Result(case, cause)
         self.users = [f"u{number}" for number in range(self.regime.entities_count)]
@@ -346,6 +358,10 @@ class Run:
 def results() -> list[Result]:
     judge = Sparing(Judge(), every=1 if SOAK > 1 else 500)
     return [Run(case, judge).go() for case in CASES]
+
+
+def test_every_cause_is_in_the_matrix() -> None:
+    assert {cause for cause, *_ in WAYS.values()} == {*Cause}
 
 
 def test_before_a_fault_nothing_is_found(results: list[Result]) -> None:
