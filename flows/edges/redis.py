@@ -25,7 +25,6 @@ lasts longer, one that has outlived its ttl stays.
 Values are encoded a column at a time, without protobuf objects.
 """
 
-import heapq
 import random
 import re
 import struct
@@ -231,17 +230,31 @@ class OnlineStore:
         The walk over the keys starts at a place given by the seed and visits at most 200,000 of them, so of a large
         store it sees a part, and may return fewer entities than asked for. Raises `Unavailable`.
         """
-        layout, keys = self._layouts[view.name], set[bytes]()
-        cursor, ends = mmh3.hash(view.name, seed, signed=False), 0
+        layout, chosen = self._layouts[view.name], list[bytes]()
+        for keys in self._walk(layout, 20 * size, seed):
+            waiting = layout.ordered(keys, seed)
+            while waiting and len(chosen) < size:  # most hold a row of the view: few are asked
+                asked, waiting = waiting[:size], waiting[size:]
+                held = self._attempt(self._pipelined, [("HEXISTS", key, layout.fields[0]) for key in asked])
+                chosen += [key for key, holds in zip(asked, held, strict=True) if holds]
+            if len(chosen) >= size:
+                break
+        return layout.entities(chosen[:size])
+
+    def _walk(self, layout: "_Layout", count: int, seed: int) -> Iterator[set[bytes]]:
+        """Give keys of the view's entities, at least so many at a time, each once."""
+        cursor, ends = mmh3.hash(layout.view.name, seed, signed=False), 0
+        given, keys = set[bytes](), set[bytes]()
         for _ in range(_SCANS):
             cursor, found = self._attempt(self._client.scan, cursor, match=layout.pattern, count=_KEYS_PER_SCAN)
-            own = [key for key in found if layout.entity(key) is not None]
-            held = self._attempt(self._pipelined, [("HEXISTS", key, layout.fields[0]) for key in own])
-            keys.update(key for key, holds in zip(own, held, strict=True) if holds)
+            keys.update(key for key in found if key not in given and layout.entity(key) is not None)
             ends += cursor == 0
-            if ends == 2 or len(keys) >= 20 * size:  # the walk began in the middle: the second end is after it
+            if ends == 2:  # the walk began in the middle: the second end is after it
                 break
-        return layout.chosen(keys, size, seed)
+            if len(keys) >= count:
+                yield keys
+                given, keys = given | keys, set()
+        yield keys
 
     def close(self) -> None:
         """Give the connections back."""
@@ -420,7 +433,10 @@ class MemoryOnlineStore:
     def sample(self, view: View, size: int, seed: int) -> list[tuple[Any, ...]]:
         """Return up to `size` entities that have a row of the view, the same ones for the same seed and store."""
         layout = self._layouts[view.name]
-        return layout.chosen((key for key in [*self._hashes] if layout.fields[0] in self._hash(key)), size, seed)
+        keys = [
+            key for key in [*self._hashes] if layout.fields[0] in self._hash(key) and layout.entity(key) is not None
+        ]
+        return layout.entities(layout.ordered(keys, seed)[:size])
 
     def close(self) -> None:
         """Do nothing: the rows stay readable."""
@@ -525,10 +541,13 @@ class _Layout:
             else (*feast_bytes.decode_time(time), _version(time, fields.get(self.fields[1])))
         )
 
-    def chosen(self, keys: Iterable[bytes], size: int, seed: int) -> list[tuple[Any, ...]]:
-        """Return the entities of those `size` keys whose hashes are the smallest."""
-        entities = map(self.entity, heapq.nsmallest(size, keys, key=lambda key: (mmh3.hash(key, seed), key)))
-        return [entity for entity in entities if entity is not None]
+    def ordered(self, keys: Iterable[bytes], seed: int) -> list[bytes]:
+        """Return keys in an order of chance, the same one for the same seed."""
+        return sorted(keys, key=lambda key: (mmh3.hash(key, seed), key))
+
+    def entities(self, keys: Iterable[bytes]) -> list[tuple[Any, ...]]:
+        """Return the entities of keys that are all of this view's join keys."""
+        return [entity for key in keys if (entity := self.entity(key)) is not None]
 
 
 def _layouts(project: str, views: Sequence[View]) -> dict[str, _Layout]:
