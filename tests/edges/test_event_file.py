@@ -124,6 +124,7 @@ def test_parquet_with_values_that_json_cannot_say_is_refused_by_name(tmp_path: P
         ("torn.parquet", b"PAR1"),
         ("none.parquet", b""),
     ],
+    ids=["cut off", "other bytes", "a parquet file's beginning", "nothing"],
 )
 def test_a_file_that_is_torn_is_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
