@@ -103,7 +103,8 @@ class Parity:
         self, looked: Iterable[Judgeable], parts: Mapping[str, PartSummary], now: datetime
     ) -> tuple[list[Row], list[str]]:
         """Return offline rows that are online, too, the newest of their entities; and the parts they stand in."""
-        standing = self._standing([one.offline.row for one in looked if one.offline and self._is_fit(one, now)])
+        found = [one.offline.row for one in looked if one.offline and _stood(one)]
+        standing = self._standing([row for row in found if row[EVENT_TIME] <= now])
         rows, shown = list[Row](), dict[str, None]()
         for row in standing:
             more = {**shown, **dict.fromkeys(covering(parts, [row[EVENT_TIME]]))}
@@ -116,13 +117,6 @@ class Parity:
         newest = newest_of(self.view, tables, map(self._entity, rows))
         return [row for row in rows if newest[self._entity(row)] == (row[EVENT_TIME], row[VERSION])], [*shown]
 
-    def _is_fit(self, one: Judgeable, now: datetime) -> bool:
-        """Say whether a row that was found offline was the same at both looks, and should be served now."""
-        row = one.ticket.first
-        if one.found is not Found.FOUND or row is None or one.offline is None or place(row) != place(one.ticket.second):
-            return False
-        return timedelta(0) <= now - row.event_timestamp <= (self.view.ttl or timedelta.max)
-
     def _asked(self, client: Client, rows: Sequence[Row], shown: Sequence[str]) -> pd.DataFrame:
         at, entities = self.now(), [self._entity(row) for row in rows]
         served = client.online(self.view, entities)
@@ -132,12 +126,19 @@ class Parity:
         return checks.served(self.view, at, [one for one in answers if self._entity(one[0]) in still])
 
     def _standing(self, rows: Sequence[Row]) -> list[Row]:
-        """Return those rows that are online now, with the same values."""
+        """Return those rows that are online now, with the same values, and have not outlived their ttl since."""
         stored = self.online.read(self.view, [self._entity(row) for row in rows])
-        return [row for row, own in zip(rows, stored, strict=True) if own is not None and _is_same(own, row)]
+        same = [row for row, own in zip(rows, stored, strict=True) if own is not None and _is_same(own, row)]
+        now, ttl = self.now(), self.view.ttl or timedelta.max
+        return [row for row in same if now - row[EVENT_TIME] <= ttl]
 
     def _entity(self, row: Row) -> Entity:
         return tuple(row[name] for name in self.view.entity_names)
+
+
+def _stood(one: Judgeable) -> bool:
+    """Say whether a row that was found offline was the same at both looks."""
+    return one.found is Found.FOUND and place(one.ticket.first) == place(one.ticket.second)
 
 
 def _is_same(online: StoredRow, offline: Row) -> bool:

@@ -170,6 +170,21 @@ def test_a_row_that_changes_while_feast_answers_is_left_out() -> None:
     assert ["ann"] == [*frames[Frame.SERVED]["entity"]]
 
 
+def test_a_row_that_outlives_its_ttl_while_feast_answers_is_left_out() -> None:
+    def later() -> None:
+        rig.now += timedelta(seconds=1)
+
+    rig = Rig(online=MemoryOnlineStore("test", [VIEW], lambda: START))  # which keeps it
+    rig.put(row("ann", 0), row("bob", 10))
+    rig.now = START + VIEW.ttl
+    rig.feast.meanwhile = later
+
+    frames = rig.frames(*rig.looked("ann", "bob"))
+
+    assert rig.feast.entities == [("ann", "bob")]
+    assert ["bob"] == [*frames[Frame.SERVED]["entity"]]
+
+
 def test_a_round_asks_for_few_rows_in_few_parts() -> None:
     rig, users = Rig(), [f"user {number}" for number in range(3 * ROWS_COUNT)]
     rig.put(*(row(user, 0) for user in users))
