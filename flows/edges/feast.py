@@ -36,9 +36,9 @@ from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.registration import Entry
 from freshet.schemas.view import CREATED, StoredRow, View
 
-_MULTIPROCESS = "PROMETHEUS_MULTIPROCESS_DIR"
-if Path(os.environ.get(_MULTIPROCESS, "")).name.startswith("feast_metrics_"):
-    del os.environ[_MULTIPROCESS]  # Feast's import set it; every process started from here would share its counters
+for _name in ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR"):
+    if Path(os.environ.get(_name, "")).name.startswith("feast_metrics_"):
+        del os.environ[_name]  # Feast's import set it; every process started from here would share its counters
 
 _TAG = "freshet"
 """On every view of ours, so that those no longer declared can be told from the user's own."""

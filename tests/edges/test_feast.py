@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -448,3 +450,12 @@ def test_the_configuration_is_what_feast_takes(config: dict[str, Any], folder: P
 
     assert yaml.safe_load((folder / "feature_store.yaml").read_text()) == config
     assert RepoConfig(**config).entity_key_serialization_version == 3
+
+
+def test_what_a_process_starts_after_feast_s_import_counts_for_itself() -> None:
+    said = "import os, freshet.flows.edges.feast; print([name for name in os.environ if 'MULTIPROC' in name])"
+    environment = {name: value for name, value in os.environ.items() if "MULTIPROC" not in name}
+
+    done = subprocess.run([sys.executable, "-c", said], env=environment, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
