@@ -3,10 +3,13 @@
 With FRESHET_SOAK an outage lasts half a minute, otherwise two seconds.
 """
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -255,11 +258,21 @@ def test_a_kafka_that_stays_away_ends_the_flow_with_the_cause_and_nothing_is_los
     check(stack.workspace, stack.sent_count)
 
 
+def free_pair() -> int:
+    """Return a port that is free together with the next one, below those that the system gives to whoever asks for any."""
+    for port in random.Random(os.getpid()).sample(range(20_000, 30_000, 2), 500):  # no secret
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as next_one:
+            one.bind(("127.0.0.1", port))
+            next_one.bind(("127.0.0.1", port + 1))
+            return port
+    raise AssertionError("no pair of ports is free")
+
+
 @pytest.fixture
 def own_kafka(real_kafka: str) -> Iterator[dict[str, str]]:
     """A real Kafka that may be stopped; its jars are those of the one that runs."""
     del real_kafka
-    port = free_ports(2)[0] // 2 * 2
+    port = free_pair()
     environment = {**os.environ, "FRESHET_KAFKA_PORT": str(port), "KAFKA": f"127.0.0.1:{port}"}
     kafka_does(environment, "start")
     yield environment

@@ -99,7 +99,7 @@ def test_a_topic_that_nobody_made_is_refused_with_what_makes_it() -> None:
 def test_a_broker_that_goes_away_after_the_first_alarm_is_noticed_by_the_second() -> None:
     with Broker.start() as broker:
         broker.create_topic(FINDINGS_TOPIC, 1)
-        findings = Findings(kafka.Kafka(broker.address, patience_s=1.0), "shop")
+        findings = Findings(kafka.Kafka(broker.address, patience_s=10.0), "shop")
         findings.deliver([alarm("a")])
 
     with pytest.raises(Unavailable, match="not"):
