@@ -81,7 +81,7 @@ class ArchiveIndex:
 
     def begin(self) -> None:
         """Note that a round begins: the archive may be another one by now."""
-        self._is_listed = False
+        self._is_listed = self._is_complete = False  # what a failed listing leaves is held against no ledger
 
     def learn(self) -> None:
         """Index parts that are new, once a round, and forget those that are gone. Raises `Unavailable`."""
