@@ -416,8 +416,8 @@ class Observer:
             counted = self._outside.online.counted_writes()
             online = checks.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
-            new, errors = self._list_parts(ledger)
-            archives = self._archives(progress, errors)
+            new, errors, newest = self._list_parts(ledger)
+            archives = self._archives(newest, progress, errors)
             again = dict[str, Mapping[Entity, StoredRow | None]]()
             for watch in self.watches:
                 try:
@@ -446,8 +446,11 @@ class Observer:
         except FreshetError as error:
             return [Seen(watch.view, at, error=str(error)) for watch in self.watches]
 
-    def _list_parts(self, ledger: Ledger) -> tuple[dict[str, list[str]], dict[str, str]]:
-        """List every view's parts between two readings of the ledger; return each's new parts, and what went wrong."""
+    def _list_parts(self, ledger: Ledger) -> tuple[dict[str, list[str]], dict[str, str], Ledger]:
+        """List every view's parts between two readings of the ledger.
+
+        Return each's new parts, what went wrong, and the ledger as it was read last.
+        """
         new, errors = dict[str, list[str]](), dict[str, str]()
         for index in self._indexes.values():
             index.begin()
@@ -456,13 +459,12 @@ class Observer:
                 new[watch.view.name], ledger = watch.list_parts(ledger)
             except FreshetError as error:
                 errors[watch.view.name] = str(error)
-        return new, errors
+        return new, errors, ledger
 
     def _archives(
-        self, progress: Mapping[Source, Progress], errors: dict[str, str]
+        self, before: Ledger, progress: Mapping[Source, Progress], errors: dict[str, str]
     ) -> dict[str, dict[Frame, pd.DataFrame]]:
         """Hold each stream's archive against the ledger; no frame of a view of whose stream nothing can be said now."""
-        before = self._outside.ledger.read()
         for watch in self.watches:
             try:
                 for stream in watch.view.sources:
@@ -470,7 +472,7 @@ class Observer:
             except FreshetError as error:
                 errors.setdefault(watch.view.name, str(error))
         frames = {watch.view.name: dict[Frame, pd.DataFrame]() for watch in self.watches}
-        if before is None or self._outside.ledger.read() != before:
+        if self._outside.ledger.read() != before:
             return frames
         lines = {stream: index.conserved(before, progress) for stream, index in self._indexes.items()}
         for watch in self.watches:
