@@ -111,10 +111,15 @@ def _run(settings: Settings, run: Run) -> int:
 
 
 def _end_with_input() -> None:
-    """Never outlive the process that holds the other end, however that one ended."""
+    """Never outlive the process that holds the other end, however that one ended: end in order, or else by force.
+
+    The others may have ended before they were connected to this one, which would wait for them for ever.
+    """
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_S)
+    os._exit(_UNAVAILABLE)
 
 
 @dataclass

@@ -44,6 +44,23 @@ def require(name: str, why: str) -> NoReturn:
     pytest.skip(f"{name}: {why}")
 
 
+LONG_FILES = (
+    "test_outages.py",
+    "test_kills.py",
+    "test_simulation.py",
+    "test_semantics_law.py",
+    "test_compose.py",
+    "test_break.py",
+    "test_live_validator.py",
+    "test_fault_matrix.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that take longest first: files are shared out between processes, and the short ones fill the rest."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     with Broker.start() as started:

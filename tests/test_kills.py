@@ -172,11 +172,12 @@ def started(stack: Stack, *words: str) -> "subprocess.Popen[bytes]":
     """Start again, as often as it takes until the children of a killed parent have ended, too."""
     deadline = time.monotonic() + LIMIT_S
     while True:
+        before = stack.log.stat().st_size
         running = stack.start(*words)
-        try:
-            code = running.wait(3)
-        except subprocess.TimeoutExpired:
-            return running
-        assert code == 2, stack.said()
+        while running.poll() is None:
+            if b"materializing" in stack.log.read_bytes()[before:]:
+                return running
+            time.sleep(0.05)
+        assert running.returncode == 2, stack.said()
         assert "is being written by another materializer" in stack.said().splitlines()[-1]
         assert time.monotonic() < deadline

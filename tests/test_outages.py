@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -487,6 +488,23 @@ def test_a_signal_to_one_process_of_a_cluster_ends_all_of_it(stack: Stack) -> No
     processes[1].send_signal(signal.SIGTERM)
 
     assert [process.wait(60) for process in processes] == [0, 0], stack.said()
+    check(stack.workspace, stack.sent_count)
+
+
+def test_no_process_of_a_cluster_waits_for_others_that_ended_before_they_were_connected(stack: Stack) -> None:
+    stack.produce(100)
+    running = stack.start(*CLUSTER)
+    family = psutil.Process(running.pid)
+    until(lambda: len(family.children()) == 2)
+    first, second = sorted(family.children(), key=lambda child: child.environ()["BYTEWAX_PROCESS_ID"])
+    second.suspend()  # it never connects
+    until(lambda: b"materializing" in stack.log.read_bytes())
+
+    second.kill()
+    running.kill()
+
+    until(lambda: not first.is_running())
+    stack.done()
     check(stack.workspace, stack.sent_count)
 
 

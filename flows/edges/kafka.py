@@ -560,8 +560,8 @@ class Outbox:
             self._confirm_all()
             self._settle(self._producer.commit_transaction)
         except BaseException:  # Ctrl-C too: what was sent so far must not be seen
-            with contextlib.suppress(KafkaException):  # then the cluster itself aborts it, by the transaction's timeout
-                self._producer.abort_transaction(self._kafka.answer_limit_s)
+            with contextlib.suppress(Unavailable):  # then the cluster itself aborts it, by the transaction's timeout
+                self._settle(self._producer.abort_transaction)
             self.failed, self._lost = [], []  # nor does it burden the next
             raise
 

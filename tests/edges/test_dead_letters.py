@@ -1,6 +1,7 @@
 """One contract suite for the dead letters in the twin, the embedded broker and a real Kafka; then what only brokers have."""
 
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.steps.redrive import Letter, Wanted, gather
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.poll import Poll
-from freshet.schemas.record import Headers, partition_of
+from freshet.schemas.record import Headers, Record, partition_of
 from freshet.schemas.rejects import Reason, Reject, dead_letter
 
 LIMIT_S = 30.0
@@ -286,6 +287,35 @@ def test_letters_that_an_outage_loses_are_unavailable() -> None:
 
         with pytest.raises(Unavailable, match=rf'kafka "{own.address}" is not available: 1 dead letters'):
             sink.flush()
+
+
+class Hasty(kafka.Kafka):
+    """A cluster whose answers are asked for again soon, as one that is slow."""
+
+    answer_limit_s = 0.2  # type: ignore[assignment]  # a property there
+
+
+def test_a_transaction_whose_abort_takes_long_hinders_no_later_one() -> None:
+    with Broker.start() as own:
+        own.create_topic("letters", 1)
+        outbox = kafka.Outbox(Hasty(own.address, patience_s=LIMIT_S), "dead letter", transactional_id="redrive")
+        outbox.take_over()
+        back = threading.Timer(2.0, own.up)  # ten answers late
+
+        def send_in_vain() -> None:
+            with outbox.transaction():
+                outbox.send(Record("letters", None, b"1"), "1")
+                outbox.flush()
+                own.down()
+                back.start()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            send_in_vain()
+        back.join()
+
+        with outbox.transaction():
+            outbox.send(Record("letters", None, b"2"), "2")
 
 
 @pytest.mark.kafka
