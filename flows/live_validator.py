@@ -30,7 +30,7 @@ from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.edges.webhook import Webhook
 from freshet.flows.live import Workspace
-from freshet.flows.observer import Observer, Outside, Sampling, Seen
+from freshet.flows.observer import Observer, Seen
 from freshet.flows.parity import Client
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alarms import Alarms
@@ -39,6 +39,7 @@ from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import STALLED_AFTER, WINDOWS, Freshness, Progress, Source
 from freshet.flows.steps.pages import summary
 from freshet.flows.validator import Edges, Looker, Report, Round, Rounds, build
+from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
 from freshet.schemas.finding import Alarm, Outcome, Status, Verdict
 from freshet.schemas.ledger import source_key

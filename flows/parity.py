@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow as pa
 
-from freshet.flows.steps import checks
+from freshet.flows.steps import frames
 from freshet.flows.steps.watch import Entity, Found, Judgeable, covering, newest_of, place
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.event import EVENT_TIME
@@ -87,17 +87,17 @@ class Parity:
                 return {}
             client = self.client()
             entries = client.registration(self.view)
-            frames = {Frame.REGISTRY: checks.registry(entries)}
+            made = {Frame.REGISTRY: frames.registry(entries)}
             if all(entry.is_declared for entry in entries):  # else its answers are those to another question
                 answers = self._asked(client, rows, shown)
                 if answers.empty:  # none stood still meanwhile
                     return {}
-                frames[Frame.SERVED] = answers
+                made[Frame.SERVED] = answers
         except FreshetError as error:
             self.trouble = str(error)
             return {}
         self._asked_at, self.trouble = now, ""
-        return frames
+        return made
 
     def _chosen(
         self, looked: Iterable[Judgeable], parts: Mapping[str, PartSummary], now: datetime
@@ -123,7 +123,7 @@ class Parity:
         history = client.history(self.view, entities, at, shown)
         still = {self._entity(row) for row in self._standing(rows)}
         answers = zip(rows, served, history, strict=True)
-        return checks.served(self.view, at, [one for one in answers if self._entity(one[0]) in still])
+        return frames.served(self.view, at, [one for one in answers if self._entity(one[0]) in still])
 
     def _standing(self, rows: Sequence[Row]) -> list[Row]:
         """Return those rows that are online now, with the same values, and have not outlived their ttl since."""
@@ -144,4 +144,4 @@ def _stood(one: Judgeable) -> bool:
 def _is_same(online: StoredRow, offline: Row) -> bool:
     if place(online) != (offline[EVENT_TIME], offline[VERSION]):
         return False
-    return all(checks.comparable(value) == checks.comparable(offline[name]) for name, value in online.features.items())
+    return all(frames.comparable(value) == frames.comparable(offline[name]) for name, value in online.features.items())

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from freshet.flows.archives import Archive, ArchiveIndex, Budget, Hashes, is_able, known
 from freshet.flows.materializer import archive_name
-from freshet.flows.steps import checks
+from freshet.flows.steps import frames
 from freshet.flows.steps.oracle import answers, union_of
 from freshet.flows.steps.shards import hashes
 from freshet.flows.steps.watch import Entity
@@ -40,8 +40,6 @@ class Recompute:
         view = self._plan.view
         if not is_able(self._plan):
             return None
-        for index in self._indexes.values():
-            index.learn()
         if not all(index.is_whole(ledger) for index in self._indexes.values()):
             return None
         chosen, parts = self._choose(ledger, rows)
@@ -51,7 +49,7 @@ class Recompute:
         events = union_of([self._events(stream, parts[stream], wanted) for stream in view.sources])
         until_us = max(instant_us(row[EVENT_TIME]) for row in chosen)
         given = pa.Table.from_pylist([dict(row) for row in chosen], view.row_schema)
-        return checks.recomputed(view, chosen, answers(self._plan, events, given, until_us))
+        return frames.recomputed(view, chosen, answers(self._plan, events, given, until_us))
 
     def _choose(
         self, ledger: Ledger, rows: Sequence[Mapping[str, Any]]

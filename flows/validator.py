@@ -20,7 +20,8 @@ from bytewax.dataflow import Dataflow
 from freshet.flows.edges.bytewax import Failure, KeyedSink, PollSource, Stop
 from freshet.flows.observer import Observer, Seen
 from freshet.flows.steps.alarms import Alarms
-from freshet.flows.steps.checks import checks_of, freshness
+from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.frames import freshness
 from freshet.flows.steps.freshness import Reading, without_history
 from freshet.flows.steps.pools import Pools
 from freshet.schemas.finding import Alarm, Finding, Frame, Outcome, Question, Verdict, worst

@@ -16,10 +16,11 @@ from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.quality import Judge, agree
 from freshet.flows.edges.recovery import MemoryLedger
 from freshet.flows.edges.redis import MemoryOnlineStore
-from freshet.flows.observer import Observer, Outside, Sampling
+from freshet.flows.observer import Observer
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import Edges, Round, Rounds, heeded
+from freshet.flows.watch import Outside, Sampling
 from freshet.schemas import feast_bytes
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.finding import Check, Outcome, Question, Verdict

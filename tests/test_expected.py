@@ -1,6 +1,6 @@
 """What a user expects of a feature is held against what is stored, on both stores' twins; each check is needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,17 +9,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from forgetful import Forgetful
 
 from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.quality import Judge
 from freshet.flows.edges.recovery import MemoryLedger
 from freshet.flows.edges.redis import MemoryOnlineStore
-from freshet.flows.observer import Observer, Outside, Sampling, Seen
+from freshet.flows.observer import Observer, Seen
 from freshet.flows.steps.alarms import Alarms
-from freshet.flows.steps.checks import checks_of, joined
+from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.frames import joined
 from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.steps.pools import Pools
 from freshet.flows.validator import check_once, judged
+from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.expected import Distance, Distribution, Expected, Reference
 from freshet.schemas.finding import Cause, Frame, Outcome, Question, Status, Verdict
@@ -146,19 +149,6 @@ FAULTS: dict[str, tuple[Callable[[Any], Verdict], Cause]] = {
 @pytest.fixture(scope="module")
 def judge() -> Judge:
     return Judge()
-
-
-class Forgetful:
-    """A judge whose suite lacks one check."""
-
-    def __init__(self, judge: Judge, lacks: str) -> None:
-        self._judge, self._lacks = judge, lacks
-
-    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
-        kept = [[check for check in one.checks if check.name != self._lacks] for one in questions]
-        left = [replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True) if checks]
-        told = iter(self._judge.judge(left))
-        return [next(told) if checks else Verdict(VIEW.name, Outcome.OK, 0) for checks in kept]
 
 
 def test_what_is_expected_makes_exactly_its_own_checks() -> None:

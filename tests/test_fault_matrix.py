@@ -18,9 +18,9 @@ from history import START, VIEW, History, Row, Sparing, Validator
 
 from freshet.flows.edges.quality import Judge
 from freshet.flows.live_validator import sampling_of
-from freshet.flows.observer import Sampling
 from freshet.flows.settings import Settings
 from freshet.flows.validator import Round
+from freshet.flows.watch import Sampling
 from freshet.schemas.finding import Cause, Status
 from freshet.scripts.faults.deeds import Choice
 

@@ -164,6 +164,22 @@ def test_a_write_that_is_struck_is_answered_and_noted(
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("cause", [Cause.LOST_ONLINE_WRITE, Cause.MISSING_ENTITY])
+def test_an_entity_that_was_never_online_is_spared_until_it_was(valkey_url: str, deeds: Deeds, cause: Cause) -> None:
+    fault, proxy, store = fault_at(valkey_url, cause, deeds, ALL)
+    with proxy:
+        fault.begin()
+        store.write(VIEW, rows(("ada", 1)))
+        [first] = OnlineStore(valkey_url, "p", [VIEW]).read(VIEW, [("ada",)])
+        assert first is not None
+        assert done(deeds) == (0, (), ())
+
+        store.write(VIEW, rows(("ada", 2)))
+
+    assert done(deeds) == (1, ("ada",), ())
+
+
+@pytest.mark.usefixtures("server")
 def test_an_older_write_comes_again_past_the_rule(valkey_url: str, deeds: Deeds) -> None:
     fault, proxy, store = fault_at(valkey_url, Cause.OUT_OF_ORDER_OVERWRITE, deeds, ALL)
     with proxy:

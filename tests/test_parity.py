@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import redis
+from forgetful import Forgetful
 
 from freshet.flows.edges import feast
 from freshet.flows.edges.feast_memory import MemoryFeastClient
@@ -24,7 +25,7 @@ from freshet.flows.steps.watch import Found, Judgeable, Ticket, versions_of
 from freshet.flows.validator import judged
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.finding import Cause, Frame, Outcome, Question, Status, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Status, Verdict
 from freshet.schemas.registration import Entry
 from freshet.schemas.units import Objective
 from freshet.schemas.view import Feature, StoredRow, View
@@ -112,20 +113,6 @@ class Rig:
 @pytest.fixture(scope="module")
 def judge() -> Judge:
     return Judge()
-
-
-@dataclass
-class Forgetful:
-    """A judge whose suites lack one check."""
-
-    judge_of_all: Judge
-    lacks: str
-
-    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
-        kept = [[check for check in one.checks if check.name != self.lacks] for one in questions]
-        return self.judge_of_all.judge(
-            [replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True)]
-        )
 
 
 def verdict_of(judge: Judge | Forgetful, seen: Seen) -> Verdict:

@@ -12,16 +12,18 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from forgetful import Forgetful
 from simulated import GIVEN, STREAM, World
 
 from freshet.flows.archives import Budget, indexes_of
 from freshet.flows.edges.quality import Judge
 from freshet.flows.materializer import archive_name
-from freshet.flows.observer import Observer, Outside, Sampling
+from freshet.flows.observer import Observer
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.steps.shards import hashes
 from freshet.flows.validator import check_once
+from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import source_key
 from freshet.schemas.units import Objective
@@ -79,16 +81,15 @@ def check(world: World, judge: Any, **options: Any) -> Verdict:
 
 
 class Counting:
-    """A judge that notes how many lines of each frame it is given, and may lack one check."""
+    """A judge that notes how many lines of each frame it is given."""
 
-    def __init__(self, judge: Judge, lacks: str = "") -> None:
-        self._judge, self._lacks = judge, lacks
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
         self.lines: dict[Frame, int] = {}
 
     def judge(self, questions: Sequence[Question]) -> list[Verdict]:
         self.lines |= {question.frame: len(question.lines) for question in questions}
-        kept = [[check for check in question.checks if check.name != self._lacks] for question in questions]
-        return self._judge.judge([replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True)])
+        return self._judge.judge(questions)
 
 
 def change(world: World, folder: str, alter: Callable[[pa.Table], pa.Table]) -> None:
@@ -216,7 +217,7 @@ def test_without_any_one_check_something_goes_unseen(judge: Judge, name: str) ->
     world = ran()
     plant(world)
 
-    verdict = check(world, Counting(judge, name))
+    verdict = check(world, Forgetful(judge, name))
 
     assert cause not in {finding.cause for finding in verdict.findings}
 

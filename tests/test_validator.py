@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from forgetful import Forgetful
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,13 +16,14 @@ from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.quality import Judge
 from freshet.flows.edges.recovery import MemoryLedger
 from freshet.flows.edges.redis import MemoryOnlineStore
-from freshet.flows.observer import Observer, Outside, Sampling
+from freshet.flows.observer import Observer
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import check_once, exit_code
+from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
+from freshet.schemas.finding import Cause, Frame, Outcome, Verdict
 from freshet.schemas.ledger import Ledger, ShardMark, Update
 from freshet.schemas.plan import Oracle, Pipeline, ViewPlan
 from freshet.schemas.units import Objective
@@ -436,20 +438,6 @@ DOUBTS: dict[str, tuple[Callable[[], World], str]] = {
 @pytest.fixture(scope="module")
 def judge() -> Judge:
     return Judge()
-
-
-@dataclass
-class Forgetful:
-    """A judge whose suite lacks one check."""
-
-    judge_of_all: Judge
-    lacks: str
-
-    def judge(self, questions: Sequence[Question]) -> list[Verdict]:
-        kept = [[check for check in one.checks if check.name != self.lacks] for one in questions]
-        left = [replace(one, checks=checks) for one, checks in zip(questions, kept, strict=True) if checks]
-        told = iter(self.judge_of_all.judge(left))
-        return [next(told) if checks else Verdict(VIEW.name, Outcome.OK, 0) for checks in kept]
 
 
 def test_stores_that_agree_are_ok(judge: Judge) -> None:

@@ -20,7 +20,8 @@ from freshet.flows.live import Workspace
 from freshet.flows.live_validator import Connecting, LiveReporter
 from freshet.flows.observer import Seen
 from freshet.flows.steps.alarms import Alarms
-from freshet.flows.steps.checks import checks_of, joined
+from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.frames import joined
 from freshet.flows.steps.freshness import Reading
 from freshet.flows.steps.watch import PART, Found, Judgeable, OfflineRow, Ticket
 from freshet.flows.validator import Edges, Looker, Round, Rounds, build

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from freshet.flows.edges.quality import Judge
-from freshet.flows.observer import Sampling
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.validator import Round
+from freshet.flows.watch import Sampling
 from freshet.schemas.finding import Cause, Frame
 from freshet.schemas.units import Objective
 

@@ -53,7 +53,7 @@ class Pools:
         self._pools = [_Pool(tuple(check for check in own if (check.frame, check.given) == kind)) for kind in kinds]
 
     def take(self, rows: pd.DataFrame) -> list[tuple[pd.DataFrame, list[Check]]]:
-        """Add a round's rows, as `checks.joined` makes them; return each pool that is to be judged, and by what.
+        """Add a round's rows, as `frames.joined` makes them; return each pool that is to be judged, and by what.
 
         >>> from freshet.schemas.finding import Check
         >>> few = Check("v.f.nulls_are_few", "", Frame.POOL, "", {"column": "on_f"}, None)

@@ -161,9 +161,11 @@ def _lose(_: OnlineFault, __: Write, before: Write | None) -> _Struck:
     return (None if before is None else Passing(None)), ()
 
 
-def _remove(fault: OnlineFault, write: Write, _: Write | None) -> _Struck:
-    """Take the row away, once, and lose all that follows."""
+def _remove(fault: OnlineFault, write: Write, before: Write | None) -> _Struck:
+    """Take the row away, once, and lose all that follows; not one that was never there: that would be a lost write."""
     row = write.key, write.view
+    if before is None:
+        return None, ()
     gone = row in fault.removed
     fault.removed.add(row)
     return Passing(None, before=() if gone else ((b"HDEL", write.key, *(name for name, _ in write.fields)),)), ()

@@ -16,7 +16,7 @@ from freshet.flows.edges.feast_memory import MemoryFeastClient
 from freshet.flows.edges.parquet import MemoryOfflineStore, OfflineStore
 from freshet.flows.edges.redis import MemoryOnlineStore, OnlineStore
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.steps.checks import comparable
+from freshet.flows.steps.frames import comparable
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.registration import Entry

@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from freshet.flows.steps.checks import checks_of, comparable, freshness, joined, parts, schemas, store, type_of
+from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.frames import comparable, freshness, joined, parts, schemas, store, type_of
 from freshet.flows.steps.freshness import Line, State
 from freshet.flows.steps.watch import PART, Entity, Found, Judgeable, OfflineRow, Place, Ticket
 from freshet.schemas.dtypes import DTYPES
