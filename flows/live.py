@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 
 from freshet.flows import materializer
 from freshet.flows import settings as settings_
-from freshet.flows.edges import bytewax, kafka
+from freshet.flows.edges import bytewax, kafka, log
 from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.metrics import Metrics, Server
 from freshet.flows.edges.parquet import OfflineStore
@@ -209,7 +209,8 @@ class LiveReader:
     """Reads one Kafka partition for the flow, an epoch after the other, and has the journal commit those that are done.
 
     With `until` it ends there; otherwise it goes on, and says now and then that it is at the partition's end: then time
-    may pass though no event comes.
+    may pass though no event comes. It has `caught_up` once all that the partition had at one moment was durable no later
+    than `limit` after it.
     """
 
     key: str
@@ -219,8 +220,16 @@ class LiveReader:
     on_durable: Callable[[], None]
     until: int | None
     now_us: Callable[[], int]
+    limit: timedelta
     told_us: int = 0
     epoch: int = 1
+    caught_up: bool = False
+    _closed: int = 0
+    _mark: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        """Begin to look whether it keeps up."""
+        self._mark = self.partition.end_offset, self.now_us()
 
     def poll(self) -> Poll | None:
         """Return what came since, unless this partition must let others catch up."""
@@ -254,13 +263,19 @@ class LiveReader:
 
     def close_epoch(self) -> None:
         """Tell how far the epoch goes."""
-        self.journal.tell(Update(offsets={self.epoch: {self.key: self.partition.position}}))
+        self._closed = self.partition.position
+        self.journal.tell(Update(offsets={self.epoch: {self.key: self._closed}}))
         self.epoch += 1
 
     def epoch_durable(self) -> None:
         """Have the epoch that closed last committed."""
         self.journal.commit(self.epoch - 1)
         self.on_durable()
+        end, since_us = self._mark
+        if not self.caught_up and self._closed >= end:
+            now_us = self.now_us()
+            self.caught_up = now_us - since_us <= count_us(self.limit)
+            self._mark = self.partition.end_offset, now_us
 
     def close(self) -> None:
         """Let go."""
@@ -443,6 +458,7 @@ class Run:
     epoch: timedelta = timedelta(seconds=1)
     reject_limit: int = 10_000
     patience_s: float = 60.0
+    target: timedelta = timedelta(seconds=1)
     place: bytewax.Place = field(default_factory=bytewax.Place)
     until_end: bool = False
     rebuild: bool = False
@@ -480,6 +496,13 @@ class Live:
     def health(self) -> str:
         """Return why this process should not be counted on; nothing if it may be."""
         return "stopping" if self.stop else self.trouble()
+
+    def unready(self) -> str:
+        """Return why this process is not counted on yet: it must have kept up with the freshness target, once."""
+        behind = [reader.key for reader in self.readers if not reader.caught_up]
+        if self.settings.leads and not self.readers:
+            return "no partition is read yet"
+        return self.health() or (f"not within the freshness target yet: {', '.join(behind)}" if behind else "")
 
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
@@ -616,7 +639,8 @@ def assemble(
         until = ends[stream][part] if settings.until_end else None
         epoch = journal.ledger.epoch + 1
         on_durable = metrics.epoch.set_to_current_time
-        opened = LiveReader(key, partition, journal, alignment, on_durable, until, outside.now_us, epoch=epoch)
+        limit = settings.target + settings.epoch  # rows are online before their epoch ends
+        opened = LiveReader(key, partition, journal, alignment, on_durable, until, outside.now_us, limit, epoch=epoch)
         readers.append(opened)
         return opened
 
@@ -713,7 +737,7 @@ class Materializer:
         address = settings.metrics_address or _METRICS_ADDRESS
         host, _, port = address.rpartition(":")
         address = f"{host}:{int(port) + place.process}" if port.isdigit() and int(port) else address
-        server = Server(address, self.metrics.registry, self.live.health)
+        server = Server(address, self.metrics.registry, self.live.health, self.live.unready)
         LOG.info("materializing %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         return server
@@ -755,6 +779,7 @@ def open_live(
         epoch=settings.epoch,
         reject_limit=settings.reject_limit,
         patience_s=settings.patience.total_seconds(),
+        target=workspace.source.declaration.servingRequirements.freshnessTarget.bound,
     )
     contracts, pipeline, cluster = workspace.contracts, workspace.pipeline, workspace.kafka
     metrics = Metrics(list(contracts), [view.name for view in pipeline.views])
@@ -779,13 +804,21 @@ def _log_rejects(stream: str, rejects: Sequence[Reject]) -> None:
     for reason, count in Counter(reject.reason for reject in rejects).items():
         first = next(reject for reject in rejects if reject.reason is reason)
         place = f"{first.topic}/{first.partition}@{first.offset}"
-        LOG.warning("rejected %d of %s as %s, the first at %s: %s", count, stream, reason, place, first.detail)
+        told = {"stream": stream, "reason": reason.value, "rejects_count": count}
+        LOG.warning(
+            "rejected %d of %s as %s, the first at %s: %s", count, stream, reason, place, first.detail, extra=told
+        )
 
 
 def flow() -> Dataflow:
     """Return the dataflow that the environment describes, for Bytewax's own command, alone or one of a cluster."""
     run = Run(place=bytewax.place(sys.argv[1:], os.environ))
-    opened = open_live(Workspace.open(settings_.read(os.environ)), run)
+    settings = settings_.read(os.environ)
+    log.begin(settings.log, "materializer")
+    held = contextlib.ExitStack()
+    held.enter_context(log.strays())
+    atexit.register(held.close)
+    opened = open_live(Workspace.open(settings), run)
     live = opened.live
     with contextlib.suppress(ValueError):  # signals belong to the main thread; Bytewax's command imports in it
         live.stop.listen()

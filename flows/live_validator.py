@@ -19,7 +19,7 @@ from bytewax.dataflow import Dataflow
 from freshet.flows import settings as settings_
 from freshet.flows.canaries import Canaries, agreed
 from freshet.flows.courier import Courier
-from freshet.flows.edges import bytewax, kafka, quality
+from freshet.flows.edges import bytewax, kafka, log, quality
 from freshet.flows.edges.canaries import CanaryWriter
 from freshet.flows.edges.data_docs import DataDocs
 from freshet.flows.edges.findings import Findings
@@ -233,12 +233,13 @@ def _said(verdict: Verdict) -> str:
 
 def _log_alarm(alarm: Alarm) -> None:
     finding = alarm.finding
+    told = {"feature_view": finding.view, "check": finding.check, "finding": finding.cause.value}
     if alarm.status is Status.OPENED:
-        LOG.error("opened %s: %s", finding.cause, finding.message)
+        LOG.error("opened %s: %s", finding.cause, finding.message, extra=told)
         for line in finding.evidence[:3]:
-            LOG.error("  %s", ", ".join(f"{name}={value}" for name, value in line.items()))
+            LOG.error("  %s", ", ".join(f"{name}={value}" for name, value in line.items()), extra=told)
     else:
-        LOG.info("resolved %s: %s, open since %s", finding.cause, finding.check, alarm.since.isoformat())
+        LOG.info("resolved %s: %s, open since %s", finding.cause, finding.check, alarm.since.isoformat(), extra=told)
 
 
 @dataclass
@@ -335,7 +336,12 @@ def _courier(
 
 def flow() -> Dataflow:
     """Return the dataflow that the environment describes, for Bytewax's own command, in one worker."""
-    validator = open_validator(Workspace.open(settings_.read(os.environ)))
+    settings = settings_.read(os.environ)
+    log.begin(settings.log, "validator")
+    held = contextlib.ExitStack()
+    held.enter_context(log.strays())
+    atexit.register(held.close)
+    validator = open_validator(Workspace.open(settings))
     with contextlib.suppress(ValueError):  # signals belong to the main thread; Bytewax's command imports in it
         validator.edges.stop.listen()
     validator.serve()

@@ -1,14 +1,31 @@
-"""What a process is told by its environment, in one place; flags of the command win over it.
+"""What a process is told of its surroundings, in one place.
+
+What is said more than once holds in this order: a flag (`--set epoch=2s`, -C, --metrics), the environment
+(FRESHET_EPOCH=2s), the settings file, the declaration (its onlineStore and offlineStore), the default.
+
+The settings file is TOML: `freshet.toml` in the project's folder, or the file that FRESHET_SETTINGS names. Its keys are
+the variables' names in lower case without FRESHET_, and librdkafka's settings stand in a table of their own, where
+`${NAME}` is filled in from the environment:
+
+    brokers = "kafka-1:9093,kafka-2:9093"
+    epoch = "2 s"
+    [kafka]
+    security.protocol = "SASL_SSL"
+    sasl.password = "${KAFKA_PASSWORD}"
+
+An empty variable counts as none. Secrets (`kafka`, `online_store`, `webhook`) are never printed; a flag is no place for
+them, since other users of the machine see it.
 
 | variable | meaning | default |
 | --- | --- | --- |
+| FRESHET_SETTINGS | the settings file | freshet.toml of the project, if it is there |
 | FRESHET_PROJECT | the project's folder | . |
 | FRESHET_BROKERS | Kafka's address, host:port,… | localhost:9092 |
 | FRESHET_KAFKA_* | any librdkafka setting: FRESHET_KAFKA_SASL_PASSWORD is sasl.password | |
-| FRESHET_ONLINE_STORE | in place of the declared onlineStore | |
-| FRESHET_OFFLINE_STORE | in place of the declared offlineStore | |
+| FRESHET_ONLINE_STORE | in place of the declared onlineStore; may use ${NAME} | |
+| FRESHET_OFFLINE_STORE | in place of the declared offlineStore; may use ${NAME} | |
 | FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |
-| FRESHET_METRICS_ADDRESS | where /metrics and /healthz listen | 127.0.0.1:9308, the validator's 127.0.0.1:9307 |
+| FRESHET_METRICS_ADDRESS | where /metrics, /healthz, /readyz listen | 127.0.0.1:9308, the validator's 127.0.0.1:9307 |
 | FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
 | FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
 | FRESHET_PATIENCE | how long an outage of Kafka or the online store is waited out | 60 s |
@@ -22,100 +39,180 @@
 | FRESHET_WEBHOOK | an http:// or https:// URL that findings are posted to; may use ${NAME} | |
 | FRESHET_DATA_DOCS | the folder of the validator's Data Docs | .freshet/docs |
 | FRESHET_DATA_DOCS_EVERY | how often a page of each view is written though no finding opens or ends | 10 minutes |
-| FRESHET_LOG | json or text | text |
+| FRESHET_LOG | text for people, or json: one object a line | text |
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import field, fields
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
+
+from freshet.flows.edges.project import expand
 from freshet.schemas import units
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 
-_KAFKA = "FRESHET_KAFKA_"
+FILE = "freshet.toml"
+"""The settings file of a project."""
 
-
-@dataclass(frozen=True)
-class Settings:
-    """A process's surroundings. Secrets are in `kafka` and `webhook`, which are never printed."""
-
-    project: Path = Path()
-    brokers: str = "localhost:9092"
-    online_store: str | None = None
-    offline_store: str | None = None
-    recovery: Path = Path(".freshet/recovery")
-    metrics_address: str | None = None
-    shards: int = 4
-    epoch: timedelta = timedelta(seconds=1)
-    patience: timedelta = timedelta(seconds=60)
-    reject_limit: int = 10_000
-    archive_retention: timedelta = timedelta(days=90)
-    round: timedelta = timedelta(seconds=5)
-    sample: int = 150
-    parity_every: timedelta | None = timedelta(minutes=1)
-    quiet: timedelta = timedelta(seconds=60)
-    canaries: Path | None = None
-    webhook: str | None = field(default=None, repr=False)
-    data_docs: Path = Path(".freshet/docs")
-    data_docs_every: timedelta = timedelta(minutes=10)
-    log: str = "text"
-    kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
-def _duration_or_off(text: str) -> timedelta | None:
-    return None if text == "off" else units.duration(text)
-
-
-_READ: dict[str, Callable[[str], object]] = {
-    "project": Path,
-    "recovery": Path,
-    "shards": int,
-    "reject_limit": int,
-    "epoch": units.duration,
-    "patience": units.duration,
-    "archive_retention": units.duration,
-    "round": units.duration,
-    "sample": int,
-    "parity_every": _duration_or_off,
-    "quiet": units.duration,
-    "canaries": Path,
-    "data_docs": Path,
-    "data_docs_every": units.duration,
-}
-_OF_OTHERS = frozenset(
-    f"FRESHET_{name}" for name in ("REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "SOAK", "SEED")
-)
+_PREFIX, _KAFKA, _SECRET = "FRESHET_", "kafka.", frozenset({"kafka", "online_store", "webhook"})
+_OF_OTHERS = frozenset({"REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "SOAK", "SEED"})
 """What the scripts around Freshet read."""
 
 
-def read(environment: Mapping[str, str]) -> Settings:
-    """Read the settings of a process; raises `Refused` for a variable that is misspelt or cannot be read."""
-    found: dict[str, object] = {}
-    kafka: dict[str, str] = {}
+def _duration(value: object) -> object:
+    return value if isinstance(value, timedelta) else units.duration(value if isinstance(value, str) else "")
+
+
+def _duration_or_off(value: object) -> object:
+    return None if value == "off" or value is None else _duration(value)
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(hide_input_in_errors=True))
+class Settings:
+    """A process's surroundings. Those that may hold secrets are not part of its `repr`."""
+
+    project: Path = Path()
+    brokers: str = "localhost:9092"
+    online_store: str | None = field(default=None, repr=False)
+    offline_store: str | None = None
+    recovery: Path = Path(".freshet/recovery")
+    metrics_address: str | None = None
+    shards: Annotated[int, Field(ge=1, le=64)] = 4
+    epoch: Duration = timedelta(seconds=1)
+    patience: Duration = timedelta(seconds=60)
+    reject_limit: Count = 10_000
+    archive_retention: Duration = timedelta(days=90)
+    round: Duration = timedelta(seconds=5)
+    sample: Count = 150
+    parity_every: Annotated[timedelta | None, BeforeValidator(_duration_or_off)] = timedelta(minutes=1)
+    quiet: Duration = timedelta(seconds=60)
+    canaries: Path | None = None
+    webhook: str | None = field(default=None, repr=False)
+    data_docs: Path = Path(".freshet/docs")
+    data_docs_every: Duration = timedelta(minutes=10)
+    log: Literal["text", "json"] = "text"
+    kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+NAMES = tuple(made.name for made in fields(Settings) if made.name != "kafka")
+"""All settings but librdkafka's."""
+
+
+def read(environment: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings of a process; raises `Refused` for all that is misspelt or cannot be read."""
     problems: list[Problem] = []
-    known = {f"FRESHET_{name.upper()}": name for name in Settings.__dataclass_fields__ if name != "kafka"}
-    for variable, text in sorted(environment.items()):
-        if not variable.startswith("FRESHET_") or variable in _OF_OTHERS or not text:
-            continue
-        name = known.get(variable)
-        if name is not None:
-            try:
-                found[name] = _READ.get(name, str)(text)
-            except ValueError as error:
-                problems.append(Problem("variable", variable, "cannot be read", repr(text), f"write {error}"))
-        elif variable.startswith(_KAFKA):
-            kafka[variable.removeprefix(_KAFKA).lower().replace("_", ".")] = text
+    flags = flags or {}
+    project = Path(flags.get("project") or environment.get("FRESHET_PROJECT") or ".")
+    by_file = _of_file(project, environment, problems)
+    by_flag = [_Said(name, text, "flag", f"--set {name}") for name, text in flags.items()]
+    heard: dict[str, _Said] = {}
+    for said in [*by_file, *_of_environment(environment), *by_flag]:
+        if (problem := said.problem) is not None:
+            problems.append(problem)
         else:
-            meant = nearest(variable, known)
-            hint = f"did you mean {meant}?" if meant else f"the variables are {listed(tuple(known))} and {_KAFKA}*"
-            problems.append(Problem("variable", variable, "is unknown", hint=hint))
-    shards = found.get("shards", 1)
-    if isinstance(shards, int) and not 1 <= shards <= 64:
-        problems.append(Problem("variable", "FRESHET_SHARDS", "is out of range", str(shards), "write 1 to 64"))
-    sample = found.get("sample", 1)
-    if isinstance(sample, int) and sample < 1:
-        problems.append(Problem("variable", "FRESHET_SAMPLE", "is out of range", str(sample), "write 1 or more"))
+            heard[said.name] = said
+    values = {name: said.value for name, said in heard.items() if name in NAMES}
+    options = {name.removeprefix(_KAFKA): said.value for name, said in heard.items() if name not in NAMES}
+    try:
+        found = TypeAdapter(Settings).validate_python({**values, "kafka": options})
+    except ValidationError as error:
+        problems += [heard[str(detail["loc"][0])].unreadable(detail) for detail in error.errors(include_url=False)]
     if problems:
         raise Refused(problems)
-    return Settings(**found, kafka=kafka)  # type: ignore[arg-type]  # every reader above returns its field's type
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Said:
+    """What is said of a setting: its name, how that is written where it is said, and in which file."""
+
+    name: str
+    value: Any
+    kind: str
+    word: str
+    place: str = ""
+
+    @property
+    def problem(self) -> Problem | None:
+        """What is wrong with the name."""
+        if self.name == f"{_KAFKA}bootstrap.servers":
+            return self._problem("is Freshet's to set", "write `brokers`, or FRESHET_BROKERS")
+        if self.name.startswith(_KAFKA) or self.name in NAMES:
+            return None
+        meant = nearest(self.name, NAMES)
+        others = f"the {self.kind}s are {listed([self._spelt(name) for name in NAMES])} and {self._spelt(_KAFKA)}*"
+        return self._problem("is unknown", f"did you mean {self._spelt(meant)}?" if meant else others)
+
+    def unreadable(self, error: ErrorDetails) -> Problem:
+        """Return what is wrong with the value."""
+        expected = error.get("ctx", {}).get("error") or error["msg"].removeprefix("Input should be ").split(",")[0]
+        return self._problem("cannot be read", f"write {expected}", "" if self.name in _SECRET else repr(self.value))
+
+    def _problem(self, fact: str, hint: str, got: str = "") -> Problem:
+        return Problem(self.kind, self.word, fact, got, hint, self.place)
+
+    def _spelt(self, name: str) -> str:
+        match self.kind:
+            case "variable":
+                return _PREFIX + name.upper().replace(".", "_")
+            case "flag":
+                return f"--set {name}"
+            case _:
+                return name
+
+
+def _of_environment(environment: Mapping[str, str]) -> Iterator[_Said]:
+    for variable, text in sorted(environment.items()):
+        name = variable.removeprefix(_PREFIX)
+        if name != variable and text and name != "SETTINGS" and name not in _OF_OTHERS:
+            name = name.lower()
+            name = name.replace("_", ".") if name.startswith("kafka_") else name
+            yield _Said(name, text, "variable", variable)
+
+
+def _of_file(project: Path, environment: Mapping[str, str], problems: list[Problem]) -> Iterator[_Said]:
+    named = environment.get("FRESHET_SETTINGS")
+    path = Path(named) if named else project / FILE
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if named:
+            problems.append(Problem("settings file", named, f"cannot be read: {error.strerror}"))
+        return
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        problems.append(Problem("settings file", str(path), f"cannot be read: {why}", hint="write TOML: name = value"))
+        return
+    for name, value in _flat(content):
+        if name == "project":
+            hint = "name the folder with -C or FRESHET_PROJECT"
+            problems.append(Problem("setting", name, "is not a file's to say", hint=hint, place=str(path)))
+        elif not name.startswith(_KAFKA):
+            yield _Said(name, value, "setting", name, str(path))
+        else:
+            try:
+                text = expand(value, name, environment) if isinstance(value, str) else str(value).lower()
+            except Refused as refusal:
+                problems += refusal.problems
+            else:
+                yield _Said(name, text, "setting", name, str(path))
+
+
+def _flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Join again what TOML takes apart at dots."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

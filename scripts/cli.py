@@ -5,18 +5,19 @@ outside system is unavailable. A user's mistake never shows a traceback.
 """
 
 import argparse
-import dataclasses
 import importlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from freshet.flows import settings as settings_
+from freshet.flows.edges import log
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import FreshetError, Problem, Refused, RejectLimit, Unavailable
+
+LOG = logging.getLogger("freshet")
 
 VERBS = {
     "init": "make a new project: declaration, event contract, samples",
@@ -36,6 +37,14 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """Return the command's parser; the verb that is asked for brings its arguments, and `run`, which takes them."""
     top = argparse.ArgumentParser(prog="freshet", description="Declare features in SQL; keep them fresh.")
     top.add_argument("-C", dest="project", metavar="DIR", help="the project's folder (default: FRESHET_PROJECT, or .)")
+    top.add_argument(
+        "--set",
+        dest="settings",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a setting, in place of its variable or the settings file: --set epoch=2s, --set kafka.linger.ms=5",
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
         words = verbs.add_parser(verb, help=summary)
@@ -55,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, _leave)  # until the flow listens itself: nothing is begun yet
     words = parser(argv).parse_args(argv)
     act: Callable[[argparse.Namespace, Settings], int] = words.act
+    process = getattr(words, "process", words.verb)
+    log.begin(os.environ.get("FRESHET_LOG", "text"), process)  # what is wrong with the settings is an event, too
     try:
-        settings = settings_.read(os.environ)
-        if words.project is not None:
-            settings = dataclasses.replace(settings, project=Path(words.project))
-        _log(settings)
+        settings = settings_.read(os.environ, _flags(words))
+        log.begin(settings.log, process)
         return act(words, settings)
     except FreshetError as error:
         return complain(error)
@@ -70,6 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _flags(words: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that stand among the command's words."""
+    flags = {} if words.project is None else {"project": words.project}
+    for said in words.settings:
+        name, is_, value = said.partition("=")
+        if not is_:
+            raise wrong_use("--set", f"is given {name}", "write --set NAME=VALUE")
+        flags[name] = value
+    return flags
+
+
 def _leave(*_: object) -> None:
     """End at once, and well. An exception would be DuckDB's to make something else of, if it is at work."""
     os._exit(0)
@@ -77,8 +97,13 @@ def _leave(*_: object) -> None:
 
 def complain(error: FreshetError) -> int:
     """Say what is wrong, and return the exit code that says it to scripts."""
+    code = _exit_code(error)
     for line in str(error).splitlines():
-        print(f"freshet: {line}", file=sys.stderr)
+        LOG.error("%s", line, extra={"exit_code": code})
+    return code
+
+
+def _exit_code(error: FreshetError) -> int:
     match error:
         case Refused():
             return 2
@@ -92,19 +117,6 @@ def complain(error: FreshetError) -> int:
 def wrong_use(what: str, fact: str, hint: str) -> Refused:
     """Return the refusal of an argument."""
     return Refused([Problem("argument", what, fact, hint=hint)])
-
-
-def _log(settings: Settings) -> None:
-    form = "%(asctime)s %(levelname)-7s %(message)s"
-    if settings.log == "json":
-        form = '{"time":"%(asctime)s","level":"%(levelname)s","logger":"%(name)s","message":%(message)r}'
-    for name, level in (("", logging.ERROR), ("freshet", logging.INFO)):  # libraries talk about themselves below ERROR
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(form))
-        handler.setLevel(level)
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
 
 
 if __name__ == "__main__":

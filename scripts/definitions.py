@@ -1,6 +1,5 @@
 """The Feast objects of a project, for the project's own `feature_repo/definitions.py`."""
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,5 @@ from freshet.flows.live import Workspace
 
 def objects(root: Path) -> list[Any]:
     """Return what a project's declaration registers with Feast; raises `Refused` if it is wrong."""
-    settings = dataclasses.replace(settings_.read(os.environ), project=root)
-    workspace = Workspace.open(settings)
+    workspace = Workspace.open(settings_.read(os.environ, {"project": str(root)}))
     return repo_objects(workspace.pipeline.project, workspace.pipeline.views, workspace.offline_root)

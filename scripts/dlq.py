@@ -7,6 +7,7 @@ once, and only if the flow would accept it now; exits 1 if it would reject one a
 import argparse
 import base64
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -28,6 +29,8 @@ from freshet.schemas.rejects import Reason, Reject, dead_letter_topic
 from freshet.schemas.units import count_us, duration, instant_us
 from freshet.scripts.cli import wrong_use
 from freshet.scripts.replay import chosen_stream
+
+LOG = logging.getLogger("freshet")
 
 _EVENT_CHARACTERS = 160
 _TRANSACTION_LETTERS = 500
@@ -161,7 +164,7 @@ def _newest_us(workspace: Workspace, stream: str) -> dict[tuple[str, int], int]:
     """Return the greatest event time of each partition, as the materializer judged it last."""
     ledger = LedgerFile(workspace.offline_root).read()
     if ledger is None:
-        print("freshet: nothing is materialized yet, so lateness is not judged", file=sys.stderr)
+        LOG.warning("nothing is materialized yet, so lateness is not judged")
         return {}
     return {(stream, number): mark.newest_us for number, mark in ledger.partitions_of(stream).items()}
 

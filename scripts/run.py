@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from freshet.flows.edges import bytewax
+from freshet.flows.edges import bytewax, log
 from freshet.flows.live import Run, Workspace, open_live
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import FreshetError, PeerLost, StoreLost
@@ -43,7 +43,7 @@ def arguments(words: argparse.ArgumentParser) -> None:
     words.add_argument("--until-end", action="store_true", help="end once everything that is in Kafka by now is done")
     words.add_argument("--rebuild", action="store_true", help="make lost state anew from the event archive")
     words.add_argument("--accept-gap", action="store_true", help="go on though messages to be read next are gone")
-    words.add_argument("--metrics", metavar="HOST:PORT", help="where /metrics and /healthz listen")
+    words.add_argument("--metrics", metavar="HOST:PORT", help="where /metrics, /healthz and /readyz listen")
     words.add_argument("--leashed", action="store_true", help=argparse.SUPPRESS)  # end as soon as standard input does
 
 
@@ -71,7 +71,8 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         place = dataclasses.replace(place, workers_count=words.workers)
     run = Run(place=place, until_end=words.until_end, rebuild=words.rebuild, accept_gap=words.accept_gap)
     try:
-        code = _run(settings, run)
+        with log.strays():
+            code = _run(settings, run)
     except FreshetError as error:
         code = complain(error)
     if code == 0 and not place.addresses:
@@ -93,7 +94,8 @@ def _validate(words: argparse.Namespace, settings: Settings) -> int:
         settings = dataclasses.replace(settings, metrics_address=words.metrics)
     from freshet.flows.live_validator import open_validator  # noqa: PLC0415  # pandas is slow, and only here
 
-    open_validator(Workspace.open(settings)).run()
+    with log.strays():
+        open_validator(Workspace.open(settings)).run()
     return 0
 
 
@@ -193,8 +195,7 @@ class _Cluster:
         for line in stream:
             sys.stderr.buffer.write(line)
             sys.stderr.flush()
-            if line.startswith(b"freshet: "):
-                self.said[place] = line.decode(errors="replace").rstrip()
+            self.said[place] = log.ending(line) or self.said[place]
 
     def _verdict(self, codes: Sequence[int]) -> int:
         """Say which process failed by itself, and how: the others ended because it did."""
@@ -204,9 +205,11 @@ class _Cluster:
             return _START_AGAIN
         for place, (code, said) in enumerate(zip(codes, self.said, strict=True)):
             if code and PeerLost.FACT not in said:
-                killed = f"freshet: process {place} of {len(codes)} was ended by {_name(-code)}"
-                print(killed if code < 0 else said or f"freshet: process {place} ended with {code}", file=sys.stderr)
-                return _UNAVAILABLE if code < 0 else code
+                killed = f"process {place} of {len(codes)} was ended by {_name(-code)}"
+                ends = _UNAVAILABLE if code < 0 else code
+                why = killed if code < 0 else said or f"process {place} ended with {code}"
+                LOG.error("%s", why, extra={"exit_code": ends})
+                return ends
         return _UNAVAILABLE
 
 

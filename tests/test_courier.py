@@ -133,6 +133,7 @@ def test_who_sends_does_not_wait_for_a_receiver_that_hangs_nor_does_the_end() ->
 
     assert [2] == dropped
     receiver.released.set()
+    courier.close(LIMIT)  # what it says still, it says to this test
 
 
 @pytest.mark.parametrize("well", [True, False])

@@ -1,4 +1,4 @@
-"""What Prometheus may ask a process: `/metrics` and `/healthz`. Names are an interface (DESIGN of Freshet, README).
+"""What may be asked of a process: `/metrics`, `/healthz` and `/readyz`. Names are an interface (DESIGN of Freshet, README).
 
 Every label set that can occur is there from the start, as zero, so that `increase()` sees the first event.
 """
@@ -291,22 +291,29 @@ def _feature(features: Sequence[str]) -> str:
 class Server:
     """Serves a registry over HTTP until closed, on loopback unless told otherwise.
 
-    `trouble` says what is wrong, or nothing.
+    `trouble` says what is wrong, or nothing; `unready` what is missing still, which is the same if it is not given.
     """
 
-    def __init__(self, address: str, registry: CollectorRegistry, trouble: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        registry: CollectorRegistry,
+        trouble: Callable[[], str],
+        unready: Callable[[], str] | None = None,
+    ) -> None:
         host, _, port = address.rpartition(":")
+        answers = {"/healthz": trouble, "/readyz": unready or trouble}
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:  # the name http.server calls
                 """Answer Prometheus, or a health check."""
                 if self.path == "/metrics":
                     self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
-                elif self.path == "/healthz":
-                    said = trouble()
+                elif self.path in answers:
+                    said = answers[self.path]()
                     self._answer(503 if said else 200, "text/plain", f"{said or 'ok'}\n".encode())
                 else:
-                    self._answer(404, "text/plain", b"/metrics or /healthz\n")
+                    self._answer(404, "text/plain", b"/metrics, /healthz or /readyz\n")
 
             def _answer(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)

@@ -212,16 +212,16 @@ def _text(path: Path, kind: str = "declaration") -> str:
         raise Refused([Problem(kind, path.name, f"cannot be read: {error.strerror}")]) from error
 
 
-def expand(text: str, what: str) -> str:
+def expand(text: str, what: str, environment: Mapping[str, str] = os.environ) -> str:
     """Put environment variables where `${NAME}` stands; raises `Refused` for one that is not set.
 
-    >>> expand("redis://localhost", "onlineStore")
-    'redis://localhost'
+    >>> expand("redis://:${PASSWORD}@localhost", "onlineStore", {"PASSWORD": "wood"})
+    'redis://:wood@localhost'
     """
-    missing = [name for name in _ENVIRONMENT.findall(text) if name not in os.environ]
+    missing = [name for name in _ENVIRONMENT.findall(text) if name not in environment]
     if missing:
         names = listed(missing)
         raise Refused(
             [Problem("key", what, f"names environment variables that are not set: {names}", hint=f"export {names}")]
         )
-    return _ENVIRONMENT.sub(lambda found: os.environ[found[1]], text)
+    return _ENVIRONMENT.sub(lambda found: environment[found[1]], text)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from freshet.flows import settings
+from freshet.flows.edges import log
 from freshet.flows.journal import States
 from freshet.flows.live import Outside, Run, Workspace, connect, open_live
 from freshet.schemas.errors import FreshetError
@@ -34,7 +35,9 @@ def main() -> int:
     """Run until stopped."""
     (path,) = map(Path, sys.argv[1:])
     try:
-        workspace = Workspace.open(settings.read(os.environ))
+        known = settings.read(os.environ)
+        log.begin(known.log, "materializer")
+        workspace = Workspace.open(known)
         views = {view.name: view for view in workspace.pipeline.views}
         sink = Sink(Cause.LOST_OFFLINE_WRITE, Choice(0.0), Deeds(path), views)
 

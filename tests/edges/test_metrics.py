@@ -222,7 +222,20 @@ def test_metrics_and_health_are_served() -> None:
         assert get(f"http://{server.address}/healthz") == (200, b"ok\n")
         trouble[0] = "stopping"
         assert get(f"http://{server.address}/healthz") == (503, b"stopping\n")
+        assert get(f"http://{server.address}/readyz") == (503, b"stopping\n")
         assert get(f"http://{server.address}/other")[0] == 404
+    finally:
+        server.close()
+
+
+def test_a_process_may_be_well_and_not_ready_yet() -> None:
+    unready = ["restoring"]
+    server = Server("127.0.0.1:0", CollectorRegistry(), lambda: "", lambda: unready[0])
+    try:
+        assert get(f"http://{server.address}/healthz") == (200, b"ok\n")
+        assert get(f"http://{server.address}/readyz") == (503, b"restoring\n")
+        unready[0] = ""
+        assert get(f"http://{server.address}/readyz") == (200, b"ok\n")
     finally:
         server.close()
 
