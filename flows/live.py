@@ -209,8 +209,8 @@ class LiveReader:
     """Reads one Kafka partition for the flow, an epoch after the other, and has the journal commit those that are done.
 
     With `until` it ends there; otherwise it goes on, and says now and then that it is at the partition's end: then time
-    may pass though no event comes. It has `caught_up` once all that the partition had at one moment was durable no later
-    than `limit` after it.
+    may pass though no event comes. It has `caught_up` once all that the partition had at one moment was durable within
+    `limit`.
     """
 
     key: str

@@ -143,9 +143,15 @@ class Stack:
 
     def health(self) -> str:
         """Return what /healthz says of the process that was started last."""
-        address = re.findall(r"metrics at (http://\S+)/metrics", self.log.read_text(errors="replace"))[-1]
+        return self.asked("healthz")
+
+    def asked(self, what: str) -> str:
+        """Return what the process that was started last answers; nothing if it does not."""
+        found = re.findall(r"metrics at (http://[^\s/]+)/metrics", self.log.read_text(errors="replace"))
+        if not found:
+            return ""
         try:
-            with urllib.request.urlopen(f"{address}/healthz", timeout=5) as answer:
+            with urllib.request.urlopen(f"{found[-1]}/{what}", timeout=5) as answer:
                 return str(answer.read().decode())
         except urllib.error.HTTPError as error:
             return error.read().decode()

@@ -28,11 +28,20 @@ class World:
         places = Places(MemoryLedger(), MemoryRecovery(), MemoryOfflineStore())
         journal = Journal(places, Pipeline("test", ()), {}, 1)
         partition = self.log.reader("clicks", 0)
-        self.reader = LiveReader("clicks/0", partition, journal, Alignment(), lambda: None, until, lambda: self.now_us)
+        now_us, limit = (lambda: self.now_us), timedelta(seconds=2)
+        self.reader = LiveReader("clicks/0", partition, journal, Alignment(), lambda: None, until, now_us, limit)
 
     def polled(self, *, after_us: int = 0) -> Poll | None:
         self.now_us += after_us
         return self.reader.poll()
+
+    def epoch(self, *, lasts_us: int) -> bool:
+        """Pass an epoch; say whether the reader has caught up."""
+        self.reader.poll()
+        self.reader.close_epoch()
+        self.now_us += lasts_us
+        self.reader.epoch_durable()
+        return self.reader.caught_up
 
 
 def test_what_was_read_up_to_the_end_says_when() -> None:
@@ -65,6 +74,31 @@ def test_in_an_outage_time_stands_still() -> None:
     polled = world.polled(after_us=600_000)
     assert polled is not None
     assert polled.caught_up_us == 1_000_000 + 6 * 600_000
+
+
+def test_a_partition_is_caught_up_once_all_it_had_at_a_moment_was_durable_in_time() -> None:
+    world = World()
+    world.log.append("clicks", 0, b"a")
+
+    assert not world.epoch(lasts_us=2_000_001)
+    world.log.append("clicks", 0, b"b")
+    assert world.epoch(lasts_us=2_000_000)
+    world.log.append("clicks", 0, b"c")
+    assert world.epoch(lasts_us=9_000_000)  # ready is what it was once; how late it is, metrics say
+
+
+def test_a_partition_of_which_something_waits_for_too_long_is_not_caught_up() -> None:
+    world = World()
+    world.log.append("clicks", 0, b"a")
+    world.reader.partition = world.log.reader("clicks", 0)
+    world.reader.__post_init__()  # it begins where one message waits
+
+    world.reader.close_epoch()  # of which nothing was read
+    world.reader.epoch_durable()
+
+    assert not world.reader.caught_up
+    assert not world.epoch(lasts_us=2_000_001)
+    assert world.epoch(lasts_us=1)
 
 
 def test_a_run_that_ends_at_what_is_there_lets_no_time_pass() -> None:

@@ -1,7 +1,6 @@
 """Logs of processes in JSON: every line of a materializer and a validator is an object, through an outage to the end."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,22 +29,24 @@ def events(log: Path) -> list[dict[str, Any]]:
 def test_every_line_is_an_event_through_an_outage_to_the_end(server: Server, tmp_path: Path) -> None:
     with Broker.start() as broker:
         stack = prepared(broker.address, server.url, tmp_path, FRESHET_LOG="json", FRESHET_ROUND="1s")
-        print(time.time(), "begin")
         stack.produce(300)
-        running = stack.start(FRESHET_PATIENCE="2s")
-        until(stack.is_done)
-        materializer_log, stack.log = stack.log, tmp_path / "validator"
-        print(time.time(), "done")
+        materializer, told = stack.start(FRESHET_PATIENCE="2s"), stack.log
+        until(lambda: stack.asked("readyz") == "ok\n")
+        stack.log = tmp_path / "validator"
         validator = stack.spawn([*FRESHET, "run", "validator"])
         until(lambda: any(" rows compared" in event["message"] for event in events(stack.log)))
+        until(lambda: stack.asked("readyz") == "ok\n")
 
         server.stop()
 
-        print(time.time(), "stopped")
-        assert running.wait(60) == 5
-        print(time.time(), "ended")
+        assert 5 == materializer.wait(60)
         until(lambda: any("validator_error" in event["message"] for event in events(stack.log)))
+        assert f"Redis at 127.0.0.1:{server.port} cannot be used" in stack.asked("readyz")
         stack.stop(validator)
-        said = events(materializer_log)
-        print(materializer_log.read_text(), stack.log.read_text())
         stack.close()
+
+    *_, last = events(told)
+    assert (5, "materializer", "ERROR") == (last["exit_code"], last["process"], last["level"])
+    assert f"Redis at 127.0.0.1:{server.port} cannot be used: ConnectionError: " in last["message"]
+    assert any(event["logger"] == "stderr" and "panicked" in event["message"] for event in events(told))
+    assert "stopped" == events(stack.log)[-1]["message"]

@@ -42,7 +42,7 @@ def begin(form: str, process: str) -> None:
 
 @contextlib.contextmanager
 def strays() -> Iterator[None]:
-    """While this lasts, tell what else is printed to standard error (by Rust, by C) as events, too, if they are JSON."""
+    """While this lasts, and if events are JSON, tell what Rust and C print to standard error as events, too."""
     if not any(isinstance(handler.formatter, Json) for handler in LOG.handlers):
         yield
         return

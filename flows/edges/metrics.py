@@ -1,4 +1,4 @@
-"""What may be asked of a process: `/metrics`, `/healthz` and `/readyz`. Names are an interface (DESIGN of Freshet, README).
+"""What a process may be asked: `/metrics`, `/healthz`, `/readyz`. Names are an interface (DESIGN of Freshet, README).
 
 Every label set that can occur is there from the start, as zero, so that `increase()` sees the first event.
 """
