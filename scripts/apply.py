@@ -45,6 +45,7 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     planned = planned_deployment(workspace).model_dump(mode="json")
     before = applied_deployment(workspace)
     _refuse_breaking(planned, before or {})
+    store_config.refuse_secret(workspace.declared_online_url)
     if not workspace.online_url.startswith("sqlite:"):
         workspace.online()  # a store that does not answer ends it here, before anything is made
     kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
@@ -63,6 +64,7 @@ def apply(workspace: Workspace) -> dict[str, Any]:
 def write_store_config(workspace: Workspace) -> None:
     """Write feature_store.yaml, by which Feast's own tools find the registry and the stores."""
     project = workspace.project
+    store_config.refuse_secret(workspace.declared_online_url)
     config = store_config.store_config(workspace.pipeline.project, workspace.declared_online_url, project.registry)
     config["registry"]["path"] = os.path.relpath(project.registry, project.feature_repo)
     store_config.write_store_config(project.feature_repo / "feature_store.yaml", config)

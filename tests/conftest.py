@@ -1,6 +1,6 @@
 """What tests stand on: real parts where they are there, and a loud word where they are not.
 
-A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,kcat,burrow`) names it:
+A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,kcat,burrow,redis`) names it:
 then it fails.
 """
 
@@ -97,6 +97,17 @@ def promtool() -> str:
     found = shutil.which("promtool")
     if found is None:
         require("promtool", "it is not on the PATH; it comes with Prometheus")
+    return found
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> str:
+    """A Redis that speaks TLS; the wheel's Valkey does not."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found is None:
+        require(
+            "redis", "neither redis-server nor valkey-server is on the PATH; on Debian, apt-get install redis-server"
+        )
     return found
 
 

@@ -250,11 +250,12 @@ def test_a_broker_that_is_not_there_ends_every_process(verb: tuple[str, ...], pr
 
 def test_a_redis_that_is_not_there_is_named_without_its_password_and_nothing_is_made(project: Path) -> None:
     (port,) = free_ports(1)
-    url = f"redis://app:hunter2@127.0.0.1:{port}/0"
+    url = f"redis://app:${{APP_PASSWORD}}@127.0.0.1:{port}/0"
     before = files_in(project)
 
     with Broker.start() as empty:
-        done = Freshet(project, {"FRESHET_BROKERS": empty.address, "FRESHET_ONLINE_STORE": url})("apply")
+        own = {"FRESHET_BROKERS": empty.address, "FRESHET_ONLINE_STORE": url, "APP_PASSWORD": "hunter2"}
+        done = Freshet(project, own)("apply")
         topics = AdminClient({"bootstrap.servers": empty.address}).list_topics(timeout=10).topics
 
     assert done.returncode == 5, done.stderr + done.stdout
@@ -263,6 +264,26 @@ def test_a_redis_that_is_not_there_is_named_without_its_password_and_nothing_is_
     assert "Traceback" not in done.stderr
     assert files_in(project) == before
     assert topics == {}
+
+
+def test_a_password_in_clear_is_refused_before_it_would_be_written(project: Path) -> None:
+    before = files_in(project)
+
+    done = Freshet(project, {"FRESHET_ONLINE_STORE": "redis://app:hunter2@127.0.0.1:1/0"})("apply")
+
+    assert done.returncode == 2
+    assert 'key "onlineStore" has a password in it, which would be written to feature_store.yaml' in done.stderr
+    assert "Hint: write ${NAME} in its place" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+    assert files_in(project) == before
+
+
+def test_a_flag_is_a_setting_and_one_that_is_none_is_refused(project: Path) -> None:
+    freshet = Freshet(project, {"FRESHET_SHARDS": "4"})
+
+    assert "flag \"--set shards\" cannot be read; got 'x'" in freshet("--set", "shards=x", "plan").stderr
+    assert 'argument "--set" is given shards. Hint: write --set NAME=VALUE' in freshet("--set", "shards", "plan").stderr
+    assert freshet("--set", "shards=8", "plan").returncode == 0
 
 
 @pytest.mark.kafka

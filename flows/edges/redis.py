@@ -25,8 +25,10 @@ lasts longer, one that has outlived its ttl stays.
 Values are encoded a column at a time, without protobuf objects.
 """
 
+import os
 import random
 import re
+import ssl
 import struct
 import threading
 import time
@@ -60,6 +62,7 @@ _PASSING_ERRORS = (
     exceptions.OutOfMemoryError,
 )
 """Answers that a failover, an operator or time may mend, in words and as the client knows them."""
+_TOLD_APART = (exceptions.AuthenticationError, exceptions.NoPermissionError, ssl.SSLCertVerificationError)
 _KEYS_PER_SCAN, _SCANS = 1000, 200
 
 _TIME_OF = b"_ts:"
@@ -313,7 +316,8 @@ class OnlineStore:
         while root.__cause__ is not None:
             root = root.__cause__
         said = str(root).rpartition(" of pipeline caused error: ")[2]  # before that are a row's own bytes
-        return Unavailable(f"online store Redis at {self._address} cannot be used: {type(root).__name__}: {said}")
+        why = f"{type(root).__name__}: {said.removesuffix('.')}"
+        return Unavailable(f"online store Redis at {self._address} cannot be used: {why}. Hint: {_hint(error)}")
 
 
 def pauses(patience_s: float, clock: Callable[[], float] = time.monotonic) -> Iterator[float | None]:
@@ -335,11 +339,33 @@ def pauses(patience_s: float, clock: Callable[[], float] = time.monotonic) -> It
 
 
 def _may_pass(error: Exception) -> bool:
-    """Say whether waiting may help: a wrong password stays wrong."""
+    """Say whether waiting may help: a wrong password stays wrong, and an unknown certificate unknown."""
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+        return False
+    if any(isinstance(found, ssl.SSLCertVerificationError) for found in _chain(error)):
         return False
     passing = isinstance(error, _PASSING_ERRORS)
     return passing or any(word in str(error) for word in _PASSING)
+
+
+def _hint(error: Exception) -> str:
+    """Return the thing to look at."""
+    match next((found for found in _chain(error) if isinstance(found, _TOLD_APART)), None):
+        case exceptions.AuthenticationError():
+            return "user and password stand in onlineStore, or FRESHET_ONLINE_STORE"
+        case exceptions.NoPermissionError():
+            return "its ACL must allow this user what README says"
+        case ssl.SSLCertVerificationError():
+            return "name the file of the CA that signed its certificate: rediss://…?ssl_ca_certs=/path/ca.pem"
+        case _:
+            return "is it running there? redis:// is without TLS, rediss:// with it"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an exception and all that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class MemoryOnlineStore:
@@ -583,10 +609,20 @@ def _client(url: str, patience_s: float) -> redis.Redis:
     """Open a client; one attempt lasts no longer than the patience."""
     limits_s = {"socket_timeout": min(10.0, patience_s), "socket_connect_timeout": min(5.0, patience_s)}
     try:
-        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **limits_s)
+        client = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **limits_s)
     except ValueError:  # its text may hold pieces of the password
         hint = "write redis://host:6379/0, rediss://… or unix:///path; percent-encode user and password"
         raise Refused([Problem("key", "onlineStore", "is not a Redis URL", hint=hint)]) from None
+    options = client.connection_pool.connection_kwargs
+    absent = [name for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile") if not _may_be_read(options.get(name))]
+    if absent:
+        fact = f"names a file by {absent[0]} that cannot be read"
+        raise Refused([Problem("key", "onlineStore", fact, options[absent[0]], "write its path, from / on")])
+    return client
+
+
+def _may_be_read(path: str | None) -> bool:
+    return path is None or os.access(path, os.R_OK)
 
 
 def _trips(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -13,6 +13,7 @@ from redis.connection import SSLConnection, parse_url
 from freshet.flows.edges import disk
 from freshet.schemas.errors import Problem, Refused
 
+_REFERENCE = re.compile(r"\$\{\w+\}")
 _UNEXPANDED = re.compile(r"\$(?!\{\w+\})")
 
 
@@ -58,6 +59,18 @@ def _online_config(url: str) -> dict[str, Any]:
     }
 
 
+def refuse_secret(url: str) -> None:
+    """Make sure that an online store's URL may stand in a file: a password in it is `${NAME}`. Raises `Refused`."""
+    try:
+        options = {} if url.startswith("sqlite://") else parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:  # another one says what is wrong with it
+        return
+    if any(not _REFERENCE.fullmatch(options.get(name, "${NONE}")) for name in ("password", "ssl_password")):
+        fact = "has a password in it, which would be written to feature_store.yaml"
+        hint = "write ${NAME} in its place, here or in FRESHET_ONLINE_STORE, and export NAME"
+        raise Refused([Problem("key", "onlineStore", fact, hint=hint)])
+
+
 def _quoted(value: object) -> str:
     r"""Write an option such that Feast, which splits at commas, fills in $ and reads JSON, has the same value again.
 
@@ -68,7 +81,7 @@ def _quoted(value: object) -> str:
 
 
 def write_store_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write feature_store.yaml, all at once, readable by its owner only: it may hold the store's password."""
+    """Write feature_store.yaml, all at once, readable by its owner only."""
 
     def write(file: IO[bytes]) -> None:
         os.fchmod(file.fileno(), 0o600)

