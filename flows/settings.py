@@ -62,7 +62,9 @@ FILE = "freshet.toml"
 """The settings file of a project."""
 
 _PREFIX, _KAFKA, _SECRET = "FRESHET_", "kafka.", frozenset({"kafka", "online_store", "webhook"})
-_OF_OTHERS = frozenset({"REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "SOAK", "SEED"})
+_OF_OTHERS = frozenset(
+    {"REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "KAFKA_PROPERTIES", "SOAK", "SEED"}
+)
 """What the scripts around Freshet read."""
 
 

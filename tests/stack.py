@@ -1,6 +1,8 @@
 """A project of its own, its topics, and materializers of it as processes: what kills, outages and garbage are tested on."""
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -45,6 +47,20 @@ def free_ports(count: int) -> list[int]:
         for each in bound:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in bound]
+
+
+def free_pair() -> int:
+    """Return a port that is free together with the next one, below those that the system gives to whoever asks for any."""
+    for port in random.Random(os.getpid()).sample(range(20_000, 30_000, 2), 500):  # no secret
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as next_one:
+            one.bind(("127.0.0.1", port))
+            next_one.bind(("127.0.0.1", port + 1))
+            return port
+    raise AssertionError("no pair of ports is free")
+
+
+def kafka_does(environment: dict[str, str], *words: str) -> None:
+    subprocess.run([REPO / "scripts" / "kafka", *words], env=environment, check=True, timeout=180, capture_output=True)
 
 
 def listens(port: int) -> bool:

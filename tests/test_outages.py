@@ -3,13 +3,10 @@
 With FRESHET_SOAK an outage lasts half a minute, otherwise two seconds.
 """
 
-import contextlib
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +17,7 @@ import psutil
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from stack import FRESHET, REPO, SEED, STREAM, Server, Stack, check, free_ports, prepared, until
+from stack import FRESHET, SEED, STREAM, Server, Stack, check, free_pair, free_ports, kafka_does, prepared, until
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
@@ -259,16 +256,6 @@ def test_a_kafka_that_stays_away_ends_the_flow_with_the_cause_and_nothing_is_los
     check(stack.workspace, stack.sent_count)
 
 
-def free_pair() -> int:
-    """Return a port that is free together with the next one, below those that the system gives to whoever asks for any."""
-    for port in random.Random(os.getpid()).sample(range(20_000, 30_000, 2), 500):  # no secret
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as next_one:
-            one.bind(("127.0.0.1", port))
-            next_one.bind(("127.0.0.1", port + 1))
-            return port
-    raise AssertionError("no pair of ports is free")
-
-
 @pytest.fixture
 def own_kafka(real_kafka: str) -> Iterator[dict[str, str]]:
     """A real Kafka that may be stopped; its jars are those of the one that runs."""
@@ -278,10 +265,6 @@ def own_kafka(real_kafka: str) -> Iterator[dict[str, str]]:
     kafka_does(environment, "start")
     yield environment
     kafka_does(environment, "stop", "--wipe")
-
-
-def kafka_does(environment: dict[str, str], *words: str) -> None:
-    subprocess.run([REPO / "scripts" / "kafka", *words], env=environment, check=True, timeout=180, capture_output=True)
 
 
 @pytest.mark.kafka

@@ -6,6 +6,7 @@ librdkafka's defaults that would lose or split data are set otherwise: a read fr
 
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,13 @@ _FETCH = {
     "topic.metadata.refresh.interval.ms": 5000,
 }
 _OFFSET_GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001  # the client's own name
+_HINTS = {
+    r"SASL authentication|Authentication failed": "user and password are FRESHET_KAFKA_SASL_USERNAME and …_PASSWORD",
+    "certificate verify failed": "FRESHET_KAFKA_SSL_CA_LOCATION names the file of the CA that signed its certificate",
+    "authorization failed": "its ACLs must let this user describe, read and write",
+    r"security\.protocol|SSL handshake|ApiVersionRequest": "FRESHET_KAFKA_SECURITY_PROTOCOL is what it speaks there",
+}
+"""What to look at, by what librdkafka says."""
 _ELECTING = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -87,6 +95,15 @@ class Kafka:
         quiet = {"socket.keepalive.enable": True, "log_level": 2}
         return {**quiet, **(tuned or {}), **self.options, **ours, "bootstrap.servers": self.brokers}
 
+    def client(self, kind: Callable[[dict[str, Any]], T], tuned: Mapping[str, Any] | None = None, **fixed: Any) -> T:
+        """Make a client of the given kind, as `config` says; raises `Refused` for options that librdkafka refuses."""
+        try:
+            return kind(self.config(tuned, **fixed))
+        except KafkaException as error:
+            hint = "they are librdkafka's: sasl.password is FRESHET_KAFKA_SASL_PASSWORD, or stands below [kafka]"
+            said = error.args[0].str()
+            raise Refused([Problem("settings", "FRESHET_KAFKA_*", "cannot be used", said, hint)]) from error
+
     @property
     def answer_limit_s(self) -> float:
         """How long one question may wait for its answer."""
@@ -94,7 +111,9 @@ class Kafka:
 
     def unavailable(self, error: object) -> Unavailable:
         """Return the exception that says which cluster does not answer, and why."""
-        return Unavailable(f'kafka "{self.brokers}" is not available: {error}. Hint: is it running there?')
+        said = str(error)
+        hint = next((hint for words, hint in _HINTS.items() if re.search(words, said)), "is it running there?")
+        return Unavailable(f'kafka "{self.brokers}" is not available: {said}. Hint: {hint}')
 
 
 class _Heard:
@@ -118,7 +137,7 @@ class _Client:
 
     def __init__(self, kafka: Kafka, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> None:
         self.kafka, self.heard = kafka, _Heard()
-        self.consumer = Consumer(kafka.config(tuned, error_cb=self.heard, enable_auto_commit=False, **fixed))
+        self.consumer = kafka.client(Consumer, tuned, error_cb=self.heard, enable_auto_commit=False, **fixed)
 
     def ask(self, question: Callable[[Consumer, float], T]) -> T:
         """Return the answer; the question is given the consumer and a limit in seconds.
@@ -164,7 +183,7 @@ def create_topics(kafka: Kafka, topics: Mapping[str, int]) -> dict[str, str]:
     asked for it.
     """
     heard = _Heard()
-    admin = AdminClient(kafka.config(error_cb=heard))
+    admin = kafka.client(AdminClient, error_cb=heard)
     try:
         cluster = admin.list_topics(timeout=kafka.answer_limit_s)
         there = {topic for topic in topics if topic in cluster.topics and cluster.topics[topic].partitions}
@@ -458,15 +477,14 @@ class Outbox:
         self._kafka, self._kind = kafka, kind
         self.delivered_count, self.failed, self._lost = 0, list[Problem](), list[str]()
         self._heard = _Heard()
-        self._producer = RawProducer(
-            kafka.config(
-                tuned,
-                enable_idempotence=True,
-                partitioner="murmur2_random",  # Java's: the default would put a key where other producers do not
-                delivery_timeout_ms=int(kafka.patience_s * 1000),
-                error_cb=self._heard,
-                **fixed,
-            )
+        self._producer = kafka.client(
+            RawProducer,
+            tuned,
+            enable_idempotence=True,
+            partitioner="murmur2_random",  # Java's: the default would put a key where other producers do not
+            delivery_timeout_ms=int(kafka.patience_s * 1000),
+            error_cb=self._heard,
+            **fixed,
         )
 
     def send(self, record: Record, name: str, delivered: Callable[[int, int], object] = lambda _, __: None) -> None:
