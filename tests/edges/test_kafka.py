@@ -499,6 +499,21 @@ def test_a_secret_is_not_printed() -> None:
     assert "hunter2" not in repr(kafka.Kafka("b:1", {"sasl.password": "hunter2"}))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"no.such": "1"}, 'got No such configuration property: "no.such"'),
+        ({"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"}, "sasl.username and sasl.password must be set"),
+        ({"security.protocol": "SSL", "ssl.ca.location": "/no/such.pem"}, "ssl.ca.location failed"),
+    ],
+)
+def test_options_that_librdkafka_does_not_take_are_refused(options: dict[str, str], said: str) -> None:
+    with pytest.raises(Refused, match='settings "FRESHET_KAFKA_\\*" cannot be used; got ') as refused:
+        kafka.partitions_count(kafka.Kafka("b:1", options), "clicks")
+
+    assert said in str(refused.value)
+
+
 @pytest.mark.kafka
 def test_the_cluster_says_what_is_wrong_with_every_topic(real_kafka: str) -> None:
     with pytest.raises(Refused) as refused:
