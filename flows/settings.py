@@ -26,6 +26,9 @@ them, since other users of the machine see it.
 | FRESHET_OFFLINE_STORE | in place of the declared offlineStore; may use ${NAME} | |
 | FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |
 | FRESHET_METRICS_ADDRESS | where /metrics, /healthz, /readyz listen | 127.0.0.1:9308, the validator's 127.0.0.1:9307 |
+| FRESHET_MATERIALIZER_ADDRESS | where `freshet status` asks the materializer | 127.0.0.1:9308 |
+| FRESHET_VALIDATOR_ADDRESS | where it asks the validator | 127.0.0.1:9307 |
+| FRESHET_LAG_EXPORT | which process exports lag: validator, materializer or off | validator |
 | FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
 | FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
 | FRESHET_PATIENCE | how long an outage of Kafka or the online store is waited out | 60 s |
@@ -61,6 +64,9 @@ from freshet.schemas.errors import Problem, Refused, listed, nearest
 FILE = "freshet.toml"
 """The settings file of a project."""
 
+MATERIALIZER_ADDRESS, VALIDATOR_ADDRESS = "127.0.0.1:9308", "127.0.0.1:9307"
+"""Where metrics are served unless a setting says otherwise; a cluster's processes are at this port and upwards."""
+
 _PREFIX, _KAFKA, _SECRET = "FRESHET_", "kafka.", frozenset({"kafka", "online_store", "webhook"})
 _OF_OTHERS = frozenset(
     {"REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "KAFKA_PROPERTIES", "SOAK", "SEED"}
@@ -90,6 +96,9 @@ class Settings:
     offline_store: str | None = None
     recovery: Path = Path(".freshet/recovery")
     metrics_address: str | None = None
+    materializer_address: str = MATERIALIZER_ADDRESS
+    validator_address: str = VALIDATOR_ADDRESS
+    lag_export: Literal["validator", "materializer", "off"] = "validator"
     shards: Annotated[int, Field(ge=1, le=64)] = 4
     epoch: Duration = timedelta(seconds=1)
     patience: Duration = timedelta(seconds=60)
