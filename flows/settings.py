@@ -167,7 +167,10 @@ class _Said:
 
     def unreadable(self, error: ErrorDetails) -> Problem:
         """Return what is wrong with the value."""
-        expected = error.get("ctx", {}).get("error") or error["msg"].removeprefix("Input should be ").split(",")[0]
+        told = error.get("ctx", {})
+        expected = (
+            told.get("error") or told.get("expected") or error["msg"].removeprefix("Input should be ").split(",")[0]
+        )
         return self._problem("cannot be read", f"write {expected}", "" if self.name in _SECRET else repr(self.value))
 
     def _problem(self, fact: str, hint: str, got: str = "") -> Problem:

@@ -10,6 +10,7 @@ from freshet.flows.edges import kafka
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.scrape import Samples, by_label, quantile, scrape, total
 from freshet.flows.edges.standings import Standings
+from freshet.flows.edges.store_config import shown
 from freshet.flows.lag import LagReader, Lags
 from freshet.flows.live import Workspace
 from freshet.flows.steps.status import Keeping, Part, Report, StreamStatus, ViewStatus, keeping
@@ -52,7 +53,7 @@ class StatusReader:
         before, now = self._before, self._seen()
         self._before = now
         validator = self._scraped("validator", self.workspace.settings.validator_address)
-        self._asked("online store", self.workspace.declared_online_url, lambda: self.workspace.online(_LIMIT_S))
+        self._asked("online store", shown(self.workspace.declared_online_url), lambda: self.workspace.online(_LIMIT_S))
         letters = self._asked_of_kafka(self._dead_letters) or {}
         ledger = LedgerFile(self.workspace.offline_root)
         found = self._asked("offline store", str(self.workspace.offline_root), ledger.read)

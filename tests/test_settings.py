@@ -83,6 +83,7 @@ WRONG = {
     "sample = 0": 'setting "sample" cannot be read; got 0. Hint: write greater than or equal to 1',
     "reject_limit = 'many'": "setting \"reject_limit\" cannot be read; got 'many'. Hint: write a valid integer",
     "log = 'xml'": "setting \"log\" cannot be read; got 'xml'. Hint: write 'text' or 'json'",
+    "lag_export = 'x'": "Hint: write 'validator', 'materializer' or 'off'",
     "brokers = 1": 'setting "brokers" cannot be read; got 1. Hint: write a valid string',
     "project = '.'": 'setting "project" is not a file\'s to say. Hint: name the folder with -C or FRESHET_PROJECT',
     "kafka.bootstrap.servers = 'x'": 'setting "kafka.bootstrap.servers" is Freshet\'s to set. Hint: write `brokers`',

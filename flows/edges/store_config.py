@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import yaml
 from redis.connection import SSLConnection, parse_url
@@ -69,6 +70,23 @@ def refuse_secret(url: str) -> None:
         fact = "has a password in it, which would be written to feature_store.yaml"
         hint = "write ${NAME} in its place, here or in FRESHET_ONLINE_STORE, and export NAME"
         raise Refused([Problem("key", "onlineStore", fact, hint=hint)])
+
+
+def shown(url: str) -> str:
+    """Return an online store's URL as it may be shown: without user, password and options.
+
+    >>> shown("rediss://ada:wood@cache:6380/0?ssl_ca_certs=/ca.pem"), shown("unix:///run/redis")
+    ('rediss://cache:6380/0', 'unix:///run/redis')
+    >>> shown("redis://ada:w/ood@cache")  # what is not percent-encoded cannot be told from what may be shown
+    'redis://…'
+    """
+    parts = urlsplit(url)
+    try:
+        sound = parts.port is None or parts.port > 0
+    except ValueError:
+        sound = False
+    rest = f"{parts.netloc.rpartition('@')[2]}{parts.path}" if sound and "@" not in parts.path else "…"
+    return f"{parts.scheme}://{rest}"
 
 
 def _quoted(value: object) -> str:
