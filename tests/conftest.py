@@ -53,6 +53,8 @@ LONG_FILES = (
     "test_break.py",
     "test_live_validator.py",
     "test_fault_matrix.py",
+    "test_secured.py",
+    "test_logs.py",
 )
 
 
