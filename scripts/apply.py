@@ -6,14 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from freshet.flows.edges import feast, kafka, store_config
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
-from freshet.flows.steps.alerts import lag_alerts, rules_file, rules_test
-from freshet.flows.steps.deployment import RULES
+from freshet.flows.steps.deploy_files import deploy_files
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.scripts.plan import applied_deployment, changes, planned_deployment
@@ -55,7 +52,7 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     config = store_config.store_config(pipeline.project, workspace.online_url, project.registry)
     feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))
     write_store_config(workspace)
-    files = write_rules(workspace)
+    files = write_files(workspace)
     _write(project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
     return {"topics": topics, "changes": changes(planned, before), "registry": str(project.registry), "files": files}
 
@@ -84,17 +81,13 @@ def _refuse_breaking(planned: dict[str, Any], before: dict[str, Any]) -> None:
         raise Refused(problems)
 
 
-def write_rules(workspace: Workspace) -> list[str]:
-    """Write the alert rules and promtool's test of them; returns the files, seen from the project."""
-    declaration = workspace.source.declaration
+def write_files(workspace: Workspace) -> list[str]:
+    """Write what `deploy_files` makes of the declaration; returns the files, seen from the project."""
     topics = [contract.stream.topic for contract in workspace.contracts.values()]
-    alerts = lag_alerts(declaration, workspace.pipeline, topics)
-    rules = workspace.project.root / RULES
-    head = "# Made by `freshet apply` from the declaration; changes here are lost.\n"
-    _write(rules, head + yaml.safe_dump(rules_file(alerts, declaration.project), sort_keys=False, width=120))
-    test = rules.with_name("rules_test.yml")
-    _write(test, head + yaml.safe_dump(rules_test(alerts, declaration), sort_keys=False, width=120))
-    return [str(path.relative_to(workspace.project.root)) for path in (rules, test)]
+    files = deploy_files(workspace.source.declaration, workspace.pipeline, topics)
+    for path, text in files.items():
+        _write(workspace.project.root / path, text)
+    return [*files]
 
 
 def _write(path: Path, text: str) -> None:

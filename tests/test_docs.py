@@ -15,7 +15,7 @@ from freshet.flows.edges.project import Project
 from freshet.flows.live import Workspace
 from freshet.flows.live_validator import templates_of
 from freshet.flows.steps.sql.functions import ALLOWED, WINDOWED
-from freshet.scripts.apply import write_rules, write_store_config
+from freshet.scripts.apply import write_files, write_store_config
 from freshet.scripts.cli import VERBS, main
 
 REPO = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ def test_the_generated_files_in_the_repository_are_what_the_declaration_gives(pr
     workspace = Workspace.open(settings.Settings(project=project))
     write_store_config(workspace)
 
-    for path in ["feature_repo/feature_store.yaml", *write_rules(workspace)]:
+    for path in ["feature_repo/feature_store.yaml", *write_files(workspace)]:
         assert (REPO / path).read_text() == (project / path).read_text(), f"{path}: run `freshet apply`"
 
 

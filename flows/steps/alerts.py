@@ -6,6 +6,9 @@ from typing import Any
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.plan import Pipeline
 
+RULES = "deploy/prometheus/rules.yml"
+RULES_TEST = "deploy/prometheus/rules_test.yml"
+
 
 def consumer_group(project: str) -> str:
     """Return the Kafka group under which the materializer's progress is known."""

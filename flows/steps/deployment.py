@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from freshet.flows.steps import estimates
-from freshet.flows.steps.alerts import consumer_group, lag_alerts
+from freshet.flows.steps.alerts import RULES, consumer_group, lag_alerts
 from freshet.flows.steps.checks import checks_of
 from freshet.schemas import units
 from freshet.schemas.declaration import Declaration
@@ -19,8 +19,6 @@ from freshet.schemas.event import Contract
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.rejects import dead_letter_topic
-
-RULES = "deploy/prometheus/rules.yml"
 
 
 def deployment(

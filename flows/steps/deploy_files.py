@@ -1,0 +1,31 @@
+"""The files below `deploy/` that a declaration implies, as text: pure. `freshet apply` writes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from freshet.flows.steps.alerts import RULES, RULES_TEST, lag_alerts, rules_file, rules_test
+from freshet.schemas.declaration import Declaration
+from freshet.schemas.plan import Pipeline
+
+_HEAD = "# Made by `freshet apply` from the declaration; changes here are lost.\n"
+
+
+def deploy_files(declaration: Declaration, pipeline: Pipeline, topics: Sequence[str]) -> dict[str, str]:
+    """Return every generated file: its path, seen from the project, and its text. `topics` are the streams'."""
+    return alerting_files(declaration, pipeline, topics)
+
+
+def alerting_files(declaration: Declaration, pipeline: Pipeline, topics: Sequence[str]) -> dict[str, str]:
+    """Return the alert rules and promtool's test of them."""
+    alerts = lag_alerts(declaration, pipeline, topics)
+    return {
+        RULES: yaml_file(rules_file(alerts, declaration.project)),
+        RULES_TEST: yaml_file(rules_test(alerts, declaration)),
+    }
+
+
+def yaml_file(content: Mapping[str, Any]) -> str:
+    """Write a generated YAML file, its keys in the order given."""
+    return _HEAD + yaml.safe_dump(content, sort_keys=False, width=120)
