@@ -196,6 +196,7 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
             assert materializer.poll() is None, materializer.communicate()
             assert producer.poll() is None, producer.communicate()
         assert healthy("materializer", address)
+        assert metric(address, "freshet_offline_bytes_total") > 0
         os.killpg(producer.pid, signal.SIGTERM)  # as tini -g does
         assert ", 0 refused" in ended(producer, grace_s("producer"))
         sent_at = time.time()
