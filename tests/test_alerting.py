@@ -39,6 +39,17 @@ def rules(files: Mapping[str, str]) -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(files[RULES])["groups"] for rule in group["rules"]]
 
 
+def test_every_alert_stands_in_the_readme_with_its_severities(rules: Sequence[dict[str, Any]]) -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    said = {}
+    for names, severities in re.findall(r"^\| ((?:`Freshet\w+`(?:, )?)+) \| ([a-z, ]+) \|", readme, re.MULTILINE):
+        said.update(dict.fromkeys(re.findall(r"\w+", names), {*severities.split(", ")}))
+
+    assert {*said} == {rule["alert"] for rule in rules}
+    for rule in rules:
+        assert rule["labels"]["severity"] in said[rule["alert"]]
+
+
 # --- runbooks ---------------------------------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ under `partitions`.
 
 {parts}
 - **all parts are ok, every partition has status STOP**: The materializer hangs, or cannot commit.
-  `curl -s localhost:9308/healthz` says what it waits for, and its log which line came last.
+  `curl -s localhost:9308/healthz` says what it waits for, and so does its log, after `waiting:`.
 - **all parts are ok, only some partitions have STOP**: Kafka has no leader for them, or their reader hangs. With
   Kafka's own tools: `kafka-topics.sh --bootstrap-server localhost:9092 --describe --topic {topic}`; a partition with
   `Leader: none` is Kafka's to mend. Otherwise start the materializer again.
@@ -473,7 +473,8 @@ it takes longer the older the checkpoint is.
 
     freshet status
 
-The first table says of each part whether it answers, and if not, why. The materializer itself says what it waits for:
+The first table says of each part whether it answers, and if not, why. The materializer itself says what it waits for,
+here, and in its log after `waiting:`:
 
     curl -s localhost:9308/healthz
 
@@ -635,7 +636,7 @@ Features may be well or not: nobody can tell. Findings stand as they were before
     freshet status
 
 The first table says of each part whether it answers, and if not, why. The validator says what is wrong with its
-rounds:
+rounds, here and in its log:
 
     curl -s localhost:9307/healthz
 
