@@ -196,13 +196,16 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
             assert materializer.poll() is None, materializer.communicate()
             assert producer.poll() is None, producer.communicate()
         assert healthy("materializer", address)
-        assert metric(address, "freshet_offline_bytes_total") > 0
         os.killpg(producer.pid, signal.SIGTERM)  # as tini -g does
         assert ", 0 refused" in ended(producer, grace_s("producer"))
         sent_at = time.time()
         while not is_caught_up(looking_at, sent_at):
             assert validator.poll() is None, validator.communicate()
             assert time.monotonic() < deadline
+        asked = {"FRESHET_MATERIALIZER_ADDRESS": address, "FRESHET_VALIDATOR_ADDRESS": looking_at}
+        assert metric(address, "freshet_offline_bytes_total") > 0
+        shown, said = started("status", deployment, **asked).communicate(timeout=LIMIT_S)
+        assert shape(shown) == shape(README_STATUS), said
         materializer.send_signal(signal.SIGTERM)
 
         assert "stopped" in ended(materializer, grace_s("materializer"))
@@ -236,6 +239,14 @@ def rows_are_online(address: str) -> bool:
         return False
 
 
+def shape(shown: str) -> list[str]:
+    """Return the lines of a status screen that are the same in every run: numbers, times, places and states apart."""
+    lines = [re.sub(r"(^| )[\w.]+:\S+|\S*/\S*", " WHERE", line) for line in shown.splitlines()[1:]]
+    lines = [re.sub(r"[\d,.]+ (ms|s|min|h|days)\b|never|-", "SPAN", line) for line in lines]
+    states = "ok|warn|stop|stall|rewind|idle|fresh|lagging|stalled|breached|unknown"
+    return [re.sub(r"\s+", " ", re.sub(rf"[\d,]+|\b({states})\b", "N", line, flags=re.IGNORECASE)) for line in lines]
+
+
 def is_caught_up(address: str, since: float) -> bool:
     """Say whether a process exports lag, seen since a time, and there is none."""
     try:
@@ -250,6 +261,13 @@ def rows_are_compared(address: str) -> bool:
         return metric(address, "freshet_skew_compared_total") > 0
     except OSError:  # not listening yet
         return False
+
+
+README_STATUS = next(
+    block.partition("\n")[2]
+    for block in re.findall(r"```console\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    if block.startswith("$ freshet status")
+)
 
 
 def grace_s(name: str) -> float:
