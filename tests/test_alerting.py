@@ -127,6 +127,15 @@ def test_runbooks_name_settings_that_there_are(files: Mapping[str, str]) -> None
             assert f"| {variable} |" in settings.__doc__, f"{name} names {variable}"
 
 
+def test_runbooks_name_services_that_there_are(files: Mapping[str, str]) -> None:
+    services = yaml.safe_load((REPO / "docker-compose.yml").read_text())["services"]
+    for name, text in runbooks(files).items():
+        said = [words.split() for words in re.findall(r"`docker compose ([^`]+)`", text)]
+        assert said, name
+        for words in said:
+            assert services.keys() & {*words}, f"{name}: docker compose {' '.join(words)}"
+
+
 # --- Alertmanager -----------------------------------------------------------------------------------------------------
 
 

@@ -10,8 +10,11 @@ from freshet.schemas.finding import Cause
 
 PARTS: Mapping[str, str] = {
     "where": """\
-Commands are run in the project's folder, with the settings of its processes. With docker compose,
-`docker compose run --rm --no-deps validator status` is `freshet status`, and so for the others.""",
+Commands are run in the project's folder, with the settings of its processes. With docker compose, `freshet status` is
+`docker compose run --rm status`, `freshet check` is `docker compose run --rm check`; others are as
+`docker compose run --rm --no-deps materializer dlq list`. A process is started by
+`docker compose up --detach materializer`, and what `curl` asks it is in its log as well:
+`docker compose logs --tail 20 materializer`.""",
     "parts": """\
 {other_parts}
 - **`materializer` is DOWN**: It ended, or never started. Its last log line says why; FreshetMaterializerDead.md goes
