@@ -1,10 +1,11 @@
 """From a compiled declaration to the deployment: what `plan` prints, `apply` makes, and the code evaluates."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from freshet.flows.steps import estimates
-from freshet.flows.steps.alerts import consumer_group, lag_alerts
+from freshet.flows.steps.alerts import RULES, alerts_of, consumer_group
 from freshet.flows.steps.checks import checks_of
 from freshet.schemas import units
 from freshet.schemas.declaration import Declaration
@@ -20,8 +21,6 @@ from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.rejects import dead_letter_topic
 
-RULES = "deploy/prometheus/rules.yml"
-
 
 def deployment(
     declaration: Declaration,
@@ -29,11 +28,14 @@ def deployment(
     contracts: Mapping[str, Contract],
     store: Mapping[str, Any],
     online_endpoint: str,
-    epoch_text: str,
+    epoch: timedelta,
 ) -> Deployment:
-    """Return the deployment. `store` is the content of feature_store.yaml; `online_endpoint` holds no credentials."""
+    """Return the deployment. `store` is the content of feature_store.yaml; `online_endpoint` holds no credentials.
+
+    `epoch` is how often offsets are committed.
+    """
     serving = declaration.servingRequirements
-    topics = [contract.stream.topic for contract in contracts.values()]
+    topics = {name: contract.stream.topic for name, contract in contracts.items()}
     offline = {"type": store["offline_store"]["type"], "path": declaration.infrastructure.offlineStore}
     return Deployment(
         featureStoreConfig=FeatureStoreConfig(
@@ -45,7 +47,9 @@ def deployment(
         featureViews=[_view(plan, declaration) for plan in pipeline.plans],
         servingSetup=ServingSetup(
             onlineEndpoint=online_endpoint,
-            materializationSchedule=f"push on every batch of events; parquet parts and commits every {epoch_text}",
+            materializationSchedule=(
+                f"push on every batch of events; parquet parts and commits every {units.spell(epoch)}"
+            ),
             latencyMetrics={
                 "freshet_freshness_seconds": {
                     "objective": str(serving.freshnessTarget),
@@ -59,8 +63,16 @@ def deployment(
         ),
         monitoringConfig=MonitoringConfig(
             freshnessAlerts=[
-                {"name": alert["alert"], "expr": alert["expr"], "for": alert["for"], "file": RULES}
-                for alert in lag_alerts(declaration, pipeline, topics)
+                {
+                    "name": alert.name,
+                    "severity": alert.severity,
+                    "expr": alert.expr,
+                    "for": alert.hold,
+                    "features": [feature.name for view in alert.views for feature in view.features],
+                    "file": RULES,
+                    "runbook": alert.runbook,
+                }
+                for alert in alerts_of(declaration, pipeline, topics, epoch)
             ],
             consistencyChecks=[
                 {"name": check.name, "view": plan.view.name, "checks": check.description, "severity": check.severity}
