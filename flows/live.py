@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,8 +21,6 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 from bytewax.dataflow import Dataflow
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from freshet.flows import materializer
 from freshet.flows import settings as settings_
@@ -33,12 +31,13 @@ from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.project import Project, expand
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States, inline
+from freshet.flows.lag import LagExporter, LagReader
 from freshet.flows.materializer import Edges, Offline, Online, archive_name, build
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
-from freshet.flows.steps.lag import LagClock
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, StoreLost, Unavailable
@@ -121,6 +120,18 @@ class Workspace:
     def group(self) -> str:
         """The consumer group under which progress is committed."""
         return consumer_group(self.pipeline.project)
+
+    def lag_reader(self, patience_s: float = _ANSWER_LIMIT_S) -> LagReader:
+        """Connect to what tells how far the materializer is behind. Raises `Refused` and `Unavailable`."""
+        cluster = replace(self.kafka, patience_s=patience_s)
+        topics = [contract.stream.topic for contract in self.contracts.values()]
+        counts = {topic: kafka.partitions_count(cluster, topic) for topic in topics}
+        target = self.source.declaration.servingRequirements.freshnessTarget
+        return LagReader(Standings(cluster, self.group), counts, target.bound.total_seconds())
+
+    def lag_exporter(self, process: str) -> LagExporter | None:
+        """Return what exports lag, not yet begun, if that is a process's task."""
+        return LagExporter(self.group, self.lag_reader) if self.settings.lag_export == process else None
 
     def online(self, patience_s: float = _ANSWER_LIMIT_S) -> "OnlineFilled":
         """Open the online store: our own writer for Redis, Feast's for any other. Raises `Unavailable`.
@@ -326,71 +337,6 @@ class Progress:
                 time.sleep(_COMMIT_PAUSE_S)
             else:
                 return None
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How many messages of a partition are not yet durable, and how long the oldest has waited; None if not known.
-
-    `age_s` is a lower bound where `is_exact` is false: the message is older than what was seen of the partition.
-    """
-
-    messages_count: int | None
-    age_s: float | None
-    is_exact: bool
-
-
-class LagCollector(Collector):
-    """Lag in messages and seconds, asked of Kafka at each scrape: it does not depend on the flow's being well."""
-
-    def __init__(self, cluster: kafka.Kafka, group: str, topics: Mapping[str, int]) -> None:
-        self._offsets = kafka.GroupOffsets(cluster, group)
-        self._group, self._topics = group, topics
-        self._clocks = {(topic, part): LagClock() for topic, count in topics.items() for part in range(count)}
-        self._lock = threading.Lock()
-
-    def lags(self, now_s: float) -> dict[tuple[str, int], Lag]:
-        """Return the lag of each (topic, partition); raises `Unavailable`."""
-        found: dict[tuple[str, int], Lag] = {}
-        with self._lock:
-            for topic, count in self._topics.items():
-                committed = self._offsets.committed(topic, count)
-                for part, end in self._offsets.end_offsets(topic, count).items():
-                    clock, done = self._clocks[topic, part], committed[part]
-                    clock.observe(end, now_s)
-                    done = 0 if done is None and end == 0 else done
-                    if done is None:
-                        found[topic, part] = Lag(None, None, is_exact=False)
-                    else:
-                        exact = done >= end or clock.reaches(done)
-                        found[topic, part] = Lag(max(0, end - done), clock.lag_s(done, now_s), is_exact=exact)
-        return found
-
-    def collect(self) -> Iterator[Metric]:
-        """Give Prometheus kafka_exporter's lag metrics, and ours in seconds; none of them if Kafka does not answer."""
-        labels = ["consumergroup", "topic", "partition"]
-        messages = GaugeMetricFamily("kafka_consumergroup_lag", "Messages not yet durable.", labels=labels)
-        sums = GaugeMetricFamily("kafka_consumergroup_lag_sum", "The same, of a topic.", labels=labels[:2])
-        seconds = GaugeMetricFamily("freshet_lag_seconds", "Age of the oldest of them.", labels=labels)
-        try:
-            found = self.lags(time.time())
-        except Unavailable as error:
-            LOG.warning("%s", error)
-            return
-        totals = dict.fromkeys(self._topics, 0)
-        for (topic, part), lag in found.items():
-            if lag.messages_count is not None:
-                messages.add_metric([self._group, topic, str(part)], lag.messages_count)
-                totals[topic] += lag.messages_count
-            if lag.age_s is not None:
-                seconds.add_metric([self._group, topic, str(part)], lag.age_s)
-        for topic, total in totals.items():
-            sums.add_metric([self._group, topic], total)
-        yield from (messages, sums, seconds)
-
-    def describe(self) -> Iterator[Metric]:
-        """Name nothing in advance: registering must not ask Kafka."""
-        return iter(())
 
 
 class OnlineFilled(Online, Protocol):
@@ -696,6 +642,7 @@ class Materializer:
     live: Live
     metrics: Metrics
     workspace: Workspace
+    lag: LagExporter | None = None
 
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
@@ -704,6 +651,8 @@ class Materializer:
             self.live.run()
         finally:
             server.close()
+            if self.lag is not None:
+                self.lag.end()
         if self.live.settings.leads:
             LOG.info("stopped; every row taken is in both stores")
 
@@ -716,6 +665,8 @@ class Materializer:
         server = Server(address, self.metrics.registry, self.live.health)
         LOG.info("materializing %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        if self.lag is not None:
+            self.lag.start()
         return server
 
     def _watch(self) -> None:
@@ -756,7 +707,7 @@ def open_live(
         reject_limit=settings.reject_limit,
         patience_s=settings.patience.total_seconds(),
     )
-    contracts, pipeline, cluster = workspace.contracts, workspace.pipeline, workspace.kafka
+    contracts, pipeline = workspace.contracts, workspace.pipeline
     metrics = Metrics(list(contracts), [view.name for view in pipeline.views])
     recovery = RecoveryFolder(workspace.recovery_root)
     outside = reach(workspace, run, recovery)
@@ -764,10 +715,10 @@ def open_live(
     leader = None if run.leads else recovery.told(run.place.process)
     stop = bytewax.Stop(recovery.stop_file if run.place.addresses else None)
     live = assemble(pipeline, contracts, outside, run, metrics, stop=stop, leader=leader, others=others)
-    if run.leads:
-        counts = {made.stream.topic: outside.partitions_count(made.stream.topic) for made in contracts.values()}
-        metrics.registry.register(LagCollector(cluster, workspace.group, counts))
-    return Materializer(live, metrics, workspace)
+    lag = workspace.lag_exporter("materializer") if run.leads else None
+    if lag is not None:
+        metrics.registry.register(lag)
+    return Materializer(live, metrics, workspace, lag)
 
 
 def _now_us() -> int:

@@ -29,6 +29,7 @@ from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.edges.webhook import Webhook
+from freshet.flows.lag import LagExporter
 from freshet.flows.live import Workspace
 from freshet.flows.observer import Observer, Seen
 from freshet.flows.parity import Client
@@ -249,6 +250,7 @@ class Validator:
     edges: Edges
     reporter: LiveReporter
     workspace: Workspace
+    lag: LagExporter | None = None
     _begun_at_s: float = field(default_factory=time.monotonic)
     _number: int = 0
 
@@ -261,6 +263,8 @@ class Validator:
         finally:
             server.close()
             self.reporter.close()
+            if self.lag is not None:
+                self.lag.end()
         LOG.info("stopped")
 
     def serve(self) -> Server:
@@ -269,6 +273,8 @@ class Validator:
         server = Server(address, self.reporter.metrics.registry, self.health)
         LOG.info("validating %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        if self.lag is not None:
+            self.lag.start()
         return server
 
     def health(self) -> str:
@@ -310,7 +316,10 @@ def open_validator(workspace: Workspace) -> Validator:
     docs = DataDocs(workspace.data_docs_root)
     reporter = LiveReporter(pipeline.project, metrics, couriers, docs, judge.page, settings.data_docs_every)
     edges = Edges(observer, judge, Alarms(settings.quiet), Rounds(settings.round, _now), reporter, target)
-    return Validator(build(pipeline.project, edges), edges, reporter, workspace)
+    lag = workspace.lag_exporter("validator")
+    if lag is not None:
+        metrics.registry.register(lag)
+    return Validator(build(pipeline.project, edges), edges, reporter, workspace, lag)
 
 
 def templates_of(workspace: Workspace) -> tuple[Template, ...]:

@@ -9,6 +9,7 @@
 | FRESHET_OFFLINE_STORE | in place of the declared offlineStore | |
 | FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |
 | FRESHET_METRICS_ADDRESS | where /metrics and /healthz listen | 127.0.0.1:9308, the validator's 127.0.0.1:9307 |
+| FRESHET_LAG_EXPORT | which process exports lag: validator, materializer or off | validator |
 | FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
 | FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
 | FRESHET_PATIENCE | how long an outage of Kafka or the online store is waited out | 60 s |
@@ -46,6 +47,7 @@ class Settings:
     offline_store: str | None = None
     recovery: Path = Path(".freshet/recovery")
     metrics_address: str | None = None
+    lag_export: str = "validator"
     shards: int = 4
     epoch: timedelta = timedelta(seconds=1)
     patience: timedelta = timedelta(seconds=60)
@@ -67,9 +69,16 @@ def _duration_or_off(text: str) -> timedelta | None:
     return None if text == "off" else units.duration(text)
 
 
+def _exporter(text: str) -> str:
+    if text not in {"validator", "materializer", "off"}:
+        raise ValueError("validator, materializer or off")  # what is written here ends the hint
+    return text
+
+
 _READ: dict[str, Callable[[str], object]] = {
     "project": Path,
     "recovery": Path,
+    "lag_export": _exporter,
     "shards": int,
     "reject_limit": int,
     "epoch": units.duration,

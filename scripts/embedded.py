@@ -152,6 +152,7 @@ def start(
         "FRESHET_PROJECT": str(root),
         "FRESHET_BROKERS": broker.address,
         "FRESHET_ONLINE_STORE": valkey.url,
+        "FRESHET_LAG_EXPORT": "materializer",  # there may be no validator
     }
     command: Sequence[str] = (*FRESHET, "run", "materializer")
     own = environment

@@ -171,10 +171,14 @@ def ended(process: "subprocess.Popen[str]", limit_s: float = LIMIT_S) -> str:
     return out + err
 
 
-def metric(address: str, name: str) -> float:
+def values(address: str, name: str) -> list[float]:
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+    return [float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[{{ ]", line)]
+
+
+def metric(address: str, name: str) -> float:
+    return sum(values(address, name))
 
 
 def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, str]) -> None:
@@ -194,7 +198,9 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
         assert healthy("materializer", address)
         os.killpg(producer.pid, signal.SIGTERM)  # as tini -g does
         assert ", 0 refused" in ended(producer, grace_s("producer"))
-        while metric(address, "kafka_consumergroup_lag_sum") > 0:
+        sent_at = time.time()
+        while not is_caught_up(looking_at, sent_at):
+            assert validator.poll() is None, validator.communicate()
             assert time.monotonic() < deadline
         materializer.send_signal(signal.SIGTERM)
 
@@ -226,6 +232,15 @@ def rows_are_online(address: str) -> bool:
     try:
         return metric(address, "freshet_rows_total") > 20
     except OSError:  # not listening yet
+        return False
+
+
+def is_caught_up(address: str, since: float) -> bool:
+    """Say whether a process exports lag, seen since a time, and there is none."""
+    try:
+        seen_at = values(address, "freshet_lag_sampled_timestamp_seconds")
+        return bool(seen_at) and seen_at[0] > since and not any(values(address, "kafka_consumergroup_lag_sum"))
+    except OSError:
         return False
 
 

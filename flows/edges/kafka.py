@@ -97,13 +97,14 @@ class Kafka:
         return Unavailable(f'kafka "{self.brokers}" is not available: {error}. Hint: is it running there?')
 
 
-class _Heard:
+class Heard:
     """What a client said in passing since all was well: the root cause behind a bare `timed out`."""
 
     def __init__(self) -> None:
         self.newest = ""
 
     def __call__(self, error: KafkaError) -> None:
+        """Note an error, as librdkafka's callback."""
         # That all brokers are down follows the reason for which the last one is, and says less.
         if error.code() != KafkaError._ALL_BROKERS_DOWN or not self.newest:  # noqa: SLF001  # the client's own name
             self.newest = error.str()
@@ -113,11 +114,11 @@ class _Heard:
         return f"{error.args[0].str()} ({self.newest})" if self.newest else str(error.args[0].str())
 
 
-class _Client:
+class Client:
     """A consumer that is asked questions; a question without an answer is `Unavailable`, with the root cause."""
 
     def __init__(self, kafka: Kafka, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> None:
-        self.kafka, self.heard = kafka, _Heard()
+        self.kafka, self.heard = kafka, Heard()
         self.consumer = Consumer(kafka.config(tuned, error_cb=self.heard, enable_auto_commit=False, **fixed))
 
     def ask(self, question: Callable[[Consumer, float], T]) -> T:
@@ -144,7 +145,7 @@ class _Client:
 
 def partitions_count(kafka: Kafka, topic: str) -> int:
     """Return how many partitions a topic has; raises `Unavailable`, or `Refused` for a topic that is not there."""
-    client = _Client(kafka, group_id=_GROUPLESS, allow_auto_create_topics=False)
+    client = Client(kafka, group_id=_GROUPLESS, allow_auto_create_topics=False)
     try:
         metadata = client.ask(lambda consumer, limit_s: consumer.list_topics(topic, timeout=limit_s)).topics[topic]
     finally:
@@ -163,7 +164,7 @@ def create_topics(kafka: Kafka, topics: Mapping[str, int]) -> dict[str, str]:
     `Unavailable`. The embedded broker knows no such call; it makes a topic, with its own number of partitions, when
     asked for it.
     """
-    heard = _Heard()
+    heard = Heard()
     admin = AdminClient(kafka.config(error_cb=heard))
     try:
         cluster = admin.list_topics(timeout=kafka.answer_limit_s)
@@ -231,7 +232,7 @@ class PartitionReader:
         accept_gap: bool = False,
     ) -> None:
         self.topic, self.partition, self.partitions_count = topic, partition, count
-        self._client = _Client(
+        self._client = Client(
             kafka,
             _FETCH,
             group_id=_GROUPLESS,
@@ -376,11 +377,15 @@ class GroupOffsets:
 
     def __init__(self, kafka: Kafka, group: str) -> None:
         self.group = group
-        self._client = _Client(kafka, group_id=group)
+        self._client = Client(kafka, group_id=group)
 
     def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Commit offsets by topic and partition: everything before is done with. Raises `Unavailable`."""
-        parts = [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
+        """Commit offsets by topic and partition: everything before is done with. Raises `Unavailable`.
+
+        Kafka keeps when, as the commit's metadata: otherwise a commit of the same offset would not be seen.
+        """
+        now_ms = str(time.time_ns() // 1_000_000)
+        parts = [TopicPartition(topic, part, offset, now_ms) for (topic, part), offset in offsets.items()]
         self._checked(self._client.ask(lambda consumer, _: consumer.commit(offsets=parts, asynchronous=False)))
 
     def committed(self, topic: str, count: int) -> dict[int, int | None]:
@@ -457,7 +462,7 @@ class Outbox:
     def __init__(self, kafka: Kafka, kind: str, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> None:
         self._kafka, self._kind = kafka, kind
         self.delivered_count, self.failed, self._lost = 0, list[Problem](), list[str]()
-        self._heard = _Heard()
+        self._heard = Heard()
         self._producer = RawProducer(
             kafka.config(
                 tuned,

@@ -18,6 +18,7 @@ from freshet.schemas.finding import Alarm
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import NO_TIME_MS, Headers, Record, header, partition_of
 from freshet.schemas.rejects import Reject, dead_letter, dead_letter_topic, receipt, redriven
+from freshet.schemas.standing import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,12 @@ class _Partition:
     low: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    offset: int
+    at_ms: int
+
+
 def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -48,7 +55,7 @@ class MemoryLog:
         self.well = True
         """Whether it answers; while it does not, readers find nothing, and know why."""
         self._topics: dict[str, list[_Partition]] = {}
-        self._committed: dict[tuple[str, str, int], int] = {}
+        self._committed: dict[tuple[str, str, int], _Commit] = {}
 
     def create_topics(self, topics: Mapping[str, int]) -> dict[str, str]:
         """Make topics with so many partitions; say for each whether it was `created` or `exists`."""
@@ -135,7 +142,11 @@ class MemoryLog:
 
     def offsets(self, group: str) -> "MemoryOffsets":
         """Open a group's offsets."""
-        return MemoryOffsets(self._topics, self._committed, group)
+        return MemoryOffsets(self._topics, self._committed, group, self._now_ms)
+
+    def standings(self, group: str) -> "MemoryStandings":
+        """Look at a group from outside."""
+        return MemoryStandings(self._topics, self._committed, group)
 
 
 class MemoryReader:
@@ -218,22 +229,59 @@ class MemoryOffsets:
     """A group's committed offsets, as `kafka.GroupOffsets` keeps them."""
 
     def __init__(
-        self, topics: dict[str, list[_Partition]], committed: dict[tuple[str, str, int], int], group: str
+        self,
+        topics: dict[str, list[_Partition]],
+        committed: dict[tuple[str, str, int], _Commit],
+        group: str,
+        now_ms: Callable[[], int],
     ) -> None:
-        self._topics, self._committed, self.group = topics, committed, group
+        self._topics, self._committed, self.group, self._now_ms = topics, committed, group, now_ms
 
     def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Commit offsets by topic and partition: everything before is done with."""
         for (topic, partition), offset in offsets.items():
-            self._committed[self.group, topic, partition] = offset
+            self._committed[self.group, topic, partition] = _Commit(offset, self._now_ms())
 
     def committed(self, topic: str, count: int) -> dict[int, int | None]:
         """Return each partition's committed offset, None where there is none."""
-        return {part: self._committed.get((self.group, topic, part)) for part in range(count)}
+        found = {part: self._committed.get((self.group, topic, part)) for part in range(count)}
+        return {part: None if commit is None else commit.offset for part, commit in found.items()}
 
     def end_offsets(self, topic: str, count: int) -> dict[int, int]:
         """Return the offset after each partition's last message."""
         return {part: len(self._topics[topic][part].records) for part in range(count)}
+
+    def close(self) -> None:
+        """Let go of nothing."""
+
+
+class MemoryStandings:
+    """Where a group stands, as `standings.Standings` asks."""
+
+    def __init__(
+        self, topics: dict[str, list[_Partition]], committed: dict[tuple[str, str, int], _Commit], group: str
+    ) -> None:
+        self._topics, self._committed, self.group = topics, committed, group
+
+    def of(self, topic: str, count: int) -> dict[int, Standing]:
+        """Return the standing of each of a topic's partitions."""
+        found = {}
+        for part, kept in enumerate(self._topics[topic][:count]):
+            commit = self._committed.get((self.group, topic, part))
+            committed = (None, None) if commit is None else (commit.offset, commit.at_ms / 1000)
+            found[part] = Standing(kept.low, len(kept.records), *committed)
+        return found
+
+    def written_at_s(self, topic: str, partition: int, offset: int) -> float | None:
+        """Return when a message was written, or the next that is there; None if there is none."""
+        kept = self._topics[topic][partition]
+        there = kept.records[max(offset, kept.low) :]
+        return there[0].timestamp_ms / 1000 if there else None
+
+    def retention_s(self, topic: str) -> float | None:
+        """Return None: all is kept for ever."""
+        assert topic in self._topics, topic
+        return None
 
     def close(self) -> None:
         """Let go of nothing."""

@@ -15,16 +15,18 @@ from typing import Any, Protocol
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka import Producer as RawProducer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import AwareDatetime
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.kafka_memory import MemoryLog
+from freshet.flows.edges.standings import Standings
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event, Stream, contract
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import murmur2, partition_of
+from freshet.schemas.standing import Standing
 
 LIMIT_S = 30.0
 
@@ -48,6 +50,7 @@ class Cluster(Protocol):
     def reader(self, topic: str, partition: int, start_offset: int | None = None) -> Reader: ...
     def producer(self, contract: Contract) -> Any: ...
     def offsets(self, group: str) -> Any: ...
+    def standings(self, group: str) -> Any: ...
     def append(
         self,
         topic: str,
@@ -86,6 +89,9 @@ class RealCluster:
 
     def offsets(self, group: str) -> kafka.GroupOffsets:
         return kafka.GroupOffsets(self.kafka, group)
+
+    def standings(self, group: str) -> Standings:
+        return Standings(self.kafka, group)
 
     def append(
         self,
@@ -308,6 +314,67 @@ def test_end_offsets_are_those_after_the_last_messages(
 
     assert offsets.end_offsets(topic, 3) == {0: 0, 1: 0, 2: 2}
     offsets.close()
+
+
+def test_a_group_s_standing_is_what_it_committed_and_when_beside_what_the_partitions_hold(
+    cluster: Cluster, topic: str, log: Callable[..., Reader]
+) -> None:
+    del log
+    group = f"group-{topic}"
+    for value in (b"a", b"b", b"c"):
+        cluster.append(topic, 1, value)
+    offsets, standings = cluster.offsets(group), cluster.standings(group)
+    assert standings.of(topic, 3) == {0: Standing(0, 0), 1: Standing(0, 3), 2: Standing(0, 0)}
+
+    before_s = time.time()
+    offsets.commit({(topic, 1): 2})
+    first = standings.of(topic, 3)[1]
+    while time.time() <= first.committed_at_s + 0.001:
+        pass  # it is told in whole milliseconds
+    offsets.commit({(topic, 1): 2})
+    second = standings.of(topic, 3)[1]
+
+    assert (first.committed, second.committed) == (2, 2)
+    assert before_s - 0.001 <= first.committed_at_s < second.committed_at_s <= time.time()
+    offsets.close()
+    standings.close()
+
+
+def test_when_a_message_was_written_can_be_asked(cluster: Cluster, topic: str, log: Callable[..., Reader]) -> None:
+    del log
+    cluster.append(topic, 1, b"a", timestamp_ms=1_700_000_000_123)
+    cluster.append(topic, 1, b"b", timestamp_ms=1_700_000_001_000)
+    standings = cluster.standings(f"group-{topic}")
+
+    assert standings.written_at_s(topic, 1, 0) == 1_700_000_000.123
+    assert standings.written_at_s(topic, 1, 1) == 1_700_000_001.0
+    assert standings.written_at_s(topic, 1, 2) is None
+    assert standings.written_at_s(topic, 0, 0) is None
+    standings.close()
+
+
+@pytest.mark.kafka
+def test_how_long_a_topic_is_kept_is_what_kafka_says(real_kafka: str, topic: str) -> None:
+    server = kafka.Kafka(real_kafka)
+    admin, standings = AdminClient(server.config()), Standings(server, "g")
+    kept = {"short": {"retention.ms": "60000"}, "ever": {"retention.ms": "-1"}, "newest": {"cleanup.policy": "compact"}}
+    for name, config in kept.items():
+        for made in admin.create_topics([NewTopic(f"{topic}-{name}", 1, config=config)]).values():
+            made.result()
+    kafka.create_topics(server, {f"{topic}-plain": 1})
+
+    found = {name: standings.retention_s(f"{topic}-{name}") for name in (*kept, "plain")}
+
+    assert found == {"short": 60.0, "ever": None, "newest": None, "plain": 7 * 86_400.0}
+    standings.close()
+
+
+def test_where_the_broker_keeps_everything_nothing_is_said_to_be_deleted(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 1)
+    standings = Standings(kafka.Kafka(broker.address), "g")
+
+    assert standings.retention_s(topic) is None
+    standings.close()
 
 
 # Publishing
@@ -601,9 +668,22 @@ def publish(cluster: kafka.Kafka) -> None:
         lambda cluster: kafka.PartitionReader(cluster, "t", 0, 1),
         lambda cluster: kafka.GroupOffsets(cluster, "g").committed("t", 1),
         lambda cluster: kafka.GroupOffsets(cluster, "g").end_offsets("t", 1),
+        lambda cluster: Standings(cluster, "g").of("t", 1),
+        lambda cluster: Standings(cluster, "g").written_at_s("t", 0, 0),
+        lambda cluster: Standings(cluster, "g").retention_s("t"),
         publish,
     ],
-    ids=["partitions_count", "create_topics", "reader", "committed", "end_offsets", "producer"],
+    ids=[
+        "partitions_count",
+        "create_topics",
+        "reader",
+        "committed",
+        "end_offsets",
+        "standings",
+        "written",
+        "retention",
+        "producer",
+    ],
 )
 def test_a_broker_that_is_not_there_is_named_with_the_root_cause(
     use: Callable[[kafka.Kafka, Contract], object],
