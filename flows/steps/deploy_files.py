@@ -1,20 +1,27 @@
 """The files below `deploy/` that a declaration implies, as text: pure. `freshet apply` writes them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
 from freshet.flows.steps.alerts import RULES, RULES_TEST, lag_alerts, rules_file, rules_test
+from freshet.flows.steps.dashboards import dashboard_files
+from freshet.flows.steps.monitoring import PROMETHEUS_CONFIG, prometheus_config, provisioning
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.plan import Pipeline
 
 _HEAD = "# Made by `freshet apply` from the declaration; changes here are lost.\n"
 
 
-def deploy_files(declaration: Declaration, pipeline: Pipeline, topics: Sequence[str]) -> dict[str, str]:
-    """Return every generated file: its path, seen from the project, and its text. `topics` are the streams'."""
-    return alerting_files(declaration, pipeline, topics)
+def deploy_files(declaration: Declaration, pipeline: Pipeline, topics: Mapping[str, str]) -> dict[str, str]:
+    """Return every generated file: its path, seen from the project, and its text. `topics` has each stream's topic."""
+    return {
+        **alerting_files(declaration, pipeline, [*topics.values()]),
+        **monitoring_files(),
+        **dashboard_files(declaration, pipeline.views, topics),
+    }
 
 
 def alerting_files(declaration: Declaration, pipeline: Pipeline, topics: Sequence[str]) -> dict[str, str]:
@@ -24,6 +31,12 @@ def alerting_files(declaration: Declaration, pipeline: Pipeline, topics: Sequenc
         RULES: yaml_file(rules_file(alerts, declaration.project)),
         RULES_TEST: yaml_file(rules_test(alerts, declaration)),
     }
+
+
+def monitoring_files() -> dict[str, str]:
+    """Return what Prometheus and Grafana read when they start."""
+    content = {PROMETHEUS_CONFIG: prometheus_config(PurePosixPath(RULES).name), **provisioning()}
+    return {path: yaml_file(said) for path, said in content.items()}
 
 
 def yaml_file(content: Mapping[str, Any]) -> str:

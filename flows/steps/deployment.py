@@ -6,6 +6,7 @@ from typing import Any
 from freshet.flows.steps import estimates
 from freshet.flows.steps.alerts import RULES, consumer_group, lag_alerts
 from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.dashboards import dashboard_path, dashboards
 from freshet.schemas import units
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.deployment import (
@@ -31,7 +32,7 @@ def deployment(
 ) -> Deployment:
     """Return the deployment. `store` is the content of feature_store.yaml; `online_endpoint` holds no credentials."""
     serving = declaration.servingRequirements
-    topics = [contract.stream.topic for contract in contracts.values()]
+    topics = {name: contract.stream.topic for name, contract in contracts.items()}
     offline = {"type": store["offline_store"]["type"], "path": declaration.infrastructure.offlineStore}
     return Deployment(
         featureStoreConfig=FeatureStoreConfig(
@@ -58,7 +59,7 @@ def deployment(
         monitoringConfig=MonitoringConfig(
             freshnessAlerts=[
                 {"name": alert["alert"], "expr": alert["expr"], "for": alert["for"], "file": RULES}
-                for alert in lag_alerts(declaration, pipeline, topics)
+                for alert in lag_alerts(declaration, pipeline, [*topics.values()])
             ],
             consistencyChecks=[
                 {"name": check.name, "view": plan.view.name, "checks": check.description, "severity": check.severity}
@@ -66,7 +67,10 @@ def deployment(
                 for check in checks_of(plan.view, serving.freshnessTarget)
             ],
             findingsTopic=FINDINGS_TOPIC,
-            dashboards=[],
+            dashboards=[
+                {"name": made["title"], "uid": made["uid"], "file": dashboard_path(made["uid"])}
+                for made in dashboards(declaration, pipeline.views, topics)
+            ],
         ),
         topics=[
             {
