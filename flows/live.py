@@ -57,7 +57,6 @@ _IDLE_US = 500_000
 _EXPIRY, _WATCH = timedelta(minutes=10), timedelta(seconds=1)
 _COMMIT_PAUSE_S, _ANSWER_LIMIT_S = 1.0, 10.0
 _REFILL_ROWS = 50_000
-_METRICS_ADDRESS = "127.0.0.1:9308"  # and upwards, one a process
 
 
 @dataclass(frozen=True)
@@ -659,7 +658,7 @@ class Materializer:
     def serve(self) -> Server:
         """Answer Prometheus and health checks, and watch, beside the flow."""
         settings, place = self.workspace.settings, self.live.settings.place
-        address = settings.metrics_address or _METRICS_ADDRESS
+        address = settings.metrics_address or settings_.MATERIALIZER_ADDRESS
         host, _, port = address.rpartition(":")
         address = f"{host}:{int(port) + place.process}" if port.isdigit() and int(port) else address
         server = Server(address, self.metrics.registry, self.live.health)

@@ -54,7 +54,6 @@ TOPIC, WEBHOOK = "topic", "webhook"
 _PATIENCE_S = 3.0
 """How long one round waits for a system: the next round is another attempt."""
 _FEAST_PATIENCE_S = 10.0
-_METRICS_ADDRESS = "127.0.0.1:9307"
 _WEBHOOK_ATTEMPTS = 6
 _SOUND = (Outcome.OK, Outcome.VIOLATED)
 _CLOSING, _STUCK_ROUNDS, _STUCK = timedelta(seconds=5), 10, timedelta(seconds=60)
@@ -269,7 +268,7 @@ class Validator:
 
     def serve(self) -> Server:
         """Answer Prometheus and health checks beside the flow."""
-        address = self.workspace.settings.metrics_address or _METRICS_ADDRESS
+        address = self.workspace.settings.metrics_address or settings_.VALIDATOR_ADDRESS
         server = Server(address, self.reporter.metrics.registry, self.health)
         LOG.info("validating %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()

@@ -9,6 +9,8 @@
 | FRESHET_OFFLINE_STORE | in place of the declared offlineStore | |
 | FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |
 | FRESHET_METRICS_ADDRESS | where /metrics and /healthz listen | 127.0.0.1:9308, the validator's 127.0.0.1:9307 |
+| FRESHET_MATERIALIZER_ADDRESS | where `freshet status` asks the materializer | 127.0.0.1:9308 |
+| FRESHET_VALIDATOR_ADDRESS | where it asks the validator | 127.0.0.1:9307 |
 | FRESHET_LAG_EXPORT | which process exports lag: validator, materializer or off | validator |
 | FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
 | FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
@@ -35,6 +37,8 @@ from freshet.schemas import units
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 
 _KAFKA = "FRESHET_KAFKA_"
+MATERIALIZER_ADDRESS, VALIDATOR_ADDRESS = "127.0.0.1:9308", "127.0.0.1:9307"
+"""Where metrics are served unless a setting says otherwise; a cluster's processes are at this port and upwards."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Settings:
     offline_store: str | None = None
     recovery: Path = Path(".freshet/recovery")
     metrics_address: str | None = None
+    materializer_address: str = MATERIALIZER_ADDRESS
+    validator_address: str = VALIDATOR_ADDRESS
     lag_export: str = "validator"
     shards: int = 4
     epoch: timedelta = timedelta(seconds=1)

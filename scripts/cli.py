@@ -24,6 +24,7 @@ VERBS = {
     "apply": "make it so: topics, Feast registry, stores, deploy/ files",
     "run": "run a long process: materializer, validator",
     "check": "compare both stores and the freshness once",
+    "status": "say how the deployment does: lag, freshness, findings",
     "produce": "publish events, checked against their contract",
     "repair": "write the newest offline rows to the online store again",
     "dlq": "list the events that were not accepted; send them again",

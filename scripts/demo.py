@@ -24,6 +24,7 @@ from freshet.flows.edges import event_file, feast
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.quality import Judge
 from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.edges.scrape import Samples, quantile, total
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
 from freshet.flows.live_validator import open_observer
@@ -38,7 +39,7 @@ from freshet.schemas.finding import Alarm, Cause, Outcome, Status, Verdict, wors
 from freshet.schemas.view import View
 from freshet.scripts import check
 from freshet.scripts.cli import wrong_use
-from freshet.scripts.embedded import WAIT_LIMIT_S, Samples, Sender, Stack, start, total
+from freshet.scripts.embedded import WAIT_LIMIT_S, Sender, Stack, start
 from freshet.scripts.faults import breaks
 from freshet.scripts.faults.deeds import Account, Choice
 from freshet.scripts.made_edits import edits, user
@@ -192,13 +193,7 @@ def _show_decay(stack: Stack) -> None:
 
 def _quantile(samples: Samples, share: float) -> str:
     """Return the bucket's bound under which the share of all rows were readable."""
-    buckets: dict[float, float] = {}
-    for (name, pairs), value in samples.items():
-        if name == "freshet_freshness_seconds_bucket":
-            bound = float(dict(pairs)["le"])
-            buckets[bound] = buckets.get(bound, 0) + value
-    total = buckets.get(float("inf"), 0)
-    found = next((bound for bound in sorted(buckets) if total and buckets[bound] >= share * total), None)
+    found = quantile(samples, "freshet_freshness_seconds", share)
     return "-" if found is None else f"<{found * 1000:.0f}ms" if found < 1 else f"<{found:g}s"
 
 

@@ -10,16 +10,14 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
+from freshet.flows.edges.scrape import Samples, scrape
 from freshet.flows.edges.valkey import Valkey
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
@@ -32,9 +30,6 @@ from freshet.scripts.faults.breaks import Faults
 
 WAIT_LIMIT_S = 120.0
 FRESHET = (sys.executable, "-m", "freshet.scripts.cli")
-
-Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
-"""Metrics by name and labels."""
 
 
 class Process:
@@ -87,15 +82,10 @@ class Process:
     def samples(self) -> Samples:
         """Return all its metrics; none while it does not answer. Raises `Unavailable` if it has ended."""
         try:
-            with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=10) as answer:  # ours
-                text = answer.read().decode()
-        except OSError:
+            return scrape(self.metrics)
+        except Unavailable:
             self.check()
             return {}
-        families = text_string_to_metric_families(text)
-        return {
-            (one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples
-        }
 
     def end(self) -> None:
         """Have it end, and wait."""
@@ -105,12 +95,6 @@ class Process:
             if not self.ended_within(WAIT_LIMIT_S):
                 self.child.kill()
                 self.child.wait()
-
-
-def total(samples: Samples, name: str, **labels: str) -> float:
-    """Return a metric's value, summed up over all labels that are not given."""
-    wanted = set(labels.items())
-    return sum(value for (found, pairs), value in samples.items() if found == name and wanted <= set(pairs))
 
 
 @dataclass

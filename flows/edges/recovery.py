@@ -19,6 +19,7 @@ Pickles run code when read, so the folder is its owner's alone (mode 0700), and 
 import fcntl
 import os
 import pickle
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -80,6 +81,15 @@ class LedgerFile:
             raise Refused([Problem("ledger", str(self._path), fact, str(ledger.format), hint)])
         return ledger
 
+    def written_at_s(self) -> float | None:
+        """Return when the last commit was, since the epoch; None before the first."""
+        try:
+            return self._path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unavailable(error) from error
+
     def write(self, ledger: Ledger) -> int:
         """Replace what was written, durably; return how many bytes. Raises `Unavailable` when the disk refuses."""
         content = ledger.model_dump_json().encode()
@@ -98,6 +108,7 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._text: bytes | None = None
+        self._written_at_s: float | None = None
 
     def lock(self) -> None:
         """Be the only one, as one is in memory."""
@@ -109,9 +120,13 @@ class MemoryLedger:
         """Return what was written last, None before the first time."""
         return None if self._text is None else Ledger.model_validate_json(self._text)
 
+    def written_at_s(self) -> float | None:
+        """Return when the last commit was, since the epoch; None before the first."""
+        return self._written_at_s
+
     def write(self, ledger: Ledger) -> int:
         """Replace what was written; return how many bytes."""
-        self._text = ledger.model_dump_json().encode()
+        self._text, self._written_at_s = ledger.model_dump_json().encode(), time.time()
         return len(self._text)
 
 

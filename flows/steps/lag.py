@@ -62,11 +62,12 @@ class LagClock:
 class Lag:
     """How far a consumer is behind in a partition. What is not known is None, what will never be is infinite.
 
-    `messages_count` are not yet committed, and the first of them has waited for `age_s`, at least so long if that is
-    not exact. As it goes now, nothing waits after `drain_s`; the age passes the target after `breach_s`; and Kafka
-    deletes the first of them after `retention_left_s`.
+    Of the messages before `end_offset`, `messages_count` are not yet committed, and the first of them has waited for
+    `age_s`, at least so long if that is not exact. As it goes now, nothing waits after `drain_s`; the age passes the
+    target after `breach_s`; and Kafka deletes the first of them after `retention_left_s`.
     """
 
+    end_offset: int
     messages_count: int
     age_s: float | None
     is_exact: bool
@@ -113,6 +114,7 @@ class PartitionLag:
         while self._trend and self._trend[0].at_s < now_s - TREND_S:
             self._trend.popleft()
         return Lag(
+            standing.end,
             messages_count,
             age_s,
             is_exact,

@@ -22,10 +22,11 @@ from results import ANY, COLD, EFFECT_LIMIT_S, HOT, Case, is_localised
 from freshet.flows import settings
 from freshet.flows.edges import kafka
 from freshet.flows.edges.recovery import LedgerFile
+from freshet.flows.edges.scrape import Samples, total
 from freshet.schemas.finding import FINDINGS_TOPIC, Cause
 from freshet.schemas.view import View
 from freshet.scripts import repair
-from freshet.scripts.embedded import FRESHET, Process, Samples, Sender, start, total
+from freshet.scripts.embedded import FRESHET, Process, Sender, start
 from freshet.scripts.faults import breaks
 from freshet.scripts.faults.deeds import Choice
 from freshet.scripts.faults.proxy import Proxy

@@ -42,9 +42,9 @@ from typing import Any
 from results import COLD, HOT, Case, cases_of, report
 from rig import EVENTS_RATE, Rig
 
+from freshet.flows.edges.scrape import total
 from freshet.flows.steps.checks import checks_of
 from freshet.schemas.errors import FreshetError
-from freshet.scripts.embedded import total
 from freshet.scripts.faults import breaks, online
 
 RESULTS = Path(__file__).with_name("results-validator.md")

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,17 @@ def test_the_ledger_that_was_written_last_is_read(ledgers: LedgerFile | MemoryLe
     found = ledgers.read()
     assert found == LEDGER.model_copy(update={"epoch": 8})
     assert sizes[0] == sizes[1] > 100
+
+
+def test_when_a_ledger_was_written_is_known(ledgers: LedgerFile | MemoryLedger) -> None:
+    assert ledgers.written_at_s() is None
+    before_s = time.time()
+
+    ledgers.write(LEDGER)
+
+    written_at_s = ledgers.written_at_s()
+    assert written_at_s is not None
+    assert before_s - 1 < written_at_s < time.time() + 1  # a file system's clock is coarse
 
 
 def test_a_state_is_read_by_the_name_it_was_given(states: RecoveryFolder | MemoryRecovery) -> None:

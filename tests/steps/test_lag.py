@@ -92,7 +92,7 @@ def looks(target_s: float, *seen: tuple[float, int, int], retention_s: float | N
 def test_nothing_that_waits_is_no_lag_and_will_not_be_late() -> None:
     lag = looks(10.0, (0.0, 5, 5), (1.0, 9, 9))
 
-    assert lag == Lag(0, 0.0, True, Status.OK, 0.0, math.inf, math.inf)
+    assert lag == Lag(9, 0, 0.0, True, Status.OK, 0.0, math.inf, math.inf)
 
 
 def test_of_a_group_that_never_committed_everything_waits_from_the_first_message_on() -> None:

@@ -1,0 +1,49 @@
+"""What another process of ours says of itself at /metrics."""
+
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from freshet.schemas.errors import Unavailable
+
+Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
+"""Metrics by name and labels, these sorted."""
+
+
+def scrape(address: str, limit_s: float = 10.0) -> Samples:
+    """Return all metrics of the process at `host:port`; raises `Unavailable` if it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=limit_s) as answer:
+            text = answer.read().decode()
+    except urllib.error.URLError as error:
+        raise Unavailable(f'process "{address}" does not answer: {error.reason}') from error
+    except OSError as error:
+        raise Unavailable(f'process "{address}" does not answer: {error}') from error
+    families = text_string_to_metric_families(text)
+    return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """Return a metric's value, summed up over all labels that are not given."""
+    wanted = set(labels.items())
+    return sum(value for (found, pairs), value in samples.items() if found == name and wanted <= set(pairs))
+
+
+def quantile(samples: Samples, name: str, share: float, **labels: str) -> float | None:
+    """Return the bound of the bucket of a histogram that holds a share of its values; None if it has none."""
+    buckets = {float(bound): count for bound, count in by_label(samples, f"{name}_bucket", "le", **labels).items()}
+    count = buckets.get(math.inf, 0)
+    return next((bound for bound in sorted(buckets) if buckets[bound] >= share * count), None) if count else None
+
+
+def by_label(samples: Samples, name: str, label: str, **labels: str) -> dict[str, float]:
+    """Return a metric's values by one label, summed up over the others that are not given."""
+    wanted, found = set(labels.items()), dict[str, float]()
+    for (own, pairs), value in samples.items():
+        if own == name and wanted <= set(pairs):
+            key = dict(pairs)[label]
+            found[key] = found.get(key, 0.0) + value
+    return found

@@ -1,0 +1,130 @@
+"""One screen that says how a deployment does, and its JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from freshet.flows.steps.burrow import Status
+from freshet.flows.steps.lag import Lag
+from freshet.flows.steps.status import Keeping, Part, Report, StreamStatus, ViewStatus, as_json, keeping, screen
+
+TARGET_S = 2.0
+CAUSE = "stale_online"
+WELL = Lag(500, 0, 0.0, True, Status.OK, 0.0, math.inf, math.inf)
+BEHIND = Lag(900, 120, 9.5, True, Status.WARN, math.inf, 0.0, 3600.0)
+
+
+def stream(*lags: Lag, **changes: Any) -> StreamStatus:
+    return replace(StreamStatus("edits", "wiki.edits", dict(enumerate(lags)), 40.0, 38.0, 3), **changes)
+
+
+def report(*streams: StreamStatus, **changes: Any) -> Report:
+    view = ViewStatus("edits_by_user", Keeping.FRESH, 4, 80.0, 0.15, 1200, {})
+    made = Report(
+        project="shop",
+        at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        parts=[Part("kafka", "localhost:9092"), Part("validator", "127.0.0.1:9307")],
+        streams=streams or (stream(WELL),),
+        views=[view],
+        target_s=TARGET_S,
+        checkpoint_age_s=0.4,
+        epoch=77,
+        rejects={"late": 2},
+        validated_age_s=3.0,
+    )
+    return replace(made, **changes)
+
+
+def test_a_stream_is_as_its_worst_partition() -> None:
+    found = stream(WELL, BEHIND, replace(WELL, status=Status.STOP, messages_count=1, age_s=4.0, drain_s=None))
+
+    assert (found.status, found.messages_count, found.age_s) == (Status.STOP, 121, 9.5)
+    assert (found.drain_s, found.breach_s, found.retention_left_s) == (None, 0.0, 3600.0)
+
+
+def test_of_a_stream_that_kafka_does_not_tell_of_nothing_is_known() -> None:
+    found = stream()
+
+    assert (found.status, found.messages_count, found.age_s, found.drain_s, found.breach_s) == (None,) * 5
+
+
+@pytest.mark.parametrize(
+    ("lag", "changes", "findings", "expected"),
+    [
+        (None, {}, {}, Keeping.UNKNOWN),
+        (WELL, {"in_per_s": 0.0}, {}, Keeping.IDLE),
+        (WELL, {}, {}, Keeping.FRESH),
+        (replace(BEHIND, age_s=1.9), {}, {}, Keeping.FRESH),
+        (BEHIND, {}, {}, Keeping.LAGGING),
+        (BEHIND, {}, None, Keeping.LAGGING),
+        (replace(BEHIND, status=Status.STALL), {}, {}, Keeping.STALLED),
+        (replace(BEHIND, status=Status.STOP, age_s=1.0), {}, {}, Keeping.FRESH),
+        (BEHIND, {}, {CAUSE: 1}, Keeping.BREACHED),
+        (WELL, {}, {"value_mismatch": 1}, Keeping.FRESH),
+    ],
+)
+def test_a_view_keeps_up_as_its_streams_do(
+    lag: Lag | None, changes: Mapping[str, Any], findings: Mapping[str, int] | None, expected: Keeping
+) -> None:
+    lags = [] if lag is None else [WELL, lag]
+
+    assert keeping([stream(*lags, **changes)], TARGET_S, findings, CAUSE) is expected
+
+
+def test_all_is_well_only_if_nothing_is_down_late_stopped_or_found() -> None:
+    well = report()
+    assert (well.is_down, well.is_unwell) == (False, False)
+    assert report(parts=[Part("kafka", "localhost:9092", "connection refused")]).is_down
+    assert report(stream(replace(BEHIND, status=Status.REWIND))).is_unwell
+    assert report(views=[replace(well.views[0], keeping=Keeping.LAGGING)]).is_unwell
+    assert report(views=[replace(well.views[0], findings={"dtype": 1})]).is_unwell
+    assert not report(views=[replace(well.views[0], findings=None)]).is_unwell
+
+
+def test_the_screen_has_what_is_known_and_a_dash_for_the_rest() -> None:
+    shown = screen(
+        report(
+            stream(WELL, BEHIND),
+            stream(stream="visits", in_per_s=None, done_per_s=None, dead_letters_count=None),
+            parts=[Part("kafka", "localhost:9092"), Part("validator", "127.0.0.1:9307", "connection refused")],
+            views=[
+                ViewStatus("edits_by_user", Keeping.LAGGING, 4, 80.0, 0.15, 1200, {"dtype": 2, "missing_entity": 1}),
+                ViewStatus("visits_by_page", Keeping.UNKNOWN, 1),
+            ],
+        )
+    )
+
+    assert (
+        shown.partition("\n\n")[2]
+        == """\
+part             where
+kafka      ok    localhost:9092
+validator  DOWN  connection refused
+
+durable up to epoch 77, 400 ms ago; validated 3 s ago; rejects 2 late
+
+stream  is    in/s  done/s  waiting  oldest  done in  late in  lost in  dead letters
+edits   warn    40      38      120    10 s    never      0 s   60 min  3
+visits  -        -       -        -       -        -        -        -  -
+
+view            is       rows/s     p99  entities  features  findings
+edits_by_user   lagging      80  150 ms     1,200         4  2 dtype, 1 missing_entity
+visits_by_page  unknown       -       -         -         1  -
+
+rows should be online within 2 s"""
+    )
+
+
+def test_the_json_has_all_of_it_and_is_json_whatever_is_infinite_or_unknown() -> None:
+    found = json.loads(json.dumps(as_json(report(stream(WELL, BEHIND))), allow_nan=False))
+
+    (one,) = found["streams"]
+    assert (one["status"], one["messages_count"], one["drain_s"], one["breach_s"]) == ("WARN", 120, "never", 0.0)
+    assert [part["status"] for part in one["partitions"]] == ["OK", "WARN"]
+    assert (found["at"], found["is_down"], found["is_unwell"]) == ("2026-01-02T03:04:05.000+00:00", False, False)
+    assert found["views"][0]["keeping"] == "fresh"
