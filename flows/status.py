@@ -45,6 +45,7 @@ class StatusReader:
 
     def look(self) -> Report:
         """Ask everything once."""
+        self._parts.clear()
         if self._before is None:
             self._before = self._seen()
             time.sleep(BETWEEN_S)
@@ -107,14 +108,17 @@ class StatusReader:
         return self._asked(name, address, lambda: scrape(address, _LIMIT_S)) or {}
 
     def _asked_of_kafka(self, ask: Callable[[], T]) -> T | None:
-        return self._asked("kafka", self.workspace.settings.brokers, ask)
+        """Ask Kafka, but not again in the same look if it did not answer."""
+        known = self._parts.get("kafka")
+        return None if known and known.trouble else self._asked("kafka", self.workspace.settings.brokers, ask)
 
     def _asked(self, name: str, where: str, ask: Callable[[], T]) -> T | None:
         """Ask a part; note whether it answered."""
         try:
             answer = ask()
         except FreshetError as error:
-            self._parts[name] = Part(name, where, str(error).splitlines()[0])
+            said = str(error).splitlines()[0].partition(". Hint:")[0]
+            self._parts[name] = Part(name, where, said)
             return None
         self._parts[name] = Part(name, where)
         return answer

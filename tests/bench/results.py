@@ -12,7 +12,7 @@ from typing import Any
 
 from freshet.flows.steps.statistics import lower_bound
 from freshet.schemas.finding import Cause
-from freshet.scripts.faults import breaks, online
+from freshet.scripts.faults import breaks
 from freshet.scripts.faults.deeds import Account
 
 HOT, COLD, ANY = "hot", "cold", "any"
@@ -43,7 +43,7 @@ def cases_of(causes: Sequence[str], rates: Sequence[float], entities: Sequence[s
         else Case(cause, 1.0, ANY, seed)
         for seed, cause, rate, which in itertools.product(range(1, seeds + 1), causes, rates, entities)
     ]
-    return sorted(dict.fromkeys(found), key=lambda case: case.cause not in online.CAUSES)
+    return list(dict.fromkeys(found))
 
 
 def interval(count: int, of: int, alpha: float = 0.05) -> tuple[float, float]:

@@ -1,8 +1,6 @@
 """What the validator is measured on: a system on real parts, its validator, and edits that flow."""
 
-import argparse
 import contextlib
-import io
 import itertools
 import json
 import math
@@ -25,7 +23,6 @@ from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.scrape import Samples, total
 from freshet.schemas.finding import FINDINGS_TOPIC, Cause
 from freshet.schemas.view import View
-from freshet.scripts import repair
 from freshet.scripts.embedded import FRESHET, Process, Sender, start
 from freshet.scripts.faults import breaks
 from freshet.scripts.faults.deeds import Choice
@@ -206,16 +203,6 @@ class Rig:
                 return opened + self.news()
             elif time.time() - since > case.limit_s and self.spent()["count"] >= rounds_count + LEAST_ROUNDS_COUNT:
                 return opened
-
-    def heal(self) -> None:
-        """Undo what befell the online store, and have a validator that knows of nothing."""
-        self.faults.end()
-        self.validator.end()
-        self.wait_for_commits(2)
-        with contextlib.redirect_stdout(io.StringIO()):  # what was struck is offline by now, as it should be
-            repair.act(argparse.Namespace(views=[], json=True), self.workspace.settings)
-        self.news()
-        self.validator.start_again()
 
 
 def cpu_s(pid: int) -> float:
