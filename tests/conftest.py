@@ -1,6 +1,6 @@
 """What tests stand on: real parts where they are there, and a loud word where they are not.
 
-A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,kcat,burrow`) names it:
+A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,prometheus,kcat,burrow`) names it:
 then it fails.
 """
 
@@ -97,6 +97,17 @@ def promtool() -> str:
     found = shutil.which("promtool")
     if found is None:
         require("promtool", "it is not on the PATH; it comes with Prometheus")
+    return found
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> str | None:
+    """The path of Prometheus, with Alertmanager beside it; without them tests run all the same, and a warning says so."""
+    found = shutil.which("prometheus-alertmanager") and shutil.which("prometheus")
+    if found is None:
+        why = "not on the PATH; on Debian, apt-get install prometheus prometheus-alertmanager"
+        absent("prometheus", why)
+        warnings.warn(f"nothing is watched with Prometheus and Alertmanager: {why}", stacklevel=1)
     return found
 
 

@@ -49,14 +49,14 @@ class Column:
     expr: str
     unit: str = "short"
     thresholds: Thresholds = ()
-    texts: Mapping[float, str] = field(default_factory=dict)
+    texts: Mapping[int, str] = field(default_factory=dict)
 
 
 def uid(*words: str) -> str:
     """Join words to a dashboard's uid: always the same, and never longer than Grafana allows.
 
     >>> uid("freshet", "view", "wiki_edits_by_user"), uid("freshet", "view", "a_view_with_a_name_that_never_ends")
-    ('freshet-view-wiki_edits_by_user', 'freshet-view-a_view_with_a_name_c16aeb41')
+    ('freshet-view-wiki_edits_by_user', 'freshet-view-a_view_with_a_name_6452ecac')
     """
     whole = "-".join(words)
     return whole if len(whole) <= _UID_LENGTH else f"{whole[: _UID_LENGTH - 9]}_{zlib.crc32(whole.encode()):08x}"
@@ -68,7 +68,7 @@ def stat(
     query: Query,
     unit: str = "short",
     thresholds: Thresholds = (),
-    texts: Mapping[float, str] | None = None,
+    texts: Mapping[int, str] | None = None,
     *,
     width: int = 4,
     decimals: int | None = None,
@@ -118,7 +118,7 @@ def timeseries(
 
 
 def state_timeline(
-    title: str, description: str, query: Query, texts: Mapping[float, str], colours: Thresholds, *, width: int = 24
+    title: str, description: str, query: Query, texts: Mapping[int, str], colours: Thresholds, *, width: int = 24
 ) -> Panel:
     """Return a panel of states over time, a row for each line; a state is a number with a text."""
     defaults = {**_defaults("short", colours, texts), "custom": {"fillOpacity": 80, "lineWidth": 0, "spanNulls": False}}
@@ -274,7 +274,7 @@ def _target(query: Query) -> dict[str, Any]:
     }
 
 
-def _defaults(unit: str, thresholds: Thresholds, texts: Mapping[float, str]) -> dict[str, Any]:
+def _defaults(unit: str, thresholds: Thresholds, texts: Mapping[int, str]) -> dict[str, Any]:
     return {
         "unit": unit,
         "color": {"mode": "thresholds"},
@@ -291,8 +291,8 @@ def _steps(thresholds: Thresholds) -> list[dict[str, Any]]:
     return [{"color": first, "value": None}, *({"color": colour, "value": value} for value, colour in rest)]
 
 
-def _mappings(texts: Mapping[float, str]) -> list[dict[str, Any]]:
-    options = {f"{value:.15g}": {"index": index, "text": said} for index, (value, said) in enumerate(texts.items())}
+def _mappings(texts: Mapping[int, str]) -> list[dict[str, Any]]:
+    options = {f"{value}": {"index": index, "text": said} for index, (value, said) in enumerate(texts.items())}
     return [{"type": "value", "options": options}] if options else []
 
 
