@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -364,6 +364,9 @@ class OfflineParts(Offline, Parts, Protocol):
     def newest(self, view: View) -> pa.Table:
         """Return each entity's newest final row."""
 
+    def bytes_count(self, name: str, parts: Iterable[str]) -> int:
+        """Return how large those of some parts are that are visible."""
+
 
 @dataclass(frozen=True)
 class Outside:
@@ -540,7 +543,7 @@ def assemble(
             Progress(outside.offsets, places, settings.patience_s, journal.fail) if beside and settings.leads else None
         )
         if settings.leads:
-            journal.on_commit = _on_commit(outside, places, progress, metrics)
+            journal.on_commit = _on_commit(outside, pipeline.views, places, progress, metrics)
             journal.on_commit(Committed(journal.ledger, 0))  # a crash may have kept Kafka from hearing of it
         ends = (
             {name: outside.offsets.end_offsets(contracts[name].stream.topic, count) for name, count in counts.items()}
@@ -565,6 +568,7 @@ def assemble(
         readers.append(opened)
         return opened
 
+    metrics.rejects_limit.set(settings.reject_limit)
     edges = Edges(
         keys=list(parts),
         open_reader=open_reader,
@@ -600,10 +604,18 @@ def _fill_if_lost(outside: Outside, pipeline: Pipeline, journal: Journal) -> Non
 
 
 def _on_commit(
-    outside: Outside, places: Mapping[str, tuple[str, int]], progress: Progress | None, metrics: Metrics
+    outside: Outside,
+    views: Sequence[View],
+    places: Mapping[str, tuple[str, int]],
+    progress: Progress | None,
+    metrics: Metrics,
 ) -> Callable[[Committed], None]:
     def on_commit(committed: Committed) -> None:
         metrics.ledger_bytes.set(committed.written_bytes)
+        if committed.written_bytes:  # else it is the last run's commit, told once more
+            for view in views:
+                parts = committed.ledger.parts.get(view.name, {})
+                metrics.offline_bytes.labels(view.name).inc(outside.offline.bytes_count(view.name, parts))
         offsets = {key: offset for key, offset in committed.ledger.offsets.items() if key in places}
         if progress is not None:
             progress.durable(offsets)

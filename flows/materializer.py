@@ -356,12 +356,15 @@ class _RejectWriter:
                 self._in_a_row[taken.stream] = self._edges.journal.rejected_in_a_row(taken.stream)
             if taken.events.num_rows > taken.canaries_count:  # a canary says nothing of what producers send
                 self._in_a_row[taken.stream] = 0
+            in_a_row = self._edges.metrics.rejects_in_a_row.labels(taken.stream)
+            in_a_row.set(self._in_a_row[taken.stream])
             if not taken.rejects:
                 continue
             self._edges.on_rejects(taken.stream, taken.rejects)
             self._edges.dead_letters.put(taken.rejects)
             wrong = [reject for reject in taken.rejects if reject.reason not in _OUT_OF_TIME]
             self._in_a_row[taken.stream] += len(wrong)
+            in_a_row.set(self._in_a_row[taken.stream])
             if wrong and self._in_a_row[taken.stream] > self._edges.reject_limit:
                 last, count = wrong[-1], self._in_a_row[taken.stream]
                 place = f"{last.topic}/{last.partition}@{last.offset}"

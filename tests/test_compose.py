@@ -306,6 +306,7 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
     try:
         wait(lambda: metric(address, "freshet_rows_total") > 20, *processes)
         assert healthy("materializer", address)
+        wait(lambda: metric(address, "freshet_offline_bytes_total") > 0, *processes)
         if watching:
             wait(lambda: watching.reached() == {MATERIALIZER_JOB, VALIDATOR_JOB}, *processes)
             assert watching.broken() == []

@@ -194,6 +194,7 @@ def test_garbage_among_events_harms_nothing_and_garbage_alone_stops_the_flow(wor
     world = run(workspace, [mixed], cut=10, shards=2)
     agrees(workspace, world)
     assert len(world.rejects) == 200
+    assert 0 < world.metrics.value("freshet_rejects_in_a_row", stream="wiki_edits") < 10, "as many as the last poll had"
 
     with pytest.raises(RejectLimit, match='stream "wiki_edits" gave 60 events in a row that cannot be used'):
         run(workspace, [[b"garbage"] * 300], cut=20, shards=2)

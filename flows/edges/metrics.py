@@ -106,6 +106,18 @@ class Metrics:
             "When everything taken was last in every store.",
             registry=self.registry,
         )
+        self.rejects_in_a_row = Gauge(
+            "freshet_rejects_in_a_row",
+            "Events not accepted since the last one that was; late and future ones are not counted.",
+            ["stream"],
+            registry=self.registry,
+        )
+        self.rejects_limit = Gauge(
+            "freshet_rejects_in_a_row_limit", "After so many of them the flow stops.", registry=self.registry
+        )
+        self.offline_bytes = Counter(
+            "freshet_offline_bytes", "Parquet that was made visible.", ["feature_view"], registry=self.registry
+        )
         self.ledger_bytes = Gauge("freshet_ledger_bytes", "What the last commit's ledger took.", registry=self.registry)
         self.freshness = Histogram(
             "freshet_freshness_seconds",
@@ -117,11 +129,13 @@ class Metrics:
         for stream in streams:  # every label set from the start
             for outcome in OUTCOMES:
                 self.events.labels(stream, outcome)
+            self.rejects_in_a_row.labels(stream)
             for reason in Reason:
                 self.rejects.labels(stream, reason.value)
         for view in views:
             self.entities.labels(view)
             self.entityless.labels(view)
+            self.offline_bytes.labels(view)
             self.clock.labels(view)
             for store in ("online", "offline"):
                 self.rows.labels(view, store)

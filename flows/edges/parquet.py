@@ -99,6 +99,14 @@ class OfflineStore:
             except OSError as error:
                 raise Unavailable(f"offline store at {folder} cannot be written: {_reason(error)}") from error
 
+    def bytes_count(self, name: str, parts: Iterable[str]) -> int:
+        """Return how large those of some parts are that are visible."""
+        count = 0
+        for part in parts:
+            with contextlib.suppress(FileNotFoundError):  # taken away since, as the validator will say
+                count += (self.root / name / part).stat().st_size
+        return count
+
     def discard_staged(self, name: str) -> int:
         """Delete what was staged in a folder, or half written, and never published; return how many files."""
         left = [*(self.root / name).glob(_staged("part-*")), *(self.root / name).glob(".part-*.inprogress")]
@@ -227,6 +235,11 @@ class MemoryOfflineStore:
                     self._visible[name][part] = table
                 elif part not in self._visible[name]:
                     raise Unavailable(f"offline store part {name}/{part} is not there")
+
+    def bytes_count(self, name: str, parts: Iterable[str]) -> int:
+        """Return how large those of some parts are that are visible, in memory."""
+        visible = self._visible[name]
+        return sum(visible[part].nbytes for part in parts if part in visible)
 
     def discard_staged(self, name: str) -> int:
         """Let go of what was staged in a folder and never published; return how many parts."""

@@ -37,6 +37,8 @@ class Store(Protocol):
 
     def publish(self, parts: Mapping[str, Iterable[str]]) -> None: ...
 
+    def bytes_count(self, name: str, parts: Iterable[str]) -> int: ...
+
     def discard_staged(self, name: str) -> int: ...
 
     def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]: ...
@@ -211,6 +213,20 @@ def test_staged_rows_are_seen_by_nobody_until_they_are_published(store: Store) -
     assert edits(store.read("by_user")) == edits(store.read_parts("by_user", [part])) == [1]
     assert store.parts_after("by_user", 3) == [(4, part)]
     assert store.parts_after("by_user", 4) == []
+
+
+def test_only_visible_parts_have_a_size(store: Store) -> None:
+    few = store.stage("by_user", rows(("ada", 0, 1, 1)), 1)
+    many = store.stage("by_user", rows(*((f"user {number}", number, 1, number) for number in range(500))), 1)
+    assert few is not None
+    assert many is not None
+    assert store.bytes_count("by_user", [few, many]) == 0
+
+    store.publish({"by_user": [few, many]})
+
+    sizes = [store.bytes_count("by_user", [part]) for part in (few, many)]
+    assert 0 < sizes[0] < sizes[1]
+    assert store.bytes_count("by_user", [few, many, "part-gone.parquet"]) == sum(sizes)
 
 
 def test_what_was_staged_and_never_published_is_discarded(store: Store) -> None:
