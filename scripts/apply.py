@@ -84,7 +84,7 @@ def _refuse_breaking(planned: dict[str, Any], before: dict[str, Any]) -> None:
 def write_files(workspace: Workspace) -> list[str]:
     """Write what `deploy_files` makes of the declaration; returns the files, seen from the project."""
     topics = {name: contract.stream.topic for name, contract in workspace.contracts.items()}
-    files = deploy_files(workspace.source.declaration, workspace.pipeline, topics)
+    files = deploy_files(workspace.source.declaration, workspace.pipeline, topics, workspace.settings.epoch)
     for path, text in files.items():
         _write(workspace.project.root / path, text)
     return [*files]

@@ -60,7 +60,7 @@ def planned_deployment(workspace: Workspace) -> Deployment:
     """Return the deployment of a project."""
     pipeline, url = workspace.pipeline, workspace.online_url
     store = store_config(pipeline.project, url, workspace.project.registry)
-    epoch = units.spell(workspace.settings.epoch)
+    epoch = workspace.settings.epoch
     return deployment(
         workspace.source.declaration, pipeline, workspace.contracts, store, without_credentials(url), epoch
     )

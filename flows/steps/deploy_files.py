@@ -1,6 +1,7 @@
 """The files below `deploy/` that a declaration implies, as text: pure. `freshet apply` writes them."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,12 +16,17 @@ from freshet.schemas.plan import Pipeline
 _HEAD = "# Made by `freshet apply` from the declaration; changes here are lost.\n"
 
 
-def deploy_files(declaration: Declaration, pipeline: Pipeline, topics: Mapping[str, str]) -> dict[str, str]:
-    """Return every generated file: its path, seen from the project, and its text. `topics` has each stream's topic."""
+def deploy_files(
+    declaration: Declaration, pipeline: Pipeline, topics: Mapping[str, str], epoch: timedelta
+) -> dict[str, str]:
+    """Return every generated file: its path, seen from the project, and its text.
+
+    `topics` has the topic of each stream, `epoch` is how often offsets are committed.
+    """
     return {
         **alerting_files(declaration, pipeline, [*topics.values()]),
         **monitoring_files(),
-        **dashboard_files(declaration, pipeline.views, topics),
+        **dashboard_files(declaration, pipeline.views, topics, epoch),
     }
 
 

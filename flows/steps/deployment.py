@@ -1,6 +1,7 @@
 """From a compiled declaration to the deployment: what `plan` prints, `apply` makes, and the code evaluates."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from freshet.flows.steps import estimates
@@ -28,9 +29,12 @@ def deployment(
     contracts: Mapping[str, Contract],
     store: Mapping[str, Any],
     online_endpoint: str,
-    epoch_text: str,
+    epoch: timedelta,
 ) -> Deployment:
-    """Return the deployment. `store` is the content of feature_store.yaml; `online_endpoint` holds no credentials."""
+    """Return the deployment. `store` is the content of feature_store.yaml; `online_endpoint` holds no credentials.
+
+    `epoch` is how often offsets are committed.
+    """
     serving = declaration.servingRequirements
     topics = {name: contract.stream.topic for name, contract in contracts.items()}
     offline = {"type": store["offline_store"]["type"], "path": declaration.infrastructure.offlineStore}
@@ -44,7 +48,9 @@ def deployment(
         featureViews=[_view(plan, declaration) for plan in pipeline.plans],
         servingSetup=ServingSetup(
             onlineEndpoint=online_endpoint,
-            materializationSchedule=f"push on every batch of events; parquet parts and commits every {epoch_text}",
+            materializationSchedule=(
+                f"push on every batch of events; parquet parts and commits every {units.spell(epoch)}"
+            ),
             latencyMetrics={
                 "freshet_freshness_seconds": {
                     "objective": str(serving.freshnessTarget),
@@ -69,7 +75,7 @@ def deployment(
             findingsTopic=FINDINGS_TOPIC,
             dashboards=[
                 {"name": made["title"], "uid": made["uid"], "file": dashboard_path(made["uid"])}
-                for made in dashboards(declaration, pipeline.views, topics)
+                for made in dashboards(declaration, pipeline.views, topics, epoch)
             ],
         ),
         topics=[

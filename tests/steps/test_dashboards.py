@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ VIEWS = (
     View("clicks_by_user", ("clicks",), (pa.field("user", pa.string()),), (FEATURE,)),
     View(LONG, ("clicks", "orders"), (pa.field("customer", pa.int64()),), (FEATURE,)),
 )
+EPOCH = timedelta(seconds=2)
 TOPICS = {"clicks": "clicks", "orders": "shop.orders"}
 DECLARED = declaration.read("""
 project: shop
 featureDefinitions: [{name: a, dtype: int64, source: clicks, transformation: b}]
 servingRequirements: {freshnessTarget: p99.9 < 500ms, offlineVolume: 50GB/day}
 """).declaration
-DASHBOARDS = {made["title"].removeprefix("Freshet: "): made for made in dashboards(DECLARED, VIEWS, TOPICS)}
+DASHBOARDS = {made["title"].removeprefix("Freshet: "): made for made in dashboards(DECLARED, VIEWS, TOPICS, EPOCH)}
 PROMETHEUS_OWN = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate", "severity", "project"}}
 
 
@@ -85,10 +87,10 @@ def test_uids_are_different_and_as_short_as_grafana_wants_them() -> None:
 
 
 def test_files_are_json_of_the_dashboards_and_the_same_every_time() -> None:
-    files = dashboard_files(DECLARED, VIEWS, TOPICS)
+    files = dashboard_files(DECLARED, VIEWS, TOPICS, EPOCH)
 
     assert [*DASHBOARDS.values()] == [json.loads(text) for text in files.values()]
-    assert files == dashboard_files(DECLARED, VIEWS, TOPICS)
+    assert files == dashboard_files(DECLARED, VIEWS, TOPICS, EPOCH)
     assert "deploy/grafana/dashboards/freshet-lag.json" in files
 
 
@@ -167,7 +169,7 @@ def test_thresholds_are_the_declared_ones() -> None:
         if panel["type"] in {"stat", "timeseries"}
     }
 
-    assert [(None, "green"), (0.25, "orange"), (0.5, "red")] == steps["Oldest event that waits"]
+    assert [(None, "green"), (0.5, "orange"), (2.5, "red")] == steps["Oldest event that waits"]
     assert (0.5, "red") in steps["Freshness by view"]
     assert (50e9, "red") in steps["Offline bytes a day"]
     assert "histogram_quantile(0.999, " in expression("overview", "Freshness by view")

@@ -10,6 +10,7 @@ touch, what is to be done. A panel's description says what its numbers mean, and
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from freshet.flows.steps.dashboards.feature_view import feature_view
@@ -25,18 +26,25 @@ __all__ = ["DASHBOARDS", "dashboard_files", "dashboard_path", "dashboards", "vie
 DASHBOARDS = "deploy/grafana/dashboards"
 
 
-def dashboards(declaration: Declaration, views: Sequence[View], topics: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return every dashboard, the overview first. `topics` has each stream's topic."""
-    shown = Shown(declaration, views, topics)
+def dashboards(
+    declaration: Declaration, views: Sequence[View], topics: Mapping[str, str], epoch: timedelta
+) -> list[dict[str, Any]]:
+    """Return every dashboard, the overview first.
+
+    `topics` has the topic of each stream, `epoch` is how often offsets are committed.
+    """
+    shown = Shown(declaration, views, topics, epoch)
     of_views = [feature_view(shown, view) for view in views]
     return [overview(shown), *of_views, lag(shown), validation(shown)]
 
 
-def dashboard_files(declaration: Declaration, views: Sequence[View], topics: Mapping[str, str]) -> dict[str, str]:
+def dashboard_files(
+    declaration: Declaration, views: Sequence[View], topics: Mapping[str, str], epoch: timedelta
+) -> dict[str, str]:
     """Return the dashboards as JSON files: their paths, seen from the project, and their texts."""
     return {
         dashboard_path(made["uid"]): json.dumps(made, indent=2, ensure_ascii=False) + "\n"
-        for made in dashboards(declaration, views, topics)
+        for made in dashboards(declaration, views, topics, epoch)
     }
 
 

@@ -37,11 +37,11 @@ def _view_now(shown: Shown, view: View) -> list[Panel]:
         ),
         stat(
             "Oldest event that waits",
-            "How long the oldest event of its streams that is not yet in both stores has waited. Until"
-            " then the view does not know of it.",
+            "How long the oldest event of its streams that is not yet in both stores has waited. Red: for longer than"
+            f" {shown.lag_limit}.",
             Query(f"max({waits})"),
             "s",
-            shown.late,
+            shown.lags,
         ),
         stat(
             "Looks in time, 1 h",
@@ -110,7 +110,7 @@ def _view_freshness(shown: Shown, view: View) -> list[Panel]:
         ),
         timeseries(
             "Lag of its streams",
-            f"Age of the oldest event that waits, by topic. The line is the declared {shown.target}.",
+            f"Age of the oldest event that waits, by topic. The line is {shown.lag_limit}.",
             [
                 Query(
                     f"max by (topic) (freshet_lag_seconds{{{shown.group},{shown.topics_of(view)}}})",
@@ -118,7 +118,7 @@ def _view_freshness(shown: Shown, view: View) -> list[Panel]:
                 )
             ],
             "s",
-            shown.bound_line,
+            shown.lag_line,
         ),
     ]
 

@@ -59,7 +59,7 @@ def _partitions_now(shown: Shown) -> Panel:
         " went back, which no run of the materializer does.",
         [
             Column("status", _status(shown), thresholds=_STATUS_COLOURS, texts=_STATUSES),
-            Column("oldest waits", of("freshet_lag_seconds"), "s", shown.late),
+            Column("oldest waits", of("freshet_lag_seconds"), "s", shown.lags),
             Column("messages", of("kafka_consumergroup_lag")),
             Column("caught up in", until("freshet_lag_drain_seconds"), "s", DRAINS, NOT_AT_THIS_RATE),
             Column("target missed in", until("freshet_lag_breach_seconds"), "s", NEAR, NOT_IN_SIGHT),
@@ -96,10 +96,10 @@ def _by_partition(shown: Shown) -> list[Panel]:
     return [
         timeseries(
             "Lag in seconds",
-            f"Age of the oldest event that waits, by partition. The line is the declared {shown.target}.",
+            f"Age of the oldest event that waits, by partition. The line is {shown.lag_limit}.",
             lines("freshet_lag_seconds"),
             "s",
-            shown.bound_line,
+            shown.lag_line,
         ),
         timeseries("Lag in messages", "Messages that wait, by partition.", lines("kafka_consumergroup_lag")),
         timeseries(
@@ -135,11 +135,11 @@ def behind(shown: Shown) -> list[Panel]:
     return [
         stat(
             "Oldest event that waits",
-            "How long the oldest event that is not yet in both stores has waited, of the worst partition. Red means"
-            f" older than the declared {shown.target}. 0 if nothing waits. `freshet status` says which partition.",
+            "How long the oldest event that is not yet in both stores has waited, of the worst partition; 0 if nothing"
+            f" waits. Red: for longer than {shown.lag_limit}. `freshet status` says which partition.",
             Query(f"max(freshet_lag_seconds{{{group}}})"),
             "s",
-            shown.late,
+            shown.lags,
         ),
         stat(
             "Target missed in",

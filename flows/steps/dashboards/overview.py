@@ -11,7 +11,8 @@ from freshet.flows.steps.monitoring import MATERIALIZER_JOB, VALIDATOR_JOB
 OVERVIEW_UID = uid("freshet", "overview")
 
 _ADVICE = """\
-1. **Alerts fire**: go by the runbook of that name; it names the features, the cause and the next command.
+1. **Alerts fire**: go by the runbook of that name, in `deploy/runbooks`; the alert names the features, the runbook the
+   cause and the next command.
 2. **It is behind, and does not catch up**: [lag](/d/freshet-lag) says which partitions, as does `freshet status`.
    One partition alone: its key is hot, or an event there is slow. All: the materializer is down, or waits, or
    needs more workers.
@@ -62,7 +63,7 @@ def _wrong(shown: Shown) -> list[Panel]:
         ),
         table(
             "The alerts",
-            "What fires now. The runbook of an alert has its name.",
+            "What fires now. The runbook of an alert is deploy/runbooks/<its name>.md.",
             [Column("alerts", f"count by (alertname, severity, topic, feature_view) ({shown.firing})")],
             height=5,
         ),
@@ -140,11 +141,10 @@ def _flow() -> list[Panel]:
 def _lag_by_topic(shown: Shown) -> Panel:
     return timeseries(
         "Lag by topic",
-        "Age of the oldest event that waits, of each topic's worst partition. The line is the declared"
-        f" {shown.target}.",
+        f"Age of the oldest event that waits, of each topic's worst partition. The line is {shown.lag_limit}.",
         [Query(f"max by (topic) (freshet_lag_seconds{{{shown.group}}})", "{{topic}}")],
         "s",
-        shown.bound_line,
+        shown.lag_line,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from freshet.flows.steps.alerts import consumer_group
@@ -33,11 +34,15 @@ def view_uid(view_name: str) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A declaration, as its dashboards see it. `topics` has each stream's topic."""
+    """A declaration, as its dashboards see it.
+
+    `topics` has the topic of each stream, `epoch` is how often offsets are committed.
+    """
 
     declaration: Declaration
     views: Sequence[View]
     topics: Mapping[str, str]
+    epoch: timedelta
 
     @property
     def target(self) -> Objective:
@@ -61,7 +66,7 @@ class Shown:
 
     @property
     def late(self) -> Thresholds:
-        """Colours of a time that is held against the freshness target."""
+        """Colours of the time from an event to its row, against the freshness target."""
         bound_s = self.target.bound.total_seconds()
         return (bound_s / 2, "orange"), (bound_s, "red")
 
@@ -69,6 +74,22 @@ class Shown:
     def bound_line(self) -> Thresholds:
         """The freshness target as a line in a graph."""
         return self.late[1:]
+
+    @property
+    def lags(self) -> Thresholds:
+        """Colours of how long an event has waited: its row is online at once, but known to be only an epoch later."""
+        bound_s = self.target.bound.total_seconds()
+        return (bound_s, "orange"), (bound_s + self.epoch.total_seconds(), "red")
+
+    @property
+    def lag_line(self) -> Thresholds:
+        """The longest that an event may wait as a line in a graph."""
+        return self.lags[1:]
+
+    @property
+    def lag_limit(self) -> str:
+        """The longest that an event may wait, in words."""
+        return f"the declared {self.bound} and an epoch, {spell(self.target.bound + self.epoch)}"
 
     @property
     def group(self) -> str:
