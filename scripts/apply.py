@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from freshet.flows.edges import feast, kafka, store_config
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
+from freshet.flows.steps.alertmanager import RECEIVERS, RECEIVERS_AT_FIRST, read_receivers
 from freshet.flows.steps.deploy_files import deploy_files
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.finding import FINDINGS_TOPIC
@@ -42,6 +44,7 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     planned = planned_deployment(workspace).model_dump(mode="json")
     before = applied_deployment(workspace)
     _refuse_breaking(planned, before or {})
+    files = generated(workspace)
     if not workspace.online_url.startswith("sqlite:"):
         workspace.online()  # a store that does not answer ends it here, before anything is made
     kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
@@ -52,9 +55,9 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     config = store_config.store_config(pipeline.project, workspace.online_url, project.registry)
     feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))
     write_store_config(workspace)
-    files = write_files(workspace)
+    written = write_files(workspace, files)
     _write(project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
-    return {"topics": topics, "changes": changes(planned, before), "registry": str(project.registry), "files": files}
+    return {"topics": topics, "changes": changes(planned, before), "registry": str(project.registry), "files": written}
 
 
 def write_store_config(workspace: Workspace) -> None:
@@ -81,13 +84,22 @@ def _refuse_breaking(planned: dict[str, Any], before: dict[str, Any]) -> None:
         raise Refused(problems)
 
 
-def write_files(workspace: Workspace) -> list[str]:
-    """Write what `deploy_files` makes of the declaration; returns the files, seen from the project."""
+def generated(workspace: Workspace) -> dict[str, str]:
+    """Return the files below deploy/; raises `Refused` if the user's own part of them cannot be used."""
     topics = {name: contract.stream.topic for name, contract in workspace.contracts.items()}
-    files = deploy_files(workspace.source.declaration, workspace.pipeline, topics, workspace.settings.epoch)
-    for path, text in files.items():
-        _write(workspace.project.root / path, text)
-    return [*files]
+    own = workspace.project.root / RECEIVERS
+    receivers = read_receivers(own.read_text(encoding="utf-8")) if own.exists() else None
+    source, epoch = workspace.source, workspace.settings.epoch
+    return deploy_files(source.declaration, workspace.pipeline, topics, epoch, receivers)
+
+
+def write_files(workspace: Workspace, files: Mapping[str, str]) -> list[str]:
+    """Write generated files, and once what is the user's then; returns what was written, seen from the project."""
+    root = workspace.project.root
+    at_first = {path: text for path, text in {RECEIVERS: RECEIVERS_AT_FIRST}.items() if not (root / path).exists()}
+    for path, text in {**files, **at_first}.items():
+        _write(root / path, text)
+    return [*files, *at_first]
 
 
 def _write(path: Path, text: str) -> None:

@@ -97,7 +97,7 @@ def applied_deployment(workspace: Workspace) -> dict[str, Any] | None:
 def _load(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace) -> Load:
     """Return the load of a view: as said, else as archived, else as much as the declared volume has room for."""
     volume = workspace.source.declaration.servingRequirements.offlineVolume.bytes_per_day
-    load = allowed_load(plan, volume, words.entities or _ENTITIES_COUNT)
+    load = allowed_load(workspace.pipeline.plans, volume, words.entities or _ENTITIES_COUNT)
     archived = [archive_name(stream) for stream in plan.view.sources]
     if all((workspace.offline_root / name).is_dir() for name in archived):
         entity = plan.view.entity_names
@@ -114,8 +114,8 @@ def _load(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace) -> Lo
     return load
 
 
-def _print_estimate(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace, budget: int) -> None:
-    """Print what a view needs, window by window."""
+def _print_estimate(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace, budget: int) -> int:
+    """Print what a view needs, window by window; returns its bytes of parquet a day."""
     load = _load(workspace, plan, words)
     lateness = {name: units.count_us(workspace.contracts[name].stream.lateness) for name in plan.view.sources}
     made = estimate(plan, load, lateness)
@@ -124,16 +124,14 @@ def _print_estimate(workspace: Workspace, plan: ViewPlan, words: argparse.Namesp
     for window in made.windows:
         print(f"      {window.window}: {window.keeps}, {window.elements_count:,} in all")
     print(f"      {size(made.state_bytes)} of state, {size(made.redis_bytes)} of Redis")
-    volume = workspace.source.declaration.servingRequirements.offlineVolume
     print(
         f"      {made.rows_per_event} rows an event, {size(made.parquet_bytes_per_day)} of parquet a day before"
-        f" compression; {volume} is declared"
+        " compression"
     )
     if made.state_bytes > budget:
         hint = "a `resolution:`, or a longer one, keeps fewer panes of its widest windows; shorter windows keep less"
         print(f"    warning: that is more state than the budget of {size(budget)}. Hint: {hint}")
-    if made.parquet_bytes_per_day > volume.bytes_per_day * 1.0001:
-        print("    warning: that is more parquet than declared. Hint: a longer `decay:` makes fewer rows")
+    return made.parquet_bytes_per_day
 
 
 def size(bytes_count: float) -> str:
@@ -157,14 +155,19 @@ def _print(planned: Deployment, workspace: Workspace, words: argparse.Namespace,
         print(f"  topic {topic['name']}: {topic['partitions']} partitions, group {topic['consumerGroup']}")
         print(f"  topic {topic['deadLetterTopic']}: {topic['partitions']} partitions, events that were not accepted")
     print(f"  topic {planned.monitoringConfig.findingsTopic}: 1 partition, what the validator finds")
+    bytes_per_day = 0
     for view in planned.featureViews:
         entity = ", ".join(f"{column['name']} {column['dtype']}" for column in view.entities)
         print(f"  feature view {view.name} by {entity}, ttl {view.ttl}, reach {view.state['reach']}")
         for feature in view.features:
             print(f"    {feature['name']} {feature['dtype']}")
-        _print_estimate(workspace, workspace.pipeline.plan(view.name), words, budget)
+        bytes_per_day += _print_estimate(workspace, workspace.pipeline.plan(view.name), words, budget)
     print(f"  online   {planned.servingSetup.onlineEndpoint} ({planned.featureStoreConfig.onlineStore['type']})")
     print(f"  offline  {planned.featureStoreConfig.offlineStore['path']} (parquet, read by Feast's DuckDB store)")
+    volume = workspace.source.declaration.servingRequirements.offlineVolume
+    print(f"           {size(bytes_per_day)} of parquet a day, all views before compression; {volume} is declared")
+    if bytes_per_day > volume.bytes_per_day * 1.0001:
+        print("  warning: that is more parquet than declared. Hint: a longer `decay:` makes fewer rows")
     checks, alerts = planned.monitoringConfig.consistencyChecks, planned.monitoringConfig.freshnessAlerts
     print(f"  {len(checks)} consistency checks, {len(alerts)} alert rules")
     differences = changes(planned.model_dump(mode="json"), applied_deployment(workspace))

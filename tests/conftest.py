@@ -1,6 +1,6 @@
 """What tests stand on: real parts where they are there, and a loud word where they are not.
 
-A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,prometheus,kcat,burrow`) names it:
+A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,amtool,kcat,burrow`) names it:
 then it fails.
 """
 
@@ -106,8 +106,25 @@ def prometheus() -> str | None:
     found = shutil.which("prometheus-alertmanager") and shutil.which("prometheus")
     if found is None:
         why = "not on the PATH; on Debian, apt-get install prometheus prometheus-alertmanager"
-        absent("prometheus", why)
+        absent("promtool", why)
         warnings.warn(f"nothing is watched with Prometheus and Alertmanager: {why}", stacklevel=1)
+    return found
+
+
+@pytest.fixture(scope="session")
+def amtool() -> str:
+    found = shutil.which("amtool")
+    if found is None:
+        require("amtool", "it is not on the PATH; it comes with Alertmanager")
+    return found
+
+
+@pytest.fixture(scope="session")
+def alertmanager() -> str:
+    """The path of Alertmanager, by Debian's name or its own."""
+    found = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+    if found is None:
+        require("amtool", "Alertmanager, which it comes with, is not on the PATH")
     return found
 
 

@@ -366,6 +366,22 @@ def test_the_plan_is_what_the_users_schema_asks_for(applied: Applied) -> None:
     ]  # fmt: skip
 
 
+def test_the_plan_holds_the_parquet_of_all_views_against_the_declared_volume(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "that is more parquet than declared"
+
+    assert cli.main(["-C", str(project), "plan"]) == 0
+    room = capsys.readouterr().out
+    assert cli.main(["-C", str(project), "plan", "--rate", "150"]) == 0
+    more = capsys.readouterr().out
+
+    assert "at 131.1 events/s" in room
+    assert "10 GB of parquet a day, all views before compression; 10GB/1d is declared" in room
+    assert warning not in room
+    assert warning in more  # though no view by itself makes as much
+
+
 def test_planning_again_after_applying_finds_nothing_to_do(applied: Applied) -> None:
     assert "nothing to apply" in applied.freshet.ok("plan")
     again = applied.freshet.ok("apply")
@@ -381,18 +397,20 @@ def test_every_planned_topic_is_there(applied: Applied, cluster: Broker) -> None
         assert topics[topic["deadLetterTopic"]].partitions
 
 
-def test_every_planned_alert_stands_in_the_file_it_names(applied: Applied) -> None:
-    assert applied.planned["monitoringConfig"]["freshnessAlerts"]
-    for alert in applied.planned["monitoringConfig"]["freshnessAlerts"]:
-        rules = yaml.safe_load((applied.freshet.project / alert["file"]).read_text())
-        found = {rule["expr"]: rule for group in rules["groups"] for rule in group["rules"]}
+def test_every_planned_alert_stands_in_the_file_it_names_and_leads_to_a_runbook(applied: Applied) -> None:
+    alerts, root = applied.planned["monitoringConfig"]["freshnessAlerts"], applied.freshet.project
+    files = {alert["file"]: yaml.safe_load((root / alert["file"]).read_text()) for alert in alerts[:1]}
+
+    for alert in alerts:
+        found = {rule["expr"]: rule for group in files[alert["file"]]["groups"] for rule in group["rules"]}
         assert found[alert["expr"]]["alert"] == alert["name"]
         assert found[alert["expr"]]["for"] == alert["for"]
+        assert (root / alert["runbook"]).exists()
 
 
 def test_promtool_takes_the_applied_rules(applied: Applied, promtool: str) -> None:
     folder = applied.freshet.project / "deploy" / "prometheus"
-    for words in (["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]):
+    for words in (["check", "rules", "--lint=all", "--lint-fatal", "rules.yml"], ["test", "rules", "rules_test.yml"]):
         done = subprocess.run([promtool, *words], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -15,7 +15,7 @@ from freshet.flows.edges.project import Project
 from freshet.flows.live import Workspace
 from freshet.flows.live_validator import templates_of
 from freshet.flows.steps.sql.functions import ALLOWED, WINDOWED
-from freshet.scripts.apply import write_files, write_store_config
+from freshet.scripts.apply import generated, write_files, write_store_config
 from freshet.scripts.cli import VERBS, main
 
 REPO = Path(__file__).parent.parent
@@ -89,9 +89,13 @@ def test_the_functions_listed_are_the_ones_allowed() -> None:
 def test_the_generated_files_in_the_repository_are_what_the_declaration_gives(project: Path) -> None:
     workspace = Workspace.open(settings.Settings(project=project))
     write_store_config(workspace)
+    written = write_files(workspace, generated(workspace))
 
-    for path in ["feature_repo/feature_store.yaml", *write_files(workspace)]:
+    for path in ["feature_repo/feature_store.yaml", *written]:
         assert (REPO / path).read_text() == (project / path).read_text(), f"{path}: run `freshet apply`"
+    for folder in {Path(path).parent for path in written}:
+        names = {path.name for path in (project / folder).iterdir()}
+        assert {path.name for path in (REPO / folder).iterdir()} == names, f"{folder}: what is no longer made is to go"
 
 
 def test_feast_apply_works_by_itself(project: Path) -> None:

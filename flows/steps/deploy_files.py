@@ -7,9 +7,12 @@ from typing import Any
 
 import yaml
 
-from freshet.flows.steps.alerts import RULES, RULES_TEST, lag_alerts, rules_file, rules_test
+from freshet.flows.steps.alertmanager import ALERTMANAGER, RECEIVERS_AT_FIRST, alertmanager_file, read_receivers
+from freshet.flows.steps.alerts import RULES, RULES_TEST, alerts_of, consumer_group, rules_file, rules_test
 from freshet.flows.steps.dashboards import dashboard_files
 from freshet.flows.steps.monitoring import PROMETHEUS_CONFIG, prometheus_config, provisioning
+from freshet.flows.steps.runbooks import runbook_files
+from freshet.schemas import units
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.plan import Pipeline
 
@@ -17,25 +20,46 @@ _HEAD = "# Made by `freshet apply` from the declaration; changes here are lost.\
 
 
 def deploy_files(
-    declaration: Declaration, pipeline: Pipeline, topics: Mapping[str, str], epoch: timedelta
+    declaration: Declaration,
+    pipeline: Pipeline,
+    topics: Mapping[str, str],
+    epoch: timedelta,
+    receivers: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, str]:
     """Return every generated file: its path, seen from the project, and its text.
 
-    `topics` has the topic of each stream, `epoch` is how often offsets are committed.
+    `topics` has the topic of each stream, `epoch` is how often offsets are committed, `receivers` are the user's own.
     """
     return {
-        **alerting_files(declaration, pipeline, [*topics.values()]),
+        **alerting_files(declaration, pipeline, topics, epoch, receivers or read_receivers(RECEIVERS_AT_FIRST)),
         **monitoring_files(),
         **dashboard_files(declaration, pipeline.views, topics, epoch),
     }
 
 
-def alerting_files(declaration: Declaration, pipeline: Pipeline, topics: Sequence[str]) -> dict[str, str]:
-    """Return the alert rules and promtool's test of them."""
-    alerts = lag_alerts(declaration, pipeline, topics)
+def alerting_files(
+    declaration: Declaration,
+    pipeline: Pipeline,
+    topics: Mapping[str, str],
+    epoch: timedelta,
+    receivers: Sequence[Mapping[str, Any]],
+) -> dict[str, str]:
+    """Return the alert rules, promtool's test of them, Alertmanager's configuration and the runbooks."""
+    alerts = alerts_of(declaration, pipeline, topics, epoch)
+    serving = declaration.servingRequirements
+    facts = {
+        "group": consumer_group(declaration.project),
+        "topics": ", ".join(topics.values()),
+        "topic": next(iter(topics.values())),
+        "declared": units.spell(serving.freshnessTarget.bound),
+        "objective": str(serving.freshnessTarget),
+        "volume": str(serving.offlineVolume),
+    }
     return {
         RULES: yaml_file(rules_file(alerts, declaration.project)),
-        RULES_TEST: yaml_file(rules_test(alerts, declaration)),
+        RULES_TEST: yaml_file(rules_test(alerts)),
+        ALERTMANAGER: yaml_file(alertmanager_file(receivers)),
+        **runbook_files(alerts, facts),
     }
 
 

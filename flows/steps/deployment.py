@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from freshet.flows.steps import estimates
-from freshet.flows.steps.alerts import RULES, consumer_group, lag_alerts
+from freshet.flows.steps.alerts import RULES, alerts_of, consumer_group
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.dashboards import dashboard_path, dashboards
 from freshet.schemas import units
@@ -64,8 +64,16 @@ def deployment(
         ),
         monitoringConfig=MonitoringConfig(
             freshnessAlerts=[
-                {"name": alert["alert"], "expr": alert["expr"], "for": alert["for"], "file": RULES}
-                for alert in lag_alerts(declaration, pipeline, [*topics.values()])
+                {
+                    "name": alert.name,
+                    "severity": alert.severity,
+                    "expr": alert.expr,
+                    "for": alert.hold,
+                    "features": [feature.name for view in alert.views for feature in view.features],
+                    "file": RULES,
+                    "runbook": alert.runbook,
+                }
+                for alert in alerts_of(declaration, pipeline, topics, epoch)
             ],
             consistencyChecks=[
                 {"name": check.name, "view": plan.view.name, "checks": check.description, "severity": check.severity}

@@ -1,6 +1,6 @@
 """What a view will need: rows, parquet, Redis and state, from its plan and the load on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -88,9 +88,9 @@ def estimate(plan: ViewPlan, load: Load, lateness_us: Mapping[str, int]) -> View
     )
 
 
-def allowed_load(plan: ViewPlan, bytes_per_day: float, entities_count: int) -> Load:
-    """Return the most events that the declared volume of parquet has room for."""
-    events_per_day = bytes_per_day / (rows_per_event(plan) * row_bytes(plan))
+def allowed_load(plans: Sequence[ViewPlan], bytes_per_day: float, entities_count: int) -> Load:
+    """Return the most events of each stream that the declared volume of parquet has room for, in all views together."""
+    events_per_day = bytes_per_day / sum(rows_per_event(plan) * row_bytes(plan) for plan in plans)
     return Load(events_per_day / _SECONDS_PER_DAY, entities_count, "the declared offlineVolume, used up")
 
 

@@ -3,6 +3,7 @@
 Addresses are those of docker-compose.yml. Programs elsewhere need other ones, and the same names of jobs and rules.
 """
 
+import zlib
 from typing import Any
 
 PROMETHEUS_CONFIG = "deploy/prometheus/prometheus.yml"
@@ -13,6 +14,18 @@ MATERIALIZER_JOB, VALIDATOR_JOB = "freshet-materializer", "freshet-validator"
 _SCRAPE_INTERVAL = "5s"
 _MATERIALIZER, _VALIDATOR = "materializer:9308", "validator:9307"
 _PROMETHEUS, _ALERTMANAGER = "prometheus:9090", "alertmanager:9093"
+_UID_LENGTH = 40
+"""Grafana refuses a longer one."""
+
+
+def dashboard_uid(*words: str) -> str:
+    """Return the uid of a dashboard: always the same, and never longer than Grafana allows.
+
+    >>> dashboard_uid("lag"), dashboard_uid("view", "wiki_edits_by_user"), dashboard_uid("view", "of_edits_" * 4)
+    ('freshet-lag', 'freshet-view-wiki_edits_by_user', 'freshet-view-of_edits_of_edits__8d0e175b')
+    """
+    whole = "-".join(("freshet", *words))
+    return whole if len(whole) <= _UID_LENGTH else f"{whole[: _UID_LENGTH - 9]}_{zlib.crc32(whole.encode()):08x}"
 
 
 def prometheus_config(rules: str) -> dict[str, Any]:

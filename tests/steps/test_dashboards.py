@@ -16,9 +16,10 @@ from freshet.flows.edges.metrics import Metrics, ValidatorMetrics
 from freshet.flows.lag import LagExporter
 from freshet.flows.steps.burrow import Status
 from freshet.flows.steps.checks import checks_of
-from freshet.flows.steps.dashboards import dashboard_files, dashboards, view_uid
+from freshet.flows.steps.dashboards import dashboard_files, dashboards
 from freshet.flows.steps.freshness import WINDOWS
 from freshet.flows.steps.lag import Lag
+from freshet.flows.steps.monitoring import dashboard_uid
 from freshet.schemas import declaration
 from freshet.schemas.dtypes import dtype
 from freshet.schemas.view import Feature, View
@@ -80,7 +81,9 @@ def test_there_is_one_of_each_kind_and_one_for_each_view() -> None:
 
 
 def test_uids_are_different_and_as_short_as_grafana_wants_them() -> None:
-    uids = [made["uid"] for made in DASHBOARDS.values()] + [view_uid(f"{LONG}_{place}") for place in range(9)]
+    uids = [made["uid"] for made in DASHBOARDS.values()] + [
+        dashboard_uid("view", f"{LONG}_{place}") for place in range(9)
+    ]
 
     assert len({*uids}) == len(uids)
     assert all(re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", uid) for uid in uids)

@@ -16,12 +16,12 @@ from typing import Any
 from freshet.flows.steps.dashboards.feature_view import feature_view
 from freshet.flows.steps.dashboards.lag import lag
 from freshet.flows.steps.dashboards.overview import overview
-from freshet.flows.steps.dashboards.shown import Shown, view_uid
+from freshet.flows.steps.dashboards.shown import Shown
 from freshet.flows.steps.dashboards.validation import validation
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.view import View
 
-__all__ = ["DASHBOARDS", "dashboard_files", "dashboard_path", "dashboards", "view_uid"]
+__all__ = ["DASHBOARDS", "dashboard_files", "dashboard_path", "dashboards"]
 
 DASHBOARDS = "deploy/grafana/dashboards"
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from freshet.flows.steps.dashboards.panels import Column, Panel, Query, Section, heatmap, stat, table, text, timeseries
-from freshet.flows.steps.dashboards.shown import ANY, BURN_COLOURS, RATE, Shown, view_uid
+from freshet.flows.steps.dashboards.shown import ANY, BURN_COLOURS, RATE, Shown
+from freshet.flows.steps.monitoring import dashboard_uid
 from freshet.schemas.view import Kind, View
 
 
@@ -19,7 +20,7 @@ def feature_view(shown: Shown, view: View) -> dict[str, Any]:
         f"Feature view {view.name}: {len(view.features)} features of {', '.join(view.entity_names)}, from"
         f" {', '.join(view.sources)}."
     )
-    return shown.dashboard(view_uid(view.name), view.name, description, "feature-view", sections)
+    return shown.dashboard(dashboard_uid("view", view.name), view.name, description, "feature-view", sections)
 
 
 def _view_now(shown: Shown, view: View) -> list[Panel]:

@@ -11,7 +11,6 @@ from freshet.flows.steps.dashboards.panels import (
     state_timeline,
     table,
     timeseries,
-    uid,
 )
 from freshet.flows.steps.dashboards.shown import (
     ANY,
@@ -23,8 +22,7 @@ from freshet.flows.steps.dashboards.shown import (
     RETENTION_NEAR,
     Shown,
 )
-
-LAG_UID = uid("freshet", "lag")
+from freshet.flows.steps.monitoring import dashboard_uid
 
 _PARTITION = "topic, partition"
 _STATUSES = {0: "OK", 1: "WARN", 2: "REWIND", 3: "STALL", 4: "STOP"}
@@ -42,7 +40,7 @@ def lag(shown: Shown) -> dict[str, Any]:
         "Of each partition: what waits in Kafka and is not yet in both stores. It is read from Kafka, by the"
         " validator, and so is right when the materializer is gone."
     )
-    return shown.dashboard(LAG_UID, "lag", description, "lag", sections)
+    return shown.dashboard(dashboard_uid("lag"), "lag", description, "lag", sections)
 
 
 def _partitions_now(shown: Shown) -> Panel:

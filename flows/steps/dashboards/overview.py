@@ -3,12 +3,10 @@
 from typing import Any
 
 from freshet.flows.steps.dashboards.lag import behind
-from freshet.flows.steps.dashboards.panels import Column, Panel, Query, Section, stat, table, text, timeseries, uid
-from freshet.flows.steps.dashboards.shown import ANY, BURN_COLOURS, RATE, Shown, view_uid
+from freshet.flows.steps.dashboards.panels import Column, Panel, Query, Section, stat, table, text, timeseries
+from freshet.flows.steps.dashboards.shown import ANY, BURN_COLOURS, QUIET, RATE, REJECTS_NEAR, Shown
 from freshet.flows.steps.dashboards.validation import last_validation, open_findings
-from freshet.flows.steps.monitoring import MATERIALIZER_JOB, VALIDATOR_JOB
-
-OVERVIEW_UID = uid("freshet", "overview")
+from freshet.flows.steps.monitoring import MATERIALIZER_JOB, VALIDATOR_JOB, dashboard_uid
 
 _ADVICE = """\
 1. **Alerts fire**: go by the runbook of that name, in `deploy/runbooks`; the alert names the features, the runbook the
@@ -31,7 +29,7 @@ def overview(shown: Shown) -> dict[str, Any]:
         Section("What flows", [*_flow(), _lag_by_topic(shown), _freshness_by_view(shown), _offline_bytes(shown)]),
     ]
     description = f"Project {shown.declaration.project}: rows are to be online within {shown.target} of their event."
-    return shown.dashboard(OVERVIEW_UID, "overview", description, "overview", sections)
+    return shown.dashboard(dashboard_uid("overview"), "overview", description, "overview", sections)
 
 
 def _wrong(shown: Shown) -> list[Panel]:
@@ -49,7 +47,7 @@ def _wrong(shown: Shown) -> list[Panel]:
             " outage of Kafka, the online store or the disk is waited out: its /healthz says for what.",
             Query("time() - max(freshet_checkpoint_last_success_timestamp_seconds)"),
             "s",
-            ((15.0, "orange"), (60.0, "red")),
+            QUIET,
         ),
         last_validation(),
         open_findings(),
@@ -59,7 +57,7 @@ def _wrong(shown: Shown) -> list[Panel]:
             " materializer stops, so that a bad deploy does not empty a topic. `freshet dlq list` shows them.",
             Query("max(freshet_rejects_in_a_row) / max(freshet_rejects_in_a_row_limit)"),
             "percentunit",
-            ((0.1, "orange"), (0.5, "red")),
+            REJECTS_NEAR,
         ),
         table(
             "The alerts",
@@ -105,7 +103,7 @@ def _views_now(shown: Shown) -> Panel:
 
 def _views_listed(shown: Shown) -> Panel:
     lines = [
-        f"- [{view.name}](/d/{view_uid(view.name)}), of {', '.join(view.sources)}:"
+        f"- [{view.name}](/d/{dashboard_uid('view', view.name)}), of {', '.join(view.sources)}:"
         f" {', '.join(feature.name for feature in view.features)}"
         for view in shown.views
     ]

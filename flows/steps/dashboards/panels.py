@@ -1,6 +1,5 @@
 """Grafana's own form of a dashboard: panels, their places, and what is around them."""
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +8,6 @@ SCHEMA_VERSION = 39
 TAG = "freshet"
 WIDTH = 24
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
-_UID_LENGTH = 40
-"""Grafana refuses a longer one."""
 
 Thresholds = Sequence[tuple[float, str]]
 """From which value on which colour holds; below the first it is green, unless that starts at minus infinity."""
@@ -50,16 +47,6 @@ class Column:
     unit: str = "short"
     thresholds: Thresholds = ()
     texts: Mapping[int, str] = field(default_factory=dict)
-
-
-def uid(*words: str) -> str:
-    """Join words to a dashboard's uid: always the same, and never longer than Grafana allows.
-
-    >>> uid("freshet", "view", "wiki_edits_by_user"), uid("freshet", "view", "a_view_with_a_name_that_never_ends")
-    ('freshet-view-wiki_edits_by_user', 'freshet-view-a_view_with_a_name_6452ecac')
-    """
-    whole = "-".join(words)
-    return whole if len(whole) <= _UID_LENGTH else f"{whole[: _UID_LENGTH - 9]}_{zlib.crc32(whole.encode()):08x}"
 
 
 def stat(

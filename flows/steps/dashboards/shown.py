@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from freshet.flows.steps.alerts import consumer_group
-from freshet.flows.steps.dashboards.panels import Section, Thresholds, dashboard, uid
+from freshet.flows.steps.alerts import BREACH_AHEAD, QUIET_AFTER, REJECT_LIMIT_SHARE, RETENTION_AHEAD, consumer_group
+from freshet.flows.steps.dashboards.panels import Section, Thresholds, dashboard
 from freshet.flows.steps.freshness import BURN_RULES
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.units import Objective, Volume, spell
@@ -16,20 +16,18 @@ FAR_S = 7 * 86400
 """Longer times are all the same to somebody who looks: infinite ones, too."""
 NOT_IN_SIGHT = {FAR_S: "not in sight"}
 NOT_AT_THIS_RATE = {FAR_S: "not at this rate"}
-NEAR = ((float("-inf"), "red"), (60.0, "orange"), (600.0, "green"))
-RETENTION_NEAR = ((float("-inf"), "red"), (3600.0, "orange"), (86400.0, "green"))
+NEAR = ((float("-inf"), "red"), (BREACH_AHEAD.total_seconds(), "green"))
+RETENTION_NEAR = ((float("-inf"), "red"), (RETENTION_AHEAD.total_seconds(), "orange"), (86400.0, "green"))
 DRAINS = ((60.0, "orange"), (float(FAR_S), "red"))
 ANY = ((1.0, "red"),)
+QUIET = ((QUIET_AFTER.total_seconds() / 2, "orange"), (QUIET_AFTER.total_seconds(), "red"))
+"""Alerts, too, begin to be about these times at these limits."""
+REJECTS_NEAR = ((REJECT_LIMIT_SHARE / 5, "orange"), (REJECT_LIMIT_SHARE, "red"))
 BURN_COLOURS = (
     (min(rule.factor for rule in BURN_RULES), "orange"),
     (min(rule.factor for rule in BURN_RULES if rule.severity == "page"), "red"),
 )
 RATE = "[$__rate_interval]"
-
-
-def view_uid(view_name: str) -> str:
-    """Return the uid of a feature view's dashboard."""
-    return uid("freshet", "view", view_name)
 
 
 @dataclass(frozen=True)

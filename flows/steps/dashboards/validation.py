@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from freshet.flows.steps.dashboards.panels import Column, Panel, Query, Section, heatmap, stat, table, timeseries, uid
+from freshet.flows.steps.dashboards.panels import Column, Panel, Query, Section, heatmap, stat, table, timeseries
 from freshet.flows.steps.dashboards.shown import ANY, BURN_COLOURS, RATE, Shown
 from freshet.flows.steps.freshness import BURN_RULES
+from freshet.flows.steps.monitoring import dashboard_uid
 from freshet.schemas.units import spell
-
-VALIDATION_UID = uid("freshet", "validation")
 
 
 def validation(shown: Shown) -> dict[str, Any]:
@@ -19,7 +18,7 @@ def validation(shown: Shown) -> dict[str, Any]:
         Section("The validator itself", [_rounds(), _round_duration(), _deliveries()]),
     ]
     description = "What the validator finds: whether online and offline store agree, and rows are as fresh as declared."
-    return shown.dashboard(VALIDATION_UID, "validation", description, "validation", sections)
+    return shown.dashboard(dashboard_uid("validation"), "validation", description, "validation", sections)
 
 
 def _validator_now() -> list[Panel]:
@@ -183,7 +182,7 @@ def last_validation() -> Panel:
         " news.",
         Query("time() - max(freshet_validator_last_success_timestamp_seconds)"),
         "s",
-        ((30.0, "orange"), (120.0, "red")),
+        ((60.0, "orange"), (300.0, "red")),
     )
 
 

@@ -1,0 +1,788 @@
+"""The texts of the runbooks: for each alert what it means, whom it concerns, how to find the cause, what to do.
+
+Each is read by somebody who knows nothing but the alert, perhaps at night: so it goes from what is seen to the cause,
+and from the cause to the next command. What stands in braces is filled in, shared parts first.
+"""
+
+from collections.abc import Mapping
+
+from freshet.schemas.finding import Cause
+
+PARTS: Mapping[str, str] = {
+    "where": """\
+Commands are run in the project's folder, with the settings of its processes. With docker compose,
+`docker compose run --rm --no-deps validator status` is `freshet status`, and so for the others.""",
+    "parts": """\
+{other_parts}
+- **`materializer` is DOWN**: It ended, or never started. Its last log line says why; FreshetMaterializerDead.md goes
+  by it.""",
+    "other_parts": """\
+- **`kafka` is DOWN**: Kafka does not answer at the address shown. Start it, or mend the network or credentials.
+- **`online store` is DOWN**: Redis does not answer, or refuses writes (no memory, read-only): the reason stands
+  there. Mend it.
+- **`offline store` is DOWN**: The folder cannot be read, or its ledger not. A full disk, a lost mount or other
+  permissions are the usual reasons: `df -h` and `ls -l` on the folder.""",
+    "restart": """\
+What is down comes first: once it answers, the materializer goes on by itself, or by its next start if it has ended
+meanwhile (after FRESHET_PATIENCE, with exit code 5). It may be started again at any time: it goes on where the last
+commit ended, and no event is lost or counted twice.
+
+    freshet run materializer""",
+    "more_threads": """\
+If it simply has too much to do, give it more threads or processes, up to FRESHET_SHARDS of them; they share the
+partitions. The one that runs is stopped before.
+
+    freshet run materializer --workers 2""",
+}
+
+TEXTS: Mapping[str, str] = {
+    "FreshetLag": """\
+## Meaning
+
+The oldest message that the materializer has not committed has waited longer than the declared freshness ({declared}),
+for a whole minute. Kafka itself tells so: it is true whether or not the materializer is well.
+
+## Impact
+
+Online values are as old as the alert says. Nothing is lost: everything that waits will be worked off.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. The second table says of the stream how many
+messages wait, and whether it is being worked off.
+
+{parts}
+- **all parts are ok, the stream is `stop` or `stall`**: The materializer hangs, or one partition does. Go on with
+  FreshetStopped.md.
+- **all ok, `done/s` is above `in/s`**: It catches up: `done in` says when it is through. Wait.
+- **all ok, `done/s` is about `in/s` or less**: More comes than it gets done. See whether `in/s` is unusual (a
+  producer sends old events again?), else give it more threads.
+
+## Mitigate
+
+{restart}
+
+{more_threads}
+
+## Verify
+
+`freshet status --watch` shows `oldest` falling below {declared}. The alert ends a scrape later.
+""",
+    "FreshetStopped": """\
+## Meaning
+
+Messages wait in this partition, and the materializer has committed nothing there for longer than all of its last ten
+commits took (Burrow's STOP).
+
+## Impact
+
+Rows of entities in this partition are not updated. Nothing is lost while Kafka keeps the messages: `lost in` of
+`freshet status` says how long that is.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. `freshet status --json` has every partition
+under `partitions`.
+
+{parts}
+- **all parts are ok, every partition has status STOP**: The materializer hangs, or cannot commit.
+  `curl -s localhost:9308/healthz` says what it waits for, and its log which line came last.
+- **all parts are ok, only some partitions have STOP**: Kafka has no leader for them, or their reader hangs. With
+  Kafka's own tools: `kafka-topics.sh --bootstrap-server localhost:9092 --describe --topic {topic}`; a partition with
+  `Leader: none` is Kafka's to mend. Otherwise start the materializer again.
+- **the log ends with `events in a row that cannot be used`**: Producers send what the contract does not allow. Go on
+  with FreshetRejectLimitNear.md.
+
+## Mitigate
+
+{restart}
+
+## Verify
+
+`freshet status --watch` shows the stream as `ok`, and `waiting` falling.
+""",
+    "FreshetStalled": """\
+## Meaning
+
+The materializer commits, but always the same offset of this partition, and messages wait behind it (Burrow's STALL).
+
+## Impact
+
+Rows of entities in this partition are not updated; others are. Nothing is lost while Kafka keeps the messages.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. `freshet status --json` has every partition
+under `partitions`.
+
+{parts}
+- **all parts are ok**: The message behind the committed offset cannot be got past. The materializer's log names
+  topic, partition and offset if it is at fault; if it says nothing, Kafka does not hand the message out, as when a
+  transaction was left open.
+- **two materializers run**: One of them commits old offsets. There must be one flow a project: stop the other.
+
+## Mitigate
+
+Start the materializer again: it opens every partition anew, and goes on where the last commit ended.
+
+    freshet run materializer
+
+An open transaction is ended by its producer, or by Kafka after `transaction.max.timeout.ms` (15 minutes).
+
+## Verify
+
+`freshet status --watch` shows the stream as `ok`, and `waiting` falling.
+""",
+    "FreshetRewound": """\
+## Meaning
+
+An offset was committed for the group {group} that lies before the one committed last (Burrow's REWIND). The
+materializer never does that.
+
+## Impact
+
+None on rows: the materializer goes by its own ledger, not by Kafka's offsets, and its next commit puts them right.
+But lag was told wrongly meanwhile.
+
+{concerned}
+
+## Check
+
+{where}
+
+Who else commits in this group? Kafka's own tool shows its members:
+
+    kafka-consumer-groups.sh --bootstrap-server localhost:9092 --describe --group {group}
+
+- **somebody ran `kafka-consumer-groups.sh --reset-offsets`**: It has no effect on Freshet. Tell them so.
+- **the topic was deleted and made anew**: Its offsets begin at 0 again, and the ledger's are further on: the
+  materializer refuses to go on, and says how (`freshet run materializer --accept-gap`).
+- **another program has the same group.id**: Give it one of its own.
+
+## Mitigate
+
+Nothing has to be done to Freshet unless the topic is new. To read old events again on purpose, use
+`freshet replay events.jsonl --out rows`, or a view of another name.
+
+## Verify
+
+`freshet status` shows the stream as `ok`. The alert ends a quarter of an hour later.
+""",
+    "FreshetBreachNear": """\
+## Meaning
+
+Nothing is late yet. But the lag has grown for five minutes, and goes on like this: the freshness target ({declared})
+is passed within the time that the alert says.
+
+## Impact
+
+None so far. Soon values will be older than declared.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The second table has what comes (`in/s`), what gets done (`done/s`), and `late in`.
+
+- **`in/s` is much higher than usual**: A burst, or a producer that sends old events again. If it ends soon, wait;
+  else give more threads.
+- **`in/s` is as usual, `done/s` is lower**: The materializer is slower than it was: its machine is short of processor
+  or memory, or Redis, or the disk of the offline store, is slow. `rows/s` and `p99` in the third table say of which
+  view.
+
+## Mitigate
+
+{more_threads}
+
+## Verify
+
+`late in` of `freshet status --watch` says `never`.
+""",
+    "FreshetRetentionNear": """\
+## Meaning
+
+A message that was never read is deleted by Kafka within hours: the topic's retention ends before the materializer
+gets to it.
+
+## Impact
+
+Once deleted, its events are missing from both stores for ever, and from what models are trained on. The materializer
+then refuses to go on until somebody accepts the gap.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. `lost in` of the second table is the time that
+is left, `done in` the time it takes to catch up.
+
+{parts}
+- **`done in` is longer than `lost in`**: It will not make it: lengthen the retention now.
+- **`done in` is well below `lost in`**: It catches up in time. Lengthen the retention all the same.
+
+## Mitigate
+
+First gain time, which takes one command and harms nothing but disk space of the brokers (here 14 days):
+
+    kafka-configs.sh --bootstrap-server localhost:9092 --alter \\
+      --entity-type topics --entity-name {topic} --add-config retention.ms=1209600000
+
+Then do away with the cause, as FreshetLag.md says. If messages are gone already, this goes on without them:
+
+    freshet run materializer --accept-gap
+
+## Verify
+
+`lost in` of `freshet status` is longer than `done in`, and rises.
+""",
+    "FreshetFreshnessBurnsFast": """\
+## Meaning
+
+Of the validator's looks at this view, so many found messages that had waited longer than {declared} that the
+allowance of the declared target ({objective}) would be used up within days. Both a long and a short window say so: it
+lasts, and it is not over.
+
+## Impact
+
+Values are too old too often. At this pace the target will not be kept this month.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. The third table says how the view keeps up.
+
+{parts}
+- **the view is STALLED, or its stream `stop` or `stall`**: Go on with FreshetStopped.md.
+- **the view is lagging**: Go on with FreshetLag.md.
+- **the view is fresh or idle now**: It comes and goes. Look on the dashboard when: at bursts (more threads), at
+  restarts (fewer deploys), or at the same time as something else on that machine.
+
+## Mitigate
+
+{restart}
+
+{more_threads}
+
+## Verify
+
+`freshet_freshness_burn_rate` of the view, window 5m, is below 1: on its dashboard, or by
+`curl -s localhost:9307/metrics`.
+""",
+    "FreshetFreshnessBurnsSlowly": """\
+## Meaning
+
+Over a day or more, more of the validator's looks found this view late than the declared target ({objective}) allows.
+It is never bad enough for a page, but it adds up.
+
+## Impact
+
+Values are somewhat too often older than {declared}. At the end of the month the target was not kept.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+Then look on the view's dashboard when looks were late: `freshet_freshness_burn_rate` by window.
+
+- **at bursts of events**: More threads or processes: see below.
+- **at each deploy or restart**: Restarts take longer than the target: deploy less often, or allow for it.
+- **all the time, a little**: The target is tighter than FRESHET_EPOCH, or what the machine gives: a row is counted as
+  late only once it waits longer than both. Declare what is needed.
+
+## Mitigate
+
+{more_threads}
+
+If the target itself is wrong, change `freshnessTarget` and run `freshet apply`.
+
+## Verify
+
+`freshet_freshness_burn_rate` of the view, window 6h, is below 1.
+""",
+    "FreshetSkew": """\
+## Meaning
+
+The validator found a check that does not hold, and its second look confirmed it. The alert's label `cause` says what
+kind of difference it is, `feature_view` where. A page is about what is served or trained on now; a ticket is one of
+{small_causes}.
+
+## Impact
+
+Values that were served since it began may be wrong. Predictions made with them are, too. The evidence names the
+feature, and single entities.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet check
+
+It does one round now, and prints each finding with rows of evidence: entity, event time, both values, Kafka's
+partition and offset. What the validator saw when it opened the finding is the newest page of its Data Docs
+(`.freshet/docs/index.html`) and the newest record of the topic `freshet.findings`.
+
+- **it says `ok`**: The finding is about other rows than this round's sample, or is over. See Data Docs.
+- **it says `inconclusive`**: A part does not answer, or too little was compared: `freshet status`.
+- **it shows the finding**: Go by its cause, below.
+
+## Mitigate
+
+By cause:
+
+{causes}
+
+`freshet repair` writes each entity's newest offline row online again, and never an older one over a newer one. It may
+run while everything else does.
+
+## Verify
+
+`freshet check` says `ok`. The alert ends once the check has held for FRESHET_QUIET (a minute).
+""",
+    "FreshetRejects": """\
+## Meaning
+
+Events of this stream cannot be used, for the reason that the label `reason` gives. They are not lost: each is kept,
+byte for byte, in the dead letters of the topic.
+
+## Impact
+
+Rows are made without these events, so counts and sums are too low.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet dlq list --since 1h --limit 20
+
+It prints each event, where it stands in Kafka, and what is wrong with it; the last line counts reasons.
+
+- **`contract` or `undecodable`**: A producer sends another form than the contract in `schemas/events/` says: it was
+  deployed anew, or the contract was. Put the wrong one right.
+- **`unknown_version`**: Producers are ahead of the contract: deploy the contract with that version.
+- **`null_key`**: The entity's column is null: it is the producer's to fill in.
+- **`late`**: Events are further behind their partition than the contract's lateness: a producer sends old events, or
+  one with a clock that ran ahead moved the partition's time on.
+- **`future`**: A producer's clock runs ahead. The partition and offset lead to it.
+- **`transform`**: The declared SQL fails on these values: the detail says which function. Make it total.
+
+## Mitigate
+
+Once the cause is gone, send those again that fit by now. The first command only says what the second will do:
+
+    freshet dlq redrive --dry-run
+    freshet dlq redrive
+
+## Verify
+
+`freshet dlq list --since 5m` says `no dead letters`.
+""",
+    "FreshetRejectLimitNear": """\
+## Meaning
+
+For thousands of events in a row not one could be used. That is a wrong deploy, not bad data. At FRESHET_REJECT_LIMIT
+(10000 if not set) the materializer ends itself with exit code 1, so that it does not empty the topic into the dead
+letters.
+
+## Impact
+
+Features of this stream stand still. The events are kept as dead letters, those after the limit in the topic.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet dlq list --since 1h --limit 5
+
+The detail says which field of the contract is not as it should be.
+
+- **a producer was deployed**: Take it back, or deploy the contract that it uses (`schemas/events/`).
+- **the contract or declaration was deployed**: Take it back: the version before accepted these events.
+- **`undecodable`**: Something else than JSON is sent, as by another serializer, or to the wrong topic.
+
+## Mitigate
+
+Once producers and contract agree, start the materializer, if it has ended, and send the dead letters again:
+
+    freshet run materializer
+    freshet dlq redrive --dry-run
+    freshet dlq redrive
+
+If the bad events are still in front of the good ones in Kafka, let it pass them: start it once with a higher
+FRESHET_REJECT_LIMIT. They become dead letters, and are not lost.
+
+## Verify
+
+`freshet status` shows rejects that do not grow, and `done/s` above 0.
+""",
+    "FreshetCheckpointOld": """\
+## Meaning
+
+Messages wait, the materializer runs, and yet for a minute nothing of what it read became durable.
+
+## Impact
+
+Rows may be online already, but are not in the offline store. After a crash they are made again: nothing is lost, but
+it takes longer the older the checkpoint is.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. The materializer itself says what it waits for:
+
+    curl -s localhost:9308/healthz
+
+{other_parts}
+- **/healthz names Kafka or the online store**: That part does not answer it, though it may answer you: network,
+  credentials, a full Redis.
+- **/healthz says `ok`, `rows/s` is high**: It catches up with so much at once that a commit takes long. `done in`
+  should fall.
+- **/healthz says `ok`, nothing moves**: The disk of the offline store or of FRESHET_RECOVERY is full or slow:
+  `df -h`. Else it hangs: start it again.
+
+## Mitigate
+
+{restart}
+
+## Verify
+
+`freshet status` says `durable up to epoch …` a few seconds ago, and the number rises.
+""",
+    "FreshetSilent": """\
+## Meaning
+
+Everything in the topic is read, and nothing new has come for minutes, though usually events come all the time. The
+flow itself is well: there is nothing for it to do.
+
+## Impact
+
+Values fall as windows empty: counts go to 0 as if nobody did anything. Models see that as fact.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+`kafka` is ok, the stream has `in/s` 0 and nothing waiting: then nobody sends.
+
+- **the producers' service is down, or logs errors of Kafka**: It is theirs to mend: address, credentials, quota, a
+  full disk of the brokers.
+- **the producers say that they send**: They send to another topic or cluster than `{topics}` at FRESHET_BROKERS.
+  Compare both.
+- **it is a holiday, or night**: Silence is right. Silence the alert for such times in Alertmanager.
+- **`in/s` is above 0**: It is over, or events come that are all rejected: `freshet dlq list --since 15m`.
+
+## Mitigate
+
+Mend the producers. Send one event by hand to see that the topic takes any; it stays there, so take one that is true
+(one JSON document a line):
+
+    freshet produce events.jsonl
+
+## Verify
+
+`in/s` of `freshet status --watch` is above 0 again.
+""",
+    "FreshetMaterializerDead": """\
+## Meaning
+
+Prometheus has heard nothing of the materializer for a minute: it has ended, or hangs, or cannot be reached.
+
+## Impact
+
+While it is down no feature changes, online or offline. Nothing is lost while Kafka keeps the messages.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. If it is DOWN there too, it has ended. Its last
+log line says why, and its exit code what kind: `docker compose logs --tail 20 materializer`, or your service
+manager's log.
+
+- **`freshet status` says that it is ok**: It runs, and only Prometheus does not reach it: FRESHET_METRICS_ADDRESS
+  must be an address that Prometheus can reach, and stand in prometheus.yml. Features are well.
+- **exit code 5**: An outside system was away for longer than FRESHET_PATIENCE; the line names it, its address and the
+  cause. Mend that, then start it.
+- **exit code 2**: It refuses to start: a setting, the declaration, or its state. The line ends with a hint of what to
+  do; do that.
+- **exit code 1, `events in a row that cannot be used`**: Producers send what the contract does not allow. Go on with
+  FreshetRejectLimitNear.md.
+- **exit code 137, or `Killed`**: It had too little memory. `freshet plan` estimates the state of each window; give it
+  more, or declare a `resolution:` for the widest.
+- **a message about the recovery folder**: State is lost or of another run. `freshet run materializer --rebuild` makes
+  it anew from the event archive; it takes time, and loses nothing.
+- **a partition `does not have the offset`**: Kafka deleted messages that were not read. What is between is lost:
+  `freshet run materializer --accept-gap` goes on without it.
+
+## Mitigate
+
+{restart}
+
+## Verify
+
+`freshet status` shows `materializer` as ok, and `waiting` falling. The alert ends at the next scrape.
+""",
+    "FreshetValidatorDead": """\
+## Meaning
+
+Prometheus has heard nothing of the validator for a minute: it has ended, or hangs, or cannot be reached.
+
+## Impact
+
+Features are not affected. But nobody looks whether they are right; and since the validator exports the lag, alerts
+about lag, skew and freshness cannot fire. Take their silence for nothing.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. It asks Kafka itself, so the lag it shows is
+true. Of the validator, the last log line says why it ended: `docker compose logs --tail 20 validator`, or your
+service manager's log.
+
+- **`freshet status` says that it is ok**: It runs, and only Prometheus does not reach it: FRESHET_METRICS_ADDRESS
+  must be an address that Prometheus can reach, and stand in prometheus.yml.
+- **`No module named 'great_expectations'`**: It was installed without the validator's part:
+  `pip install freshet[validator]`.
+- **exit code 2**: It refuses its settings or the declaration: the line ends with a hint.
+- **exit code 137, or `Killed`**: It had too little memory: give it more, or a smaller FRESHET_SAMPLE.
+
+## Mitigate
+
+Start it. It keeps no state, and may be started at any time, also while Kafka or Redis is away:
+
+    freshet run validator
+
+Until it runs, look by hand now and then: `freshet status`, `freshet check`.
+
+## Verify
+
+`freshet status` says `validated` a few seconds ago.
+""",
+    "FreshetValidatorFailing": """\
+## Meaning
+
+The validator runs, but for five minutes each of its rounds failed in some view: it could not look, or its judge
+failed.
+
+## Impact
+
+Features may be well or not: nobody can tell. Findings stand as they were before.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. The validator says what is wrong with its
+rounds:
+
+    curl -s localhost:9307/healthz
+
+{other_parts}
+- **/healthz names Kafka or the online store, which answer you**: The validator reaches them at other addresses or
+  with other credentials than you: compare settings.
+- **/healthz names a parquet part**: A file of the offline store is damaged or cannot be read. Look at it; bring it
+  back from a copy.
+- **/healthz names Feast**: Feast's registry is away or of another version: `freshet apply` registers anew.
+- **`no round has begun for …`**: A round hangs or takes very long: start the validator again, with a smaller
+  FRESHET_SAMPLE if the machine is slow.
+
+## Mitigate
+
+Mend what does not answer. The validator goes on by itself; it may also be started again at any time:
+
+    freshet run validator
+
+## Verify
+
+`freshet check` ends with exit code 0 or 1, and `freshet status` says `validated` a few seconds ago.
+""",
+    "FreshetLagUnknown": """\
+## Meaning
+
+For a minute nobody has heard from Kafka how far the materializer is. Either Kafka does not answer, or the process
+that exports the lag (FRESHET_LAG_EXPORT: the validator if not set) does not run.
+
+## Impact
+
+If Kafka is away, no feature changes: values stand still. In any case no alert about lag can fire.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. It asks Kafka itself.
+
+- **`kafka` is DOWN**: That is it: Kafka does not answer at the address shown, for the reason shown. The materializer
+  waits as long as FRESHET_PATIENCE says, then ends with exit code 5, and has to be started again.
+- **`kafka` is ok, `validator` is DOWN**: Nobody exports the lag. Go on with FreshetValidatorDead.md.
+- **both are ok**: FRESHET_LAG_EXPORT is `off` or names another process; or the validator reaches Kafka at another
+  address than you (its log says `lag is not known`); or the topics do not exist yet: `freshet apply`.
+
+## Mitigate
+
+Start Kafka again, or mend the network or credentials: with docker compose, `docker compose up --detach kafka`. Then
+see that the materializer still runs, and start it if not:
+
+    freshet run materializer
+
+## Verify
+
+`freshet status` shows `kafka` and `materializer` as ok, and `waiting` falling to 0.
+""",
+    "FreshetOfflineVolume": """\
+## Meaning
+
+In the last 24 hours more parquet was written than the declared offlineVolume ({volume}).
+
+## Impact
+
+None on values. Disks fill faster than was planned for, and historical retrieval reads more.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet plan
+
+It says of each view how many rows an event makes, and how many bytes a day at the rate of the archived events. The
+dashboard has bytes by view.
+
+- **more events come than were planned for**: Declare a larger `offlineVolume`, and provide the disk.
+- **one view makes many rows of an event**: Its windows follow the time closely: a longer `decay:` (or `off`) makes
+  fewer rows.
+- **many corrections**: Events come out of order, so rows are written again: see the producers, or a replay that runs.
+
+## Mitigate
+
+Change the declaration, see what becomes of it, and make it so:
+
+    freshet plan
+    freshet apply
+
+Then start the materializer again. See also that the disk has room for some days: `df -h`.
+
+## Verify
+
+`freshet plan` prints no warning about parquet. The alert ends once a whole day is below what is declared.
+""",
+}
+
+CAUSES: Mapping[Cause, str] = {
+    Cause.VALUE_MISMATCH: """\
+Both stores have one version of a row with different values; or both differ from what the declared SQL makes of the
+archived events; or a value is not as `expect:` says.
+If the evidence has an online and an offline value, somebody else wrote online: find the writer, then
+`freshet repair`. If the check is one of `expect:`, look at the events of the entity: the producers' data changed, or
+the limit is wrong. Else the rows themselves were made wrong: keep the evidence, train no model on them, move the
+recovery folder aside and start `freshet run materializer --rebuild`, which makes state anew from the archive.""",
+    Cause.NULL_ONLINE: """\
+The online store has null where the offline store has a value; or nulls are more than `expect:` allows.
+`freshet repair` writes the offline values again. For `expect:`, look at the producers' data.""",
+    Cause.DTYPE: """\
+A stored value is not of the declared type: another program writes to the same keys.
+Find that writer, then `freshet repair`.""",
+    Cause.LOST_ONLINE_WRITE: """\
+A row was committed, but never came to be online.
+`freshet repair`. Then look at Redis: evictions (`maxmemory-policy` must be noeviction), a failover that lost writes,
+a second program that deletes.""",
+    Cause.OUT_OF_ORDER_OVERWRITE: """\
+A row online is older than it was: something else writes there, or an old copy was restored.
+Stop the other writer, such as a `feast materialize` of the same views, then `freshet repair`.""",
+    Cause.MISSING_ENTITY: """\
+An entity that was online is gone.
+`freshet repair`. Then look at Redis for evictions (`maxmemory-policy` must be noeviction) and for who deletes.""",
+    Cause.EXPIRED_TTL: """\
+The online store keeps a row longer than its view's ttl allows, as rows do that were written before the view had this
+ttl.
+`freshet repair` sets the expiry.""",
+    Cause.STALE_ONLINE: """\
+The online store is as it was some time ago, or empty; or events wait for longer than the freshness target.
+If `freshet status` shows messages that wait, go on with FreshetLag.md. If not, the store lost writes, as by a
+failover: `freshet repair`.""",
+    Cause.LOST_OFFLINE_WRITE: """\
+An online row is not in the offline store, though committed; or a parquet part is gone; or Kafka has an offset as
+committed that is not durable.
+Find out who deletes below the offline store, or commits in the group {group}. Bring missing parts back from a copy.
+Models should not be trained on the time in question until then.""",
+    Cause.PARTIAL_BATCH: """\
+There are fewer offline rows, or archived events, than were committed.
+The same as for lost_offline_write: parts were removed or cut short. Bring them back from a copy.""",
+    Cause.DUPLICATE_OFFLINE: """\
+One version of a row stands more than once in the offline store, or there are more rows than were committed.
+Somebody copied parts into the folder: remove the copies; the evidence names the part. Until then training data counts
+these rows twice.""",
+    Cause.CLOCK_SKEW: """\
+A row is of a time that has not come: the clock of whoever made its event runs ahead.
+The evidence has the event's partition and offset: tell its producer. The rows become right once that time has come.""",
+    Cause.SCHEMA_DRIFT: """\
+Columns of the offline store, or the view in Feast's registry, are not those of the declaration.
+`freshet plan` shows what differs, `freshet apply` registers the declaration.""",
+}
