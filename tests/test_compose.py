@@ -39,7 +39,7 @@ HEALTHCHECKS = {
 PROGRAMS = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager"}
 """What Debian calls the programs of images that are not ours."""
 LAG_ALERT = "FreshetLag"
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 
 
 def test_the_file_follows_the_compose_schema() -> None:
@@ -229,6 +229,16 @@ def metric(address: str, name: str) -> float:
     return sum(values(address, name))
 
 
+def causes(address: str) -> set[str]:
+    """Return the causes of confirmed findings."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        found = re.findall(
+            r'^freshet_skew_confirmed_total\{cause="(\w+)",.*\} (\S+)$', answer.read().decode(), re.MULTILINE
+        )
+    assert found
+    return {cause for cause, count in found if float(count)}
+
+
 @dataclass(frozen=True)
 class Watching:
     """Prometheus and Alertmanager, as the compose file starts them, but asking every second, of these addresses.
@@ -307,6 +317,10 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
         wait(lambda: metric(address, "freshet_rows_total") > 20, *processes)
         assert healthy("materializer", address)
         wait(lambda: metric(address, "freshet_offline_bytes_total") > 0, *processes)
+        wait(lambda: metric(looking_at, "freshet_validator_last_success_timestamp_seconds") > 0, *processes)
+        asked = {"FRESHET_MATERIALIZER_ADDRESS": address, "FRESHET_VALIDATOR_ADDRESS": looking_at}
+        shown, said = started("status", deployment, **asked).communicate(timeout=LIMIT_S)
+        assert shape(shown) == shape(README_STATUS), said
         if watching:
             wait(lambda: watching.reached() == {MATERIALIZER_JOB, VALIDATOR_JOB}, *processes)
             assert watching.broken() == []
@@ -327,7 +341,7 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
         assert "stopped" in ended(materializer, grace_s("materializer"))
         wait(lambda: metric(looking_at, "freshet_skew_compared_total") > 0, validator)
         assert healthy("validator", looking_at)
-        assert metric(looking_at, "freshet_skew_confirmed_total") == 0
+        assert causes(looking_at) <= {"stale_online"}  # it was, if the materializer was away for long
         validator.send_signal(signal.SIGTERM)
         assert "stopped" in ended(validator, grace_s("validator"))
         assert (Path(deployment["/project"]) / ".freshet" / "docs" / "index.html").is_file()
@@ -349,10 +363,25 @@ def healthy(name: str, address: str) -> bool:
     return subprocess.run([sys.executable, *command[1:]], capture_output=True, check=False).returncode == 0
 
 
+def shape(shown: str) -> list[str]:
+    """Return the lines of a status screen that are the same in every run: numbers, times, places and states apart."""
+    lines = [re.sub(r"(^| )[\w.]+:\S+|\S*/\S*", " WHERE", line) for line in shown.splitlines()[1:]]
+    lines = [re.sub(r"[\d,.]+ (ms|s|min|h|days)\b|never|-", "SPAN", line) for line in lines]
+    states = "ok|warn|stop|stall|rewind|idle|fresh|lagging|stalled|breached|unknown"
+    return [re.sub(r"\s+", " ", re.sub(rf"[\d,]+|\b({states})\b", "N", line, flags=re.IGNORECASE)) for line in lines]
+
+
 def is_caught_up(address: str, since: float) -> bool:
     """Say whether a process exports lag, seen since a time, and there is none."""
     seen_at = values(address, "freshet_lag_sampled_timestamp_seconds")
     return bool(seen_at) and seen_at[0] > since and not any(values(address, "kafka_consumergroup_lag_sum"))
+
+
+README_STATUS = next(
+    block.partition("\n")[2]
+    for block in re.findall(r"```console\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    if block.startswith("$ freshet status")
+)
 
 
 def grace_s(name: str) -> float:

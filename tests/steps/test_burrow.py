@@ -1,6 +1,14 @@
-"""How a consumer does, by Burrow's rules."""
+"""How a consumer does, by Burrow's rules; and by Burrow itself, whose verdicts tests/record_burrow.py has recorded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from freshet.flows.steps.burrow import Commits, Status
+
+RECORDED = json.loads(Path(__file__).with_name("burrow.json").read_text(encoding="utf-8"))["cases"]
 
 
 def after(*looks: tuple[int, int]) -> Commits:
@@ -61,3 +69,34 @@ def test_what_lies_longer_back_than_ten_commits_is_forgotten() -> None:
     made = after((500, 600), *((offset, 1000 + 2 * offset) for offset in range(10, 110, 10)))
 
     assert made.status(11.0) is Status.WARN
+
+
+def replayed(steps: list[dict[str, Any]]) -> list[str]:
+    """Return what ours says wherever Burrow was asked, given the same commits, and the end once a second."""
+    commits, looked_at, said = Commits(), -3.0, []
+
+    def look_until(at_s: float) -> None:
+        nonlocal looked_at
+        while looked_at + 1.0 < at_s:
+            looked_at += 1.0
+            commits.ends(max((step["end"] for step in steps if step["came_at"] <= looked_at), default=0))
+
+    for step in steps:
+        look_until(step["committed_at"])
+        if step["committed"] is not None:
+            commits.commits(step["committed"], step["committed_at"])
+        look_until(step["asked_at"])
+        said.append(commits.status(step["asked_at"]).value)
+    return said
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_ours_says_what_burrow_says(case: str) -> None:
+    assert replayed(RECORDED[case]) == [step["status"] for step in RECORDED[case]]
+
+
+def test_what_was_recorded_has_every_status_and_is_asked_often() -> None:
+    said = [step["status"] for steps in RECORDED.values() for step in steps]
+
+    assert set(said) == set(Status)
+    assert len(said) > 200
