@@ -58,6 +58,7 @@ class _Indexed:
     And the hashes of the entities that have some, by their columns.
     """
 
+    epoch: int
     summary: PartSummary
     counts: Mapping[int, int]
     hashes: Mapping[tuple[str, ...], Hashes]
@@ -99,7 +100,7 @@ class ArchiveIndex:
                 table = self._archive.read_parts(self.name, [part], [*self._columns, PARTITION])
                 counts = {one["values"]: one["counts"] for one in table.column(PARTITION).value_counts().to_pylist()}
                 found = {names: np.unique(hashes(known(table, view), view)) for names, view in self._views.items()}
-                self._parts[part] = _Indexed(summary, counts, found)
+                self._parts[part] = _Indexed(epoch_of(part) or 0, summary, counts, found)
                 self._hashes_count += self._parts[part].hashes_count
         self._is_complete = self._parts.keys() == {*visible}
         self._is_listed = True
@@ -124,9 +125,7 @@ class ArchiveIndex:
 
     def is_whole(self, ledger: Ledger) -> bool:
         """Say whether all that the ledger says is archived is known."""
-        count = sum(
-            one.summary.rows_count for part, one in self._parts.items() if (epoch_of(part) or 0) <= ledger.epoch
-        )
+        count = sum(one.summary.rows_count for one in self._parts.values() if one.epoch <= ledger.epoch)
         return bool(self._parts) and not self._is_full and count == ledger.rows_counts.get(self.name, 0)
 
     def of(self, view: View, entity_hash: int, epoch: int, oldest_us: int | None, newest_us: int) -> list[str]:
@@ -134,7 +133,7 @@ class ArchiveIndex:
         found = []
         for part, one in self._parts.items():
             summary, entities = one.summary, one.hashes[view.entity_names]
-            if not len(entities) or (epoch_of(part) or 0) > epoch:
+            if one.epoch > epoch or not len(entities):
                 continue
             if summary.oldest is not None and instant_us(summary.oldest) > newest_us:
                 continue

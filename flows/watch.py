@@ -19,6 +19,7 @@ from freshet.flows.recompute import Recompute
 from freshet.flows.steps import frames
 from freshet.flows.steps.canaries import CanaryLine, Probe
 from freshet.flows.steps.freshness import Progress, Source
+from freshet.flows.steps.parts import Parts
 from freshet.flows.steps.watch import (
     Entity,
     Found,
@@ -132,7 +133,7 @@ class Watch:
             edges = (outside.feast, outside.online, outside.offline, outside.now)
             self._parity = Parity(plan.view, *edges, sampling.parity_every)
         self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit, plan.view.ttl)
-        self._parts: dict[str, PartSummary] = {}
+        self._parts = Parts(plan.view.row_schema)
         self._gone: dict[str, PartSummary] = {}
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
@@ -160,12 +161,12 @@ class Watch:
         visible = dict.fromkeys(offline.visible_parts(name))
         told = ledger.parts.get(name, {})
         staged = [part for part in told if part not in visible and offline.is_staged(name, part)]
-        for part in self._parts.keys() - visible.keys():
+        for part in [part for part in self._parts if part not in visible]:
             self._gone[part] = self._parts.pop(part)
         new = []
         for part in {**visible, **told}:  # one that was told and not listed may have been published since
             if part not in self._parts and (summary := offline.summary(name, part)) is not None:
-                self._parts[part] = summary
+                self._parts.put(part, summary)
                 self._gone.pop(part, None)
                 new.append(part)
         if not staged:  # between the ledger and the renaming lies a moment, or a crash
@@ -216,7 +217,7 @@ class Watch:
             if found is not None:
                 made[Frame.RECOMPUTED] = found
         if self._parity:
-            made |= self._parity.frames(done, self._comparable())
+            made |= self._parity.frames(done, self._parts.comparable)
         return made
 
     def _judgeable(self) -> tuple[list[Judgeable], Versions]:
@@ -226,7 +227,7 @@ class Watch:
         is_overdue = [ticket.ends is not None and ticket.first_at <= overdue_before for ticket in self._tickets]
         told = [*zip(self._tickets, is_settled, is_overdue, strict=True)]
         wanted = [one.first for one, is_due, is_late in told if (is_due or is_late) and one.first]
-        parts = self._as_declared(covering(self._comparable(), [row.event_timestamp for row in wanted]))
+        parts = self._as_declared(covering(self._parts.comparable, [row.event_timestamp for row in wanted]))
         tables = ((part, self._outside.offline.read_parts(self.view.name, [part])) for part in parts)
         versions = versions_of(self.view, tables, wanted) if wanted else {}
         done, left = list[Judgeable](), list[Ticket]()
@@ -240,7 +241,7 @@ class Watch:
 
     def look_at(self, probes: Iterable[Probe], asked_at: datetime) -> None:
         """See what became of canaries, by what was durable before the parts were listed."""
-        ledger, outside, schema = self._durable, self._outside, self.view.row_schema
+        ledger, outside = self._durable, self._outside
         self.canary_lines = []
         if ledger is None:
             return
@@ -251,16 +252,17 @@ class Watch:
         wanted = [row for probe in known if (row := probe.wanted) is not None]
         entities = [row.entity for row in wanted]
         online = dict(zip(entities, outside.online.read(self.view, entities), strict=True))
-        parts = covering(self._comparable(), [row.event_timestamp for row in wanted])
+        parts = covering(self._parts.comparable, [row.event_timestamp for row in wanted])
         names = [*self.view.entity_names, EVENT_TIME, VERSION]
         tables = ((part, outside.offline.read_parts(self.view.name, [part], names)) for part in parts)
         offline = versions_of(self.view, tables, wanted) if wanted else {}
-        is_readable = all(one.schema.equals(schema) for one in self._parts.values())
         for probe in known:
             row = probe.wanted
             there = row is not None and (row.entity, row.event_timestamp) in offline
             stored = None if row is None else online[row.entity]
-            self.canary_lines.append(probe.line(stored, is_offline=there or (False if is_readable else None)))
+            self.canary_lines.append(
+                probe.line(stored, is_offline=there or (False if self._parts.are_all_as_declared else None))
+            )
             probe.let_go()
 
     def _absent(self, one: Judgeable, *, overdue: bool) -> Judgeable | None:
@@ -270,7 +272,7 @@ class Watch:
         assert ledger is not None, "nothing is settled before the first commit"
         if not self._is_counted:
             return one if overdue else None
-        read_count = sum(part.rows_count for part in self._comparable().values())
+        read_count = sum(part.rows_count for part in self._parts.comparable.values())
         lacking_count = ledger.rows_counts.get(self.view.name, 0) - read_count
         if lacking_count <= 0:
             self._cut.clear()
@@ -292,7 +294,7 @@ class Watch:
     def _written_often(self, until: Mapping[Entity, int]) -> set[Entity]:
         """Return the entities that were written more than once until an epoch, as the newest parts until then tell."""
         newest = max(until.values())
-        known = sorted((part for part in self._comparable() if (epoch_of(part) or 0) <= newest), reverse=True)
+        known = sorted((part for part in self._parts.comparable if (epoch_of(part) or 0) <= newest), reverse=True)
         parts = self._as_declared(known[:_HISTORY_PARTS])
         names = [*self.view.entity_names, VERSION]
         tables = ((part, self._outside.offline.read_parts(self.view.name, [part], names)) for part in parts)
@@ -306,22 +308,20 @@ class Watch:
 
     def schemas(self) -> dict[str, pa.Schema]:
         """Return the first part of each schema."""
-        found: dict[str, pa.Schema] = {}
-        for part, summary in self._parts.items():
-            if not any(summary.schema.equals(known) for known in found.values()):
-                found[part] = summary.schema
-        return found
+        return self._parts.schemas()
 
     def part_lines(self) -> list[tuple[str, int, int | None]]:
         """Return the rows' numbers of parts, and of the whole folder, as `frames.parts` wants them."""
         ledger, name = self._durable, self.view.name
         if ledger is None:
             return []
-        told, own = ledger.parts.get(name, {}), {part: one.rows_count for part, one in self._parts.items()}
-        lines = [(part, count, own.get(part)) for part, count in told.items()]
+        told = ledger.parts.get(name, {})
+        lines = [
+            (part, count, one.rows_count if (one := self._parts.get(part)) else None) for part, count in told.items()
+        ]
         if not self._is_counted:  # a commit came while the folder was listed: the next round counts
             return lines
-        visible = sum(own.values())
+        visible = self._parts.rows_count
         committed = ledger.rows_counts.get(name, 0)
         if visible >= committed:  # what went away was not the flow's
             self._gone.clear()
@@ -329,23 +329,17 @@ class Watch:
         explained = sum(max(0, count - (there or 0)) for _, count, there in lines)  # not missed twice
         return [*lines, (_FOLDER, committed, visible + explained)]
 
-    def _comparable(self) -> dict[str, PartSummary]:
-        """Return the parts whose rows are as declared."""
-        schema = self.view.row_schema
-        return {part: one for part, one in self._parts.items() if one.schema.equals(schema) and one.rows_count}
-
     def _as_declared(self, parts: Sequence[str]) -> list[str]:
         """Return those of some parts that are as declared still: a file may be damaged after it was first met."""
         for part in parts:
             summary = self._outside.offline.summary(self.view.name, part)
             if summary is not None:  # else reading it says so
-                self._parts[part] = summary
-        there = self._comparable()
-        return [part for part in parts if part in there]
+                self._parts.put(part, summary)
+        return [part for part in parts if part in self._parts.comparable]
 
     def _floors(self, new_parts: Sequence[str], chance: random.Random) -> dict[Entity, Place]:
         """Choose offline rows; return the newest of each entity."""
-        there = self._comparable()
+        there = self._parts.comparable
         new = [part for part in new_parts if part in there]
         chosen = chance.sample(new, min(_NEW_PARTS, len(new)))
         rest = [part for part in there if part not in chosen]

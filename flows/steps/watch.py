@@ -10,6 +10,7 @@ An offline row that the online store lacks was lost on its way, or was there and
 of another the entity's own rows tell, and what befell others of late (`Signs`).
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -166,14 +167,15 @@ def covering(summaries: Mapping[str, PartSummary], instants: Iterable[datetime])
     >>> covering(parts, [day[1]]), covering(parts, [day[2]]), covering(parts, [day[6]])
     (['a'], ['a', 'b'], [])
     """
-    times = sorted(set(instants))
+    times = sorted({*instants})
     return [name for name, part in summaries.items() if part.rows_count and _covers(part, times)]
 
 
 def _covers(part: PartSummary, times: Sequence[datetime]) -> bool:
     if part.oldest is None or part.newest is None:
         return bool(times)
-    return any(part.oldest <= time <= part.newest for time in times)
+    place = bisect_left(times, part.oldest)
+    return place < len(times) and times[place] <= part.newest
 
 
 def versions_of(view: View, rows: Iterable[tuple[str, pa.Table]], wanted: Sequence[StoredRow]) -> Versions:
