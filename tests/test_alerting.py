@@ -40,6 +40,17 @@ def rules(files: Mapping[str, str]) -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(files[RULES])["groups"] for rule in group["rules"]]
 
 
+def test_every_alert_stands_in_the_readme_with_its_severities(rules: Sequence[dict[str, Any]]) -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    said = {}
+    for names, severities in re.findall(r"^\| ((?:`Freshet\w+`(?:, )?)+) \| ([a-z, ]+) \|", readme, re.MULTILINE):
+        said.update(dict.fromkeys(re.findall(r"\w+", names), {*severities.split(", ")}))
+
+    assert {*said} == {rule["alert"] for rule in rules}
+    for rule in rules:
+        assert rule["labels"]["severity"] in said[rule["alert"]]
+
+
 # --- runbooks ---------------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +133,15 @@ def test_runbooks_name_settings_that_there_are(files: Mapping[str, str]) -> None
     for name, text in runbooks(files).items():
         for variable in re.findall(r"FRESHET_[A-Z_]+", text):
             assert f"| {variable} |" in settings.__doc__, f"{name} names {variable}"
+
+
+def test_runbooks_name_services_that_there_are(files: Mapping[str, str]) -> None:
+    services = yaml.safe_load((REPO / "docker-compose.yml").read_text())["services"]
+    for name, text in runbooks(files).items():
+        said = [words.split() for words in re.findall(r"`docker compose ([^`]+)`", text)]
+        assert said, name
+        for words in said:
+            assert services.keys() & {*words}, f"{name}: docker compose {' '.join(words)}"
 
 
 # --- Alertmanager -----------------------------------------------------------------------------------------------------

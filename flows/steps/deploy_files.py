@@ -50,7 +50,7 @@ def alerting_files(
     facts = {
         "group": consumer_group(declaration.project),
         "topics": ", ".join(topics.values()),
-        "topic": next(iter(topics.values())),
+        "topic": next(iter(topics.values())) if len(topics) == 1 else "TOPIC",
         "declared": units.spell(serving.freshnessTarget.bound),
         "objective": str(serving.freshnessTarget),
         "volume": str(serving.offlineVolume),

@@ -10,8 +10,11 @@ from freshet.schemas.finding import Cause
 
 PARTS: Mapping[str, str] = {
     "where": """\
-Commands are run in the project's folder, with the settings of its processes. With docker compose,
-`docker compose run --rm --no-deps validator status` is `freshet status`, and so for the others.""",
+Commands are run in the project's folder, with the settings of its processes. With docker compose, `freshet status` is
+`docker compose run --rm status`, `freshet check` is `docker compose run --rm check`; others are as
+`docker compose run --rm --no-deps materializer dlq list`. A process is started by
+`docker compose up --detach materializer`, and what `curl` asks it is in its log as well:
+`docker compose logs --tail 20 materializer`.""",
     "parts": """\
 {other_parts}
 - **`materializer` is DOWN**: It ended, or never started. Its last log line says why; FreshetMaterializerDead.md goes
@@ -98,7 +101,7 @@ under `partitions`.
 
 {parts}
 - **all parts are ok, every partition has status STOP**: The materializer hangs, or cannot commit.
-  `curl -s localhost:9308/healthz` says what it waits for, and its log which line came last.
+  `curl -s localhost:9308/healthz` says what it waits for, and so does its log, after `waiting:`.
 - **all parts are ok, only some partitions have STOP**: Kafka has no leader for them, or their reader hangs. With
   Kafka's own tools: `kafka-topics.sh --bootstrap-server localhost:9092 --describe --topic {topic}`; a partition with
   `Leader: none` is Kafka's to mend. Otherwise start the materializer again.
@@ -473,7 +476,8 @@ it takes longer the older the checkpoint is.
 
     freshet status
 
-The first table says of each part whether it answers, and if not, why. The materializer itself says what it waits for:
+The first table says of each part whether it answers, and if not, why. The materializer itself says what it waits for,
+here, and in its log after `waiting:`:
 
     curl -s localhost:9308/healthz
 
@@ -635,7 +639,7 @@ Features may be well or not: nobody can tell. Findings stand as they were before
     freshet status
 
 The first table says of each part whether it answers, and if not, why. The validator says what is wrong with its
-rounds:
+rounds, here and in its log:
 
     curl -s localhost:9307/healthz
 

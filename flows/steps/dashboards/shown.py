@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from freshet.flows.steps.alerts import BREACH_AHEAD, QUIET_AFTER, REJECT_LIMIT_SHARE, RETENTION_AHEAD, consumer_group
+from freshet.flows.steps.alerts.about import QUIET_AFTER, consumer_group
+from freshet.flows.steps.alerts.streams import REJECT_LIMIT_SHARE
+from freshet.flows.steps.alerts.topics import BREACH_AHEAD, RETENTION_AHEAD
 from freshet.flows.steps.dashboards.panels import Section, Thresholds, dashboard
 from freshet.flows.steps.freshness import BURN_RULES
 from freshet.schemas.declaration import Declaration
