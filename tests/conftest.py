@@ -114,6 +114,17 @@ def redis_program() -> str:
 
 
 @pytest.fixture(scope="session")
+def prometheus() -> str | None:
+    """The path of Prometheus, with Alertmanager beside it; without them tests run all the same, and a warning says so."""
+    found = shutil.which("prometheus-alertmanager") and shutil.which("prometheus")
+    if found is None:
+        why = "not on the PATH; on Debian, apt-get install prometheus prometheus-alertmanager"
+        absent("promtool", why)
+        warnings.warn(f"nothing is watched with Prometheus and Alertmanager: {why}", stacklevel=1)
+    return found
+
+
+@pytest.fixture(scope="session")
 def amtool() -> str:
     found = shutil.which("amtool")
     if found is None:

@@ -19,6 +19,7 @@ from freshet.flows import settings
 from freshet.flows.live import Workspace
 from freshet.flows.steps.alertmanager import ALERTMANAGER, INHIBITIONS, RECEIVERS, read_receivers
 from freshet.flows.steps.alerts import RULES
+from freshet.flows.steps.dashboards import DASHBOARDS
 from freshet.schemas.errors import Refused
 from freshet.schemas.finding import Cause
 from freshet.schemas.rejects import Reason
@@ -70,6 +71,13 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert(
         f"deploy/runbooks/{n}.md" for n in runbooks(files)
     }
     assert {rule["alert"] for rule in rules} == {*runbooks(files)}
+
+
+def test_every_alert_names_a_dashboard_that_is_made(files: Mapping[str, str], rules: Sequence[dict[str, Any]]) -> None:
+    named = {rule["annotations"]["dashboard_url"].removeprefix("/d/") for rule in rules}
+
+    assert named
+    assert {f"{DASHBOARDS}/{uid}.json" for uid in named} <= {*files}
 
 
 def test_a_runbook_says_what_it_means_whom_it_concerns_and_what_to_do(

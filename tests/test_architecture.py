@@ -27,14 +27,14 @@ MAY_ALSO = {"flows/edges/quality.py": "freshet.flows.steps.statistics"}
 """The one step that an edge knows: the judge counts with our own arithmetic."""
 
 PART_OF = dict.fromkeys(
-    (f"flows/edges/{part}.py" for part in ("canaries", "dead_letters", "findings")), "flows.edges.kafka"
+    (f"flows/edges/{part}.py" for part in ("canaries", "dead_letters", "findings", "standings")), "flows.edges.kafka"
 )
 """A part of an edge in a file of its own, and the edge."""
 
 BEHIND_ONE_EDGE = {
     "feast": {"flows/edges/feast.py"},
     "great_expectations": {"flows/edges/quality.py"},
-    "confluent_kafka": {"flows/edges/kafka.py", "flows/edges/broker.py"},
+    "confluent_kafka": {"flows/edges/kafka.py", "flows/edges/broker.py", "flows/edges/standings.py"},
     "redis": {"flows/edges/redis.py", "flows/edges/store_config.py", "flows/edges/valkey.py"},
     "bytewax": {
         "flows/edges/bytewax.py",

@@ -436,6 +436,14 @@ def test_promtool_takes_the_applied_rules(applied: Applied, promtool: str) -> No
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_planned_dashboard_stands_in_the_file_it_names(applied: Applied) -> None:
+    planned = applied.planned["monitoringConfig"]["dashboards"]
+    made = [json.loads((applied.freshet.project / one["file"]).read_text()) for one in planned]
+
+    assert [(one["name"], one["uid"]) for one in planned] == [(one["title"], one["uid"]) for one in made]
+    assert len(made) == len(applied.planned["featureViews"]) + 3
+
+
 @dataclass
 class Recording:
     """A judge that only notes what it is asked to evaluate."""

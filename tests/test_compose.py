@@ -1,5 +1,6 @@
 """docker-compose.yml and Dockerfile, where no Docker is: what they say is run as processes on the embedded parts."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import sys
 import time
 import tomllib
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import yaml
 from freshet.flows import settings
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.valkey import Valkey
+from freshet.flows.steps.monitoring import MATERIALIZER_JOB, VALIDATOR_JOB
 
 REPO = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((REPO / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -33,7 +36,10 @@ HEALTHCHECKS = {
     for stage, text in STAGES.items()
     if (found := re.search(r"HEALTHCHECK .+\n\s+CMD (.+)$", text, re.MULTILINE))
 }
-LIMIT_S = 120.0
+PROGRAMS = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager"}
+"""What Debian calls the programs of images that are not ours."""
+LAG_ALERT = "FreshetLag"
+LIMIT_S = 240.0
 
 
 def test_the_file_follows_the_compose_schema() -> None:
@@ -86,6 +92,44 @@ def test_only_the_long_running_processes_are_asked_for_their_health_each_by_its_
         assert ["run", name] == SERVICES[name]["command"]
 
 
+def test_images_of_others_are_pinned() -> None:
+    for name in {*SERVICES} - {*OURS}:
+        assert re.search(r":v?\d+\.\d+", SERVICES[name]["image"]), name
+
+
+def test_grafana_has_no_user_whose_password_could_be_known() -> None:
+    said = SERVICES["grafana"]["environment"]
+
+    assert ("true", "false", "true") == (
+        said["GF_AUTH_DISABLE_LOGIN_FORM"], said["GF_AUTH_BASIC_ENABLED"], said["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"]
+    )  # fmt: skip
+    assert said["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+
+
+def test_what_grafana_reads_is_what_apply_writes() -> None:
+    said = SERVICES["grafana"]["environment"]
+    assert "project:/project:ro" in SERVICES["grafana"]["volumes"]
+    here = {key: REPO / value.removeprefix("/project/") for key, value in said.items() if value.startswith("/project/")}
+
+    home = json.loads(here["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].read_text(encoding="utf-8"))
+    assert home["uid"] == "freshet-overview"
+    read = [yaml.safe_load(path.read_text()) for path in sorted(here["GF_PATHS_PROVISIONING"].rglob("*.yml"))]
+    assert [["apiVersion", "providers"], ["apiVersion", "datasources"]] == [[*one] for one in read]
+    addresses = [source["url"].removeprefix("http://") for source in read[1]["datasources"]]
+    for name, _, port in (address.partition(":") for address in addresses):
+        assert SERVICES[name]["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
+def test_prometheus_reaches_the_processes_where_they_listen() -> None:
+    said = yaml.safe_load((REPO / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+
+    for job in said["scrape_configs"]:
+        ((name, _, port),) = [target.partition(":") for target in job["static_configs"][0]["targets"]]
+        assert SERVICES[name]["environment"]["FRESHET_METRICS_ADDRESS"] == f"0.0.0.0:{port}"
+        assert "ports" not in SERVICES[name]  # nobody outside reaches it
+        assert f":{port}/healthz" in HEALTHCHECKS[name][-1]
+
+
 def test_volumes_are_declared() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
@@ -134,6 +178,10 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, s
             "redis://valkey:6379/0": valkey.url,
             "/state": str(root / "state"),
             "/project": str(root / "project"),
+            "=/prometheus": f"={root}/prometheus",
+            "=/alertmanager": f"={root}/alertmanager",
+            "=:9090": f"=127.0.0.1:{free_port()}",
+            "=:9093": f"=127.0.0.1:{free_port()}",
         }
 
 
@@ -146,12 +194,12 @@ def started(name: str, deployment: dict[str, str], **more: str) -> "subprocess.P
         return text.replace("python -m", f"{sys.executable} -m")
 
     service = SERVICES[name]
-    entry = service.get("entrypoint", ENTRYPOINT)
+    entry = [PROGRAMS[name]] if name in PROGRAMS else service.get("entrypoint", ENTRYPOINT)
     words = [replaced(word) for word in [*entry, *service["command"]]]
     words = words[words.index("--") + 1 :] if "--" in words else words
     words = [sys.executable if word == "python" else word for word in words]
     image = dict(re.findall(r"(FRESHET_\w+)=(\S+)", DOCKERFILE))
-    own = {key: replaced(str(value)) for key, value in {**image, **service["environment"], **more}.items()}
+    own = {key: replaced(str(value)) for key, value in {**image, **service.get("environment", {}), **more}.items()}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**{key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}, **own}
     return subprocess.Popen(
@@ -181,45 +229,128 @@ def metric(address: str, name: str) -> float:
     return sum(values(address, name))
 
 
-def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, str]) -> None:
+def causes(address: str) -> set[str]:
+    """Return the causes of confirmed findings."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        found = re.findall(
+            r'^freshet_skew_confirmed_total\{cause="(\w+)",.*\} (\S+)$', answer.read().decode(), re.MULTILINE
+        )
+    assert found
+    return {cause for cause, count in found if float(count)}
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Prometheus and Alertmanager, as the compose file starts them, but asking every second, of these addresses.
+
+    No alert waits for longer than a second, that no test does.
+    """
+
+    prometheus: str
+    alertmanager: str
+    processes: Sequence["subprocess.Popen[str]"]
+
+    @classmethod
+    def start(cls, deployment: Mapping[str, str], materializer: str, validator: str) -> "Watching":
+        prometheus, alertmanager = (deployment[f"=:{port}"].removeprefix("=") for port in (9090, 9093))
+        folder = Path(deployment["/project"], "deploy", "prometheus")
+        said = (folder / "prometheus.yml").read_text(encoding="utf-8")
+        for there, here in (
+            ("materializer:9308", materializer), ("validator:9307", validator), ("alertmanager:9093", alertmanager)
+        ):  # fmt: skip
+            assert there in said
+            said = said.replace(there, here)
+        (folder / "prometheus.yml").write_text(re.sub(r"(_interval|_timeout): \ds", r"\1: 1s", said), encoding="utf-8")
+        rules = (folder / "rules.yml").read_text(encoding="utf-8")
+        (folder / "rules.yml").write_text(re.sub(r"for: \w+", "for: 1s", rules), encoding="utf-8")
+        return cls(prometheus, alertmanager, [started(name, deployment) for name in ("alertmanager", "prometheus")])
+
+    def reached(self) -> set[str]:
+        """Return the jobs that Prometheus reaches."""
+        found = self._asked(f"{self.prometheus}/api/v1/query?query=up==1")["data"]["result"]
+        return {one["metric"]["job"] for one in found}
+
+    def firing(self) -> set[str]:
+        """Return the alerts that fire."""
+        found = self._asked(f"{self.prometheus}/api/v1/alerts")["data"]["alerts"]
+        return {one["labels"]["alertname"] for one in found if one["state"] == "firing"}
+
+    def told(self) -> set[str]:
+        """Return the alerts that Alertmanager knows to fire."""
+        return {one["labels"]["alertname"] for one in self._asked(f"{self.alertmanager}/api/v2/alerts?active=true")}
+
+    def broken(self) -> list[str]:
+        """Return the rules that cannot be evaluated."""
+        groups = self._asked(f"{self.prometheus}/api/v1/rules")["data"]["groups"]
+        assert groups
+        return [rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "err"]
+
+    def _asked(self, address: str) -> Any:
+        with urllib.request.urlopen(f"http://{address}", timeout=10) as answer:
+            return json.load(answer)
+
+
+def wait(done: Callable[[], bool], *living: "subprocess.Popen[str]") -> None:
+    """Wait until it is so, while these live; whoever is asked may not listen yet."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        with contextlib.suppress(OSError):
+            if done():
+                return
+        for process in living:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, str], prometheus: str | None) -> None:
+    """While the materializer is stopped events wait, and Alertmanager hears of it; no longer when it is there again."""
     ended(started("project", deployment))
     assert "registry" in ended(started("apply", deployment))
-    address = f"127.0.0.1:{free_port()}"
+    address, looking_at = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    watching = Watching.start(deployment, address, looking_at) if prometheus else None
     materializer = started("materializer", deployment, FRESHET_METRICS_ADDRESS=address)
-    looking_at = f"127.0.0.1:{free_port()}"
     validator = started("validator", deployment, FRESHET_METRICS_ADDRESS=looking_at)
     producer = started("producer", deployment)
+    processes = [materializer, validator, producer, *(watching.processes if watching else ())]
     try:
-        deadline = time.monotonic() + LIMIT_S
-        while not rows_are_online(address):
-            assert time.monotonic() < deadline
-            assert materializer.poll() is None, materializer.communicate()
-            assert producer.poll() is None, producer.communicate()
+        wait(lambda: metric(address, "freshet_rows_total") > 20, *processes)
         assert healthy("materializer", address)
+        wait(lambda: metric(address, "freshet_offline_bytes_total") > 0, *processes)
+        wait(lambda: metric(looking_at, "freshet_validator_last_success_timestamp_seconds") > 0, *processes)
+        asked = {"FRESHET_MATERIALIZER_ADDRESS": address, "FRESHET_VALIDATOR_ADDRESS": looking_at}
+        shown, said = started("status", deployment, **asked).communicate(timeout=LIMIT_S)
+        assert shape(shown) == shape(README_STATUS), said
+        if watching:
+            wait(lambda: watching.reached() == {MATERIALIZER_JOB, VALIDATOR_JOB}, *processes)
+            assert watching.broken() == []
+        materializer.send_signal(signal.SIGTERM)
+        assert "stopped" in ended(materializer, grace_s("materializer"))
+        if watching:
+            wait(lambda: LAG_ALERT in watching.firing() & watching.told(), *processes[1:])
+        materializer = started("materializer", deployment, FRESHET_METRICS_ADDRESS=address)
+        processes[0] = materializer
         os.killpg(producer.pid, signal.SIGTERM)  # as tini -g does
         assert ", 0 refused" in ended(producer, grace_s("producer"))
         sent_at = time.time()
-        while not is_caught_up(looking_at, sent_at):
-            assert validator.poll() is None, validator.communicate()
-            assert time.monotonic() < deadline
-        asked = {"FRESHET_MATERIALIZER_ADDRESS": address, "FRESHET_VALIDATOR_ADDRESS": looking_at}
-        assert metric(address, "freshet_offline_bytes_total") > 0
-        shown, said = started("status", deployment, **asked).communicate(timeout=LIMIT_S)
-        assert shape(shown) == shape(README_STATUS), said
+        wait(lambda: is_caught_up(looking_at, sent_at), materializer, validator)
+        if watching:
+            wait(lambda: LAG_ALERT not in watching.firing() | watching.told(), materializer, validator)
         materializer.send_signal(signal.SIGTERM)
 
         assert "stopped" in ended(materializer, grace_s("materializer"))
-        while not rows_are_compared(looking_at):
-            assert time.monotonic() < deadline + LIMIT_S
-            assert validator.poll() is None, validator.communicate()
+        wait(lambda: metric(looking_at, "freshet_skew_compared_total") > 0, validator)
         assert healthy("validator", looking_at)
-        assert metric(looking_at, "freshet_skew_confirmed_total") == 0
+        assert causes(looking_at) <= {"stale_online"}  # it was, if the materializer was away for long
         validator.send_signal(signal.SIGTERM)
         assert "stopped" in ended(validator, grace_s("validator"))
         assert (Path(deployment["/project"]) / ".freshet" / "docs" / "index.html").is_file()
         assert ended(started("check", deployment)).count(": ok, ") == 3
+        for process in watching.processes if watching else ():
+            process.send_signal(signal.SIGTERM)
+            ended(process, 10)
     finally:
-        for process in (materializer, validator, producer):
+        for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -232,13 +363,6 @@ def healthy(name: str, address: str) -> bool:
     return subprocess.run([sys.executable, *command[1:]], capture_output=True, check=False).returncode == 0
 
 
-def rows_are_online(address: str) -> bool:
-    try:
-        return metric(address, "freshet_rows_total") > 20
-    except OSError:  # not listening yet
-        return False
-
-
 def shape(shown: str) -> list[str]:
     """Return the lines of a status screen that are the same in every run: numbers, times, places and states apart."""
     lines = [re.sub(r"(^| )[\w.]+:\S+|\S*/\S*", " WHERE", line) for line in shown.splitlines()[1:]]
@@ -249,18 +373,8 @@ def shape(shown: str) -> list[str]:
 
 def is_caught_up(address: str, since: float) -> bool:
     """Say whether a process exports lag, seen since a time, and there is none."""
-    try:
-        seen_at = values(address, "freshet_lag_sampled_timestamp_seconds")
-        return bool(seen_at) and seen_at[0] > since and not any(values(address, "kafka_consumergroup_lag_sum"))
-    except OSError:
-        return False
-
-
-def rows_are_compared(address: str) -> bool:
-    try:
-        return metric(address, "freshet_skew_compared_total") > 0
-    except OSError:  # not listening yet
-        return False
+    seen_at = values(address, "freshet_lag_sampled_timestamp_seconds")
+    return bool(seen_at) and seen_at[0] > since and not any(values(address, "kafka_consumergroup_lag_sum"))
 
 
 README_STATUS = next(

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
 from freshet.flows.steps.alertmanager import ALERTMANAGER, RECEIVERS_AT_FIRST, alertmanager_file, read_receivers
 from freshet.flows.steps.alerts import RULES, RULES_TEST, alerts_of, consumer_group, rules_file, rules_test
+from freshet.flows.steps.dashboards import dashboard_files
+from freshet.flows.steps.monitoring import PROMETHEUS_CONFIG, prometheus_config, provisioning
 from freshet.flows.steps.runbooks import runbook_files
 from freshet.schemas import units
 from freshet.schemas.declaration import Declaration
@@ -27,7 +30,11 @@ def deploy_files(
 
     `topics` has the topic of each stream, `epoch` is how often offsets are committed, `receivers` are the user's own.
     """
-    return alerting_files(declaration, pipeline, topics, epoch, receivers or read_receivers(RECEIVERS_AT_FIRST))
+    return {
+        **alerting_files(declaration, pipeline, topics, epoch, receivers or read_receivers(RECEIVERS_AT_FIRST)),
+        **monitoring_files(),
+        **dashboard_files(declaration, pipeline.views, topics, epoch),
+    }
 
 
 def alerting_files(
@@ -54,6 +61,12 @@ def alerting_files(
         ALERTMANAGER: yaml_file(alertmanager_file(receivers)),
         **runbook_files(alerts, facts),
     }
+
+
+def monitoring_files() -> dict[str, str]:
+    """Return what Prometheus and Grafana read when they start."""
+    content = {PROMETHEUS_CONFIG: prometheus_config(PurePosixPath(RULES).name), **provisioning()}
+    return {path: yaml_file(said) for path, said in content.items()}
 
 
 def yaml_file(content: Mapping[str, Any]) -> str:

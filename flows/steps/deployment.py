@@ -7,6 +7,7 @@ from typing import Any
 from freshet.flows.steps import estimates
 from freshet.flows.steps.alerts import RULES, alerts_of, consumer_group
 from freshet.flows.steps.checks import checks_of
+from freshet.flows.steps.dashboards import dashboard_path, dashboards
 from freshet.schemas import units
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.deployment import (
@@ -80,7 +81,10 @@ def deployment(
                 for check in checks_of(plan.view, serving.freshnessTarget)
             ],
             findingsTopic=FINDINGS_TOPIC,
-            dashboards=[],
+            dashboards=[
+                {"name": made["title"], "uid": made["uid"], "file": dashboard_path(made["uid"])}
+                for made in dashboards(declaration, pipeline.views, topics, epoch)
+            ],
         ),
         topics=[
             {

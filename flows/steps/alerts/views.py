@@ -6,6 +6,7 @@ from datetime import timedelta
 from freshet.flows.steps.alerts.about import About
 from freshet.flows.steps.alerts.rule import Alert, Case
 from freshet.flows.steps.freshness import BURN_RULES, CHECKS_MIN, BurnRule
+from freshet.flows.steps.monitoring import dashboard_uid
 from freshet.schemas import units
 from freshet.schemas.finding import Cause
 from freshet.schemas.view import View
@@ -97,5 +98,5 @@ def _burns(about: About, view: View, place: Mapping[str, str]) -> Iterator[Alert
                 *([Case(over, "70m")] if severity == "page" else []),  # it is over
             ),
             place,
-            f"freshet-view-{view.name}",
+            dashboard_uid("view", view.name),
         )
