@@ -13,7 +13,7 @@ from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import shown
 from freshet.flows.lag import LagReader, Lags
 from freshet.flows.live import Workspace
-from freshet.flows.steps.status import Keeping, Part, Report, StreamStatus, ViewStatus, keeping
+from freshet.flows.steps.status import Part, Report, StreamStatus, ViewStatus, state_of
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.finding import Cause
 from freshet.schemas.rejects import dead_letter_topic
@@ -154,7 +154,7 @@ class StatusReader:
         has_rates = bool(before.samples and now.samples)
         return ViewStatus(
             view=name,
-            keeping=keeping(own, target_s, findings, Cause.STALE_ONLINE) if own else Keeping.UNKNOWN,
+            state=state_of(own, target_s, findings, Cause.STALE_ONLINE),
             features_count=len(view.features),
             rows_per_s=max(0.0, rows[1] - rows[0]) / (now.at_s - before.at_s) if has_rates else None,
             freshness_p99_s=quantile(now.samples, "freshet_freshness_seconds", 0.99, feature_view=name, kind="event"),

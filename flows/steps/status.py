@@ -7,31 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 from freshet.flows.steps.burrow import Status
+from freshet.flows.steps.freshness import State
 from freshet.flows.steps.lag import Lag
 
 _WORST = (Status.STOP, Status.STALL, Status.REWIND, Status.WARN, Status.OK)
 _UNKNOWN = "-"
-
-
-class Keeping(StrEnum):
-    """How a view keeps up with its streams."""
-
-    IDLE = "idle"
-    """Nothing waits, and nothing came."""
-    FRESH = "fresh"
-    """Nothing has waited longer than the target."""
-    LAGGING = "lagging"
-    """A message has waited longer than the target; the flow goes on."""
-    STALLED = "stalled"
-    """A message has waited longer than the target; the flow does not go on."""
-    BREACHED = "breached"
-    """The freshness objective is broken: the validator has an open finding of it."""
-    UNKNOWN = "unknown"
-    """Kafka does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +86,7 @@ class ViewStatus:
     """How a feature view does. Of `findings`, open ones, there are so many by cause; None if nobody looks."""
 
     view: str
-    keeping: Keeping
+    state: State
     features_count: int
     rows_per_s: float | None = None
     freshness_p99_s: float | None = None
@@ -135,26 +118,29 @@ class Report:
     def is_unwell(self) -> bool:
         """Whether something is found, late or stopped."""
         found = any(sum((view.findings or {}).values()) for view in self.views)
-        late = any(view.keeping in {Keeping.LAGGING, Keeping.STALLED, Keeping.BREACHED} for view in self.views)
+        late = any(view.state in {State.LAGGING, State.STALLED, State.BREACHED} for view in self.views)
         stopped = any(stream.status in {Status.STOP, Status.STALL, Status.REWIND} for stream in self.streams)
         return found or late or stopped
 
 
-def keeping(
+def state_of(
     streams: Sequence[StreamStatus], target_s: float, findings: Mapping[str, int] | None, breach_cause: str
-) -> Keeping:
-    """Say how a view keeps up with its streams."""
+) -> State:
+    """Say how a view keeps up with its streams, by what Kafka tells, and by a finding of the validator's.
+
+    It is breached while there is one of `breach_cause`, stalled where the flow does not go on with what is late.
+    """
     if not all(stream.lags for stream in streams):
-        return Keeping.UNKNOWN
+        return State.UNKNOWN
     is_late = any((stream.age_s or 0.0) > target_s for stream in streams)
     if is_late and any(stream.status in {Status.STOP, Status.STALL} for stream in streams):
-        return Keeping.STALLED
+        return State.STALLED
     if findings and findings.get(breach_cause):
-        return Keeping.BREACHED
+        return State.BREACHED
     if is_late:
-        return Keeping.LAGGING
+        return State.LAGGING
     came = any(stream.in_per_s or stream.messages_count for stream in streams)
-    return Keeping.FRESH if came else Keeping.IDLE
+    return State.FRESH if came else State.IDLE
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -240,7 +226,7 @@ def screen(report: Report) -> str:
         [
             (
                 one.view,
-                one.keeping.upper() if one.keeping in {Keeping.STALLED, Keeping.BREACHED} else one.keeping.value,
+                one.state.upper() if one.state in {State.STALLED, State.BREACHED} else one.state.value,
                 _rate(one.rows_per_s),
                 span(one.freshness_p99_s),
                 _number(one.entities_count),

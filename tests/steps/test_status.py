@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from freshet.flows.steps.burrow import Status
+from freshet.flows.steps.freshness import State
 from freshet.flows.steps.lag import Lag
-from freshet.flows.steps.status import Keeping, Part, Report, StreamStatus, ViewStatus, as_json, keeping, screen
+from freshet.flows.steps.status import Part, Report, StreamStatus, ViewStatus, as_json, screen, state_of
 
 TARGET_S = 2.0
 CAUSE = "stale_online"
@@ -24,7 +25,7 @@ def stream(*lags: Lag, **changes: Any) -> StreamStatus:
 
 
 def report(*streams: StreamStatus, **changes: Any) -> Report:
-    view = ViewStatus("edits_by_user", Keeping.FRESH, 4, 80.0, 0.15, 1200, {})
+    view = ViewStatus("edits_by_user", State.FRESH, 4, 80.0, 0.15, 1200, {})
     made = Report(
         project="shop",
         at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
@@ -56,24 +57,24 @@ def test_of_a_stream_that_kafka_does_not_tell_of_nothing_is_known() -> None:
 @pytest.mark.parametrize(
     ("lag", "changes", "findings", "expected"),
     [
-        (None, {}, {}, Keeping.UNKNOWN),
-        (WELL, {"in_per_s": 0.0}, {}, Keeping.IDLE),
-        (WELL, {}, {}, Keeping.FRESH),
-        (replace(BEHIND, age_s=1.9), {}, {}, Keeping.FRESH),
-        (BEHIND, {}, {}, Keeping.LAGGING),
-        (BEHIND, {}, None, Keeping.LAGGING),
-        (replace(BEHIND, status=Status.STALL), {}, {}, Keeping.STALLED),
-        (replace(BEHIND, status=Status.STOP, age_s=1.0), {}, {}, Keeping.FRESH),
-        (BEHIND, {}, {CAUSE: 1}, Keeping.BREACHED),
-        (WELL, {}, {"value_mismatch": 1}, Keeping.FRESH),
+        (None, {}, {}, State.UNKNOWN),
+        (WELL, {"in_per_s": 0.0}, {}, State.IDLE),
+        (WELL, {}, {}, State.FRESH),
+        (replace(BEHIND, age_s=1.9), {}, {}, State.FRESH),
+        (BEHIND, {}, {}, State.LAGGING),
+        (BEHIND, {}, None, State.LAGGING),
+        (replace(BEHIND, status=Status.STALL), {}, {}, State.STALLED),
+        (replace(BEHIND, status=Status.STOP, age_s=1.0), {}, {}, State.FRESH),
+        (BEHIND, {}, {CAUSE: 1}, State.BREACHED),
+        (WELL, {}, {"value_mismatch": 1}, State.FRESH),
     ],
 )
 def test_a_view_keeps_up_as_its_streams_do(
-    lag: Lag | None, changes: Mapping[str, Any], findings: Mapping[str, int] | None, expected: Keeping
+    lag: Lag | None, changes: Mapping[str, Any], findings: Mapping[str, int] | None, expected: State
 ) -> None:
     lags = [] if lag is None else [WELL, lag]
 
-    assert keeping([stream(*lags, **changes)], TARGET_S, findings, CAUSE) is expected
+    assert state_of([stream(*lags, **changes)], TARGET_S, findings, CAUSE) is expected
 
 
 def test_all_is_well_only_if_nothing_is_down_late_stopped_or_found() -> None:
@@ -81,7 +82,7 @@ def test_all_is_well_only_if_nothing_is_down_late_stopped_or_found() -> None:
     assert (well.is_down, well.is_unwell) == (False, False)
     assert report(parts=[Part("kafka", "localhost:9092", "connection refused")]).is_down
     assert report(stream(replace(BEHIND, status=Status.REWIND))).is_unwell
-    assert report(views=[replace(well.views[0], keeping=Keeping.LAGGING)]).is_unwell
+    assert report(views=[replace(well.views[0], state=State.LAGGING)]).is_unwell
     assert report(views=[replace(well.views[0], findings={"dtype": 1})]).is_unwell
     assert not report(views=[replace(well.views[0], findings=None)]).is_unwell
 
@@ -93,8 +94,8 @@ def test_the_screen_has_what_is_known_and_a_dash_for_the_rest() -> None:
             stream(stream="visits", in_per_s=None, done_per_s=None, dead_letters_count=None),
             parts=[Part("kafka", "localhost:9092"), Part("validator", "127.0.0.1:9307", "connection refused")],
             views=[
-                ViewStatus("edits_by_user", Keeping.LAGGING, 4, 80.0, 0.15, 1200, {"dtype": 2, "missing_entity": 1}),
-                ViewStatus("visits_by_page", Keeping.UNKNOWN, 1),
+                ViewStatus("edits_by_user", State.LAGGING, 4, 80.0, 0.15, 1200, {"dtype": 2, "missing_entity": 1}),
+                ViewStatus("visits_by_page", State.UNKNOWN, 1),
             ],
         )
     )
@@ -127,4 +128,4 @@ def test_the_json_has_all_of_it_and_is_json_whatever_is_infinite_or_unknown() ->
     assert (one["status"], one["messages_count"], one["drain_s"], one["breach_s"]) == ("WARN", 120, "never", 0.0)
     assert [part["status"] for part in one["partitions"]] == ["OK", "WARN"]
     assert (found["at"], found["is_down"], found["is_unwell"]) == ("2026-01-02T03:04:05.000+00:00", False, False)
-    assert found["views"][0]["keeping"] == "fresh"
+    assert found["views"][0]["state"] == "fresh"
