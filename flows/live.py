@@ -379,8 +379,8 @@ class OfflineParts(Offline, Parts, Protocol):
     def newest(self, view: View) -> pa.Table:
         """Return each entity's newest final row."""
 
-    def bytes_count(self, name: str, parts: Iterable[str]) -> int:
-        """Return how large those of some parts are that are visible."""
+    def bytes_counts(self, parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
+        """Return how large those of some parts, by folder, are that are visible."""
 
 
 @dataclass(frozen=True)
@@ -637,9 +637,9 @@ def _on_commit(
     def on_commit(committed: Committed) -> None:
         metrics.ledger_bytes.set(committed.written_bytes)
         if committed.written_bytes:  # else it is the last run's commit, told once more
-            for view in views:
-                parts = committed.ledger.parts.get(view.name, {})
-                metrics.offline_bytes.labels(view.name).inc(outside.offline.bytes_count(view.name, parts))
+            parts = {view.name: committed.ledger.parts.get(view.name, {}) for view in views}
+            for view_name, count in outside.offline.bytes_counts(parts).items():
+                metrics.offline_bytes.labels(view_name).inc(count)
         offsets = {key: offset for key, offset in committed.ledger.offsets.items() if key in places}
         if progress is not None:
             progress.durable(offsets)

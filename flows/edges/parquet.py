@@ -100,12 +100,19 @@ class OfflineStore:
             except OSError as error:
                 raise Unavailable(f"offline store at {folder} cannot be written: {_reason(error)}") from error
 
-    def bytes_count(self, name: str, parts: Iterable[str]) -> int:
-        """Return how large those of some parts are that are visible."""
+    def bytes_counts(self, parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
+        """Return how large those of some parts, by folder, are that are visible. Raises `Unavailable`."""
+        return {name: self._bytes_count(name, of_folder) for name, of_folder in parts.items()}
+
+    def _bytes_count(self, name: str, parts: Iterable[str]) -> int:
         count = 0
         for part in parts:
-            with contextlib.suppress(FileNotFoundError):  # taken away since, as the validator will say
+            try:
                 count += (self.root / name / part).stat().st_size
+            except FileNotFoundError:
+                continue  # taken away since, as the validator will say
+            except OSError as error:
+                raise Unavailable(f"offline store at {self.root / name} cannot be read: {_reason(error)}") from error
         return count
 
     def discard_staged(self, name: str) -> int:
@@ -241,10 +248,10 @@ class MemoryOfflineStore:
                 elif part not in self._visible[name]:
                     raise Unavailable(f"offline store part {name}/{part} is not there")
 
-    def bytes_count(self, name: str, parts: Iterable[str]) -> int:
-        """Return how large those of some parts are that are visible, in memory."""
-        visible = self._visible[name]
-        return sum(visible[part].nbytes for part in parts if part in visible)
+    def bytes_counts(self, parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
+        """Return how large those of some parts, by folder, are that are visible, in memory."""
+        there = {name: [self._visible[name].get(part) for part in of_folder] for name, of_folder in parts.items()}
+        return {name: sum(table.nbytes for table in tables if table is not None) for name, tables in there.items()}
 
     def discard_staged(self, name: str) -> int:
         """Let go of what was staged in a folder and never published; return how many parts."""

@@ -37,7 +37,7 @@ class Store(Protocol):
 
     def publish(self, parts: Mapping[str, Iterable[str]]) -> None: ...
 
-    def bytes_count(self, name: str, parts: Iterable[str]) -> int: ...
+    def bytes_counts(self, parts: Mapping[str, Iterable[str]]) -> dict[str, int]: ...
 
     def discard_staged(self, name: str) -> int: ...
 
@@ -220,13 +220,13 @@ def test_only_visible_parts_have_a_size(store: Store) -> None:
     many = store.stage("by_user", rows(*((f"user {number}", number, 1, number) for number in range(500))), 1)
     assert few is not None
     assert many is not None
-    assert store.bytes_count("by_user", [few, many]) == 0
+    assert store.bytes_counts({"by_user": [few, many]}) == {"by_user": 0}
 
     store.publish({"by_user": [few, many]})
 
-    sizes = [store.bytes_count("by_user", [part]) for part in (few, many)]
+    sizes = [store.bytes_counts({"by_user": [part]})["by_user"] for part in (few, many)]
     assert 0 < sizes[0] < sizes[1]
-    assert store.bytes_count("by_user", [few, many, "part-gone.parquet"]) == sum(sizes)
+    assert store.bytes_counts({"by_user": [few, many, "part-gone.parquet"]}) == {"by_user": sum(sizes)}
 
 
 def test_what_was_staged_and_never_published_is_discarded(store: Store) -> None:
