@@ -38,9 +38,9 @@ class Standings(Protocol):
 
 
 class LagReader:
-    """Looks at every partition of some topics; `target_s` is the age that no message should pass.
+    """Looks at every partition of some topics, of which there are so many by topic.
 
-    `partitions_count` says how many partitions a topic has; it is asked at the first look.
+    `target_s` is the age that no message should pass.
     """
 
     def __init__(self, standings: Standings, partitions_count: Mapping[str, int], target_s: float) -> None:

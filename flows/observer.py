@@ -10,9 +10,7 @@ from freshet.flows.archives import indexes_of
 from freshet.flows.canaries import Canaries
 from freshet.flows.steps import frames
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
-from freshet.flows.steps.watch import (
-    Entity,
-)
+from freshet.flows.steps.watch import Entity
 from freshet.flows.watch import Outside, Sampling, Watch
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.finding import Frame

@@ -44,6 +44,14 @@ def require(name: str, why: str) -> NoReturn:
     pytest.skip(f"{name}: {why}")
 
 
+def program(name: str, why: str, *names: str) -> str:
+    """Return the path of a program, by the first of its names that is on the PATH; without one, it is required."""
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        require(name, why)
+    return found
+
+
 LONG_FILES = (
     "test_outages.py",
     "test_kills.py",
@@ -96,21 +104,14 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        require("promtool", "it is not on the PATH; it comes with Prometheus")
-    return found
+    return program("promtool", "it is not on the PATH; it comes with Prometheus", "promtool")
 
 
 @pytest.fixture(scope="session")
 def redis_program() -> str:
     """A Redis that speaks TLS; the wheel's Valkey does not."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        require(
-            "redis", "neither redis-server nor valkey-server is on the PATH; on Debian, apt-get install redis-server"
-        )
-    return found
+    why = "neither redis-server nor valkey-server is on the PATH; on Debian, apt-get install redis-server"
+    return program("redis", why, "redis-server", "valkey-server")
 
 
 @pytest.fixture(scope="session")
@@ -126,19 +127,14 @@ def prometheus() -> str | None:
 
 @pytest.fixture(scope="session")
 def amtool() -> str:
-    found = shutil.which("amtool")
-    if found is None:
-        require("amtool", "it is not on the PATH; it comes with Alertmanager")
-    return found
+    return program("amtool", "it is not on the PATH; it comes with Alertmanager", "amtool")
 
 
 @pytest.fixture(scope="session")
 def alertmanager() -> str:
     """The path of Alertmanager, by Debian's name or its own."""
-    found = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
-    if found is None:
-        require("amtool", "Alertmanager, which it comes with, is not on the PATH")
-    return found
+    why = "Alertmanager, which it comes with, is not on the PATH"
+    return program("amtool", why, "prometheus-alertmanager", "alertmanager")
 
 
 @pytest.fixture(scope="session")

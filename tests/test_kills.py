@@ -168,16 +168,21 @@ def test_after_any_kills_all_rows_are_there_once_and_both_stores_agree(
     check(stack.workspace, sender.sent_count)
 
 
+def begun_or_ended(stack: Stack, *words: str) -> "subprocess.Popen[bytes]":
+    """Start it, and wait until it has the offline store, or has ended."""
+    before = stack.log.stat().st_size
+    running = stack.start(*words)
+    until(lambda: running.poll() is not None or b"materializing" in stack.log.read_bytes()[before:])
+    return running
+
+
 def started(stack: Stack, *words: str) -> "subprocess.Popen[bytes]":
     """Start again, as often as it takes until the children of a killed parent have ended, too."""
     deadline = time.monotonic() + LIMIT_S
     while True:
-        before = stack.log.stat().st_size
-        running = stack.start(*words)
-        while running.poll() is None:
-            if b"materializing" in stack.log.read_bytes()[before:]:
-                return running
-            time.sleep(0.05)
+        running = begun_or_ended(stack, *words)
+        if running.poll() is None:
+            return running
         assert running.returncode == 2, stack.said()
         assert "is being written by another materializer" in stack.said().splitlines()[-1]
         assert time.monotonic() < deadline
