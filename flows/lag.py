@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from freshet.flows.steps.burrow import Status
 from freshet.flows.steps.lag import Lag, PartitionLag
-from freshet.schemas.errors import Unavailable
+from freshet.schemas.errors import FreshetError
 from freshet.schemas.standing import Standing
 
 LOG = logging.getLogger("freshet")
@@ -96,7 +96,7 @@ class LagExporter(Collector):
                 reader = reader or self._connect()
                 self.note(reader.look(time.time()), time.time())
                 trouble = ""
-            except Unavailable as error:
+            except FreshetError as error:  # an outage, or a topic that nobody has made yet: the next look may answer
                 self.note({}, None)
                 if str(error) != trouble:
                     trouble = str(error)

@@ -3,13 +3,14 @@
 import itertools
 from dataclasses import dataclass, field
 
+import pytest
 from prometheus_client import CollectorRegistry
 from stack import until
 
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.lag import LagExporter, LagReader
 from freshet.flows.steps.burrow import Status
-from freshet.schemas.errors import Unavailable
+from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
 
 GROUP, TOPIC = "freshet-shop-materializer", "edits"
 
@@ -91,13 +92,18 @@ def test_while_kafka_does_not_answer_only_when_it_last_did_is_shown() -> None:
     assert shop.registry.get_sample_value("freshet_lag_sampled_timestamp_seconds") == shop.now_s
 
 
-def test_an_exporter_connects_when_it_can_and_looks_until_it_is_ended() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [Unavailable('kafka "nowhere" is not available'), Refused([Problem("topic", TOPIC, "cannot be read at nowhere")])],
+    ids=["kafka is away", "the topic is not made yet"],
+)
+def test_an_exporter_connects_when_it_can_and_looks_until_it_is_ended(error: FreshetError) -> None:
     shop, attempts = Shop(), itertools.count()
     shop.log.append(TOPIC, 1, b"edit")
 
     def connect() -> LagReader:
         if next(attempts) < 1:
-            raise Unavailable('kafka "nowhere" is not available')
+            raise error
         return shop.reader
 
     exporter = LagExporter(GROUP, connect)
