@@ -360,6 +360,9 @@ class OnlineFilled(Online, Protocol):
     def trouble(self) -> str:
         """What is being waited out."""
 
+    def ping(self) -> None:
+        """Make sure that the store answers; raises `Unavailable`."""
+
     def expect(self, writes_count: int) -> None:
         """Raise `StoreLost` if the store has counted fewer writes."""
 

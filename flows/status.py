@@ -12,7 +12,7 @@ from freshet.flows.edges.scrape import Samples, by_label, quantile, scrape, tota
 from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import shown
 from freshet.flows.lag import LagReader, Lags
-from freshet.flows.live import Workspace
+from freshet.flows.live import OnlineFilled, Workspace
 from freshet.flows.steps.status import Part, Report, StreamStatus, ViewStatus, state_of
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.finding import Cause
@@ -41,6 +41,8 @@ class StatusReader:
 
     workspace: Workspace
     _lag: LagReader | None = None
+    _online: OnlineFilled | None = None
+    _letters: tuple[Standings, Mapping[str, int]] | None = None
     _before: _Look | None = None
     _parts: dict[str, Part] = field(default_factory=dict)
 
@@ -53,7 +55,7 @@ class StatusReader:
         before, now = self._before, self._seen()
         self._before = now
         validator = self._scraped("validator", self.workspace.settings.validator_address)
-        self._asked("online store", shown(self.workspace.declared_online_url), lambda: self.workspace.online(_LIMIT_S))
+        self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
         letters = self._asked_of_kafka(self._dead_letters) or {}
         ledger = LedgerFile(self.workspace.offline_root)
         found = self._asked("offline store", str(self.workspace.offline_root), ledger.read)
@@ -91,19 +93,25 @@ class StatusReader:
         self._lag = self._lag or self.workspace.lag_reader(_LIMIT_S)
         return self._lag.look(at_s)
 
+    def _ping(self) -> None:
+        if self._online is None:
+            self._online = self.workspace.online(_LIMIT_S)
+        else:
+            self._online.ping()
+
     def _dead_letters(self) -> dict[str, int]:
         """Return how many messages are in the dead letters of each topic."""
-        cluster = replace(self.workspace.kafka, patience_s=_LIMIT_S)
-        standings = Standings(cluster, self.workspace.group)
-        try:
-            found = {}
-            for contract in self.workspace.contracts.values():
-                topic = dead_letter_topic(contract.stream.topic)
-                parts = standings.of(topic, kafka.partitions_count(cluster, topic))
-                found[contract.stream.topic] = sum(one.end - one.first for one in parts.values())
-            return found
-        finally:
-            standings.close()
+        sources = [contract.stream.topic for contract in self.workspace.contracts.values()]
+        topics = {topic: dead_letter_topic(topic) for topic in sources}
+        if self._letters is None:
+            cluster = replace(self.workspace.kafka, patience_s=_LIMIT_S)
+            counts = {letters: kafka.partitions_count(cluster, letters) for letters in topics.values()}
+            self._letters = Standings(cluster, self.workspace.group), counts
+        standings, counts = self._letters
+        return {
+            topic: sum(one.end - one.first for one in standings.of(letters, counts[letters]).values())
+            for topic, letters in topics.items()
+        }
 
     def _scraped(self, name: str, address: str) -> Samples:
         return self._asked(name, address, lambda: scrape(address, _LIMIT_S)) or {}

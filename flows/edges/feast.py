@@ -320,6 +320,9 @@ class FeastOnlineStore:
         """Such a store counts no writes: what it loses is not noticed."""
         self.trouble = ""
 
+    def ping(self) -> None:
+        """Ask nothing: Feast has no such question."""
+
     def expect(self, writes_count: int) -> None:
         """Expect nothing."""
 

@@ -1,12 +1,6 @@
 """The online store on Redis or Valkey: byte for byte what Feast 0.67 writes, and each row in one atomic step.
 
-Feast keeps one hash for each entity and project (feast/infra/online_stores/redis.py, …/key_encoding_utils.py):
-
-| key | entity key, serialization version 3, then the project's name |
-| --- | --- |
-| `_ts:<view>` | the row's event time, a `google.protobuf.Timestamp` |
-| murmur3_32("<view>:<feature>"), little-endian | the value, a `feast.types.Value`; null and NaN are empty |
-| `_v:<view>` | ours: the `_ts:<view>` bytes that the version belongs to, then the version, 8 bytes big-endian |
+Keys, fields and values are as `schemas.online_layout` has them.
 
 Feast reads the stored time, compares in Python and then writes: two writers can bring an older row back, and a
 correction with an equal time is dropped. Here a script compares and sets inside the server, one key a call, so it runs
@@ -21,21 +15,15 @@ or of a view that somebody else keeps there. A row's ttl counts from its event t
 of a row that has outlived it by the time it is written it counts from then, as Feast's own `key_ttl_seconds` does:
 events of long ago that are replayed make rows that can be read. Redis drops whole hashes only, so beside a row that
 lasts longer, one that has outlived its ttl stays.
-
-Values are encoded a column at a time, without protobuf objects.
 """
 
 import os
 import random
-import re
 import ssl
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from itertools import chain, repeat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import mmh3
@@ -47,9 +35,9 @@ from redis.retry import Retry
 
 from freshet.schemas import feast_bytes
 from freshet.schemas.errors import Problem, Refused, StoreLost, Unavailable
-from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.online_layout import NO_EXPIRY, Layout, layouts, milliseconds
 from freshet.schemas.units import instant_us
-from freshet.schemas.view import VERSION, StoredRow, View
+from freshet.schemas.view import StoredRow, View
 
 _T = TypeVar("_T")
 _COMMANDS_PER_TRIP = 1000
@@ -65,10 +53,7 @@ _PASSING_ERRORS = (
 _TOLD_APART = (exceptions.AuthenticationError, exceptions.NoPermissionError, ssl.SSLCertVerificationError)
 _KEYS_PER_SCAN, _SCANS = 1000, 200
 
-_TIME_OF = b"_ts:"
-_NO_EXPIRY, _NO_KEY = -1, -2
-"""What PTTL answers."""
-_LAST, _FOR_EVER_MS = datetime.max.replace(tzinfo=UTC), 2**62
+_FOR_EVER_MS = 2**62
 
 # ARGV is the flat list HSET takes: `_ts` field and value, `_v` field and value, then the features'; and at its end the
 # view's ttl in ms, 0 if it has none, followed by name and ttl of each view that has one and may be in the same hash.
@@ -162,7 +147,7 @@ class OnlineStore:
         views: Sequence[View],
         patience_s: float = _PATIENCE_S,
     ) -> None:
-        self._layouts = _layouts(project, views)
+        self._layouts = layouts(project, views)
         self._client: Any = _client(url_or_client, patience_s) if isinstance(url_or_client, str) else url_or_client
         self._patience_s = patience_s
         self._script = ""
@@ -244,7 +229,7 @@ class OnlineStore:
                 break
         return layout.entities(chosen[:size])
 
-    def _walk(self, layout: "_Layout", count: int, seed: int) -> Iterator[set[bytes]]:
+    def _walk(self, layout: Layout, count: int, seed: int) -> Iterator[set[bytes]]:
         """Give keys of the view's entities, at least so many at a time, each once."""
         cursor, ends = mmh3.hash(layout.view.name, seed, signed=False), 0
         given, keys = set[bytes](), set[bytes]()
@@ -374,7 +359,7 @@ class MemoryOnlineStore:
     def __init__(
         self, project: str, views: Sequence[View], now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        self._layouts, self._now = _layouts(project, views), now
+        self._layouts, self._now = layouts(project, views), now
         self._hashes: dict[bytes, dict[bytes, bytes]] = {}
         self._expiries_ms: dict[bytes, int] = {}
         self._counted = 0
@@ -423,7 +408,7 @@ class MemoryOnlineStore:
         for entity, key in zip(entities, layout.keys_of(entities), strict=True):
             stored = self._hash(key)
             row = layout.row(entity, [stored.get(field) for field in layout.fields])
-            left_ms = self._expiries_ms[key] - self._now_ms if key in self._expiries_ms else _NO_EXPIRY
+            left_ms = self._expiries_ms[key] - self._now_ms if key in self._expiries_ms else NO_EXPIRY
             found.append(layout.kept(row, left_ms, list(stored), self._now()) if view.ttl else row)
         return found
 
@@ -437,20 +422,20 @@ class MemoryOnlineStore:
             del self._hashes[key], self._expiries_ms[key]
         return self._hashes.get(key, {})
 
-    def _expire(self, layout: "_Layout", key: bytes) -> None:
+    def _expire(self, layout: Layout, key: bytes) -> None:
         """Have a hash expire that a row was just written to, or never."""
         stored, now_ms = self._hashes[key], self._now_ms
         if layout.longest(stored) is None:
             self._expiries_ms.pop(key, None)
             return
         seconds, nanos = feast_bytes.decode_time(stored[layout.fields[0]])
-        ttl_ms = _ms(layout.view.ttl)
+        ttl_ms = milliseconds(layout.view.ttl)
         gone_ms = seconds * 1000 - -nanos // 1_000_000 + ttl_ms
         if gone_ms <= now_ms:
             gone_ms = now_ms + ttl_ms
         longest = layout.longest(name for name in stored if name != layout.fields[0])
         if longest:
-            gone_ms = max(gone_ms, min(self._expiries_ms.get(key, _FOR_EVER_MS), now_ms + _ms(longest)))
+            gone_ms = max(gone_ms, min(self._expiries_ms.get(key, _FOR_EVER_MS), now_ms + milliseconds(longest)))
         self._expiries_ms[key] = gone_ms
 
     def ping(self) -> None:
@@ -466,143 +451,6 @@ class MemoryOnlineStore:
 
     def close(self) -> None:
         """Do nothing: the rows stay readable."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where one view's rows stand: the constant parts of keys, and the names of fields.
-
-    `fields` are the time's, the version's, then the features'. `order` sorts the entity's columns by name, as Feast
-    does. `ttls` has, by the field of its time, the ttl of each view that has one and may share a hash with this one.
-    """
-
-    view: View
-    prefix: bytes
-    project: bytes
-    order: tuple[int, ...]
-    fields: tuple[bytes, ...]
-    ttls: Mapping[bytes, timedelta]
-
-    @property
-    def pattern(self) -> bytes:
-        """The glob that this view's keys match, among them keys of projects whose names end alike."""
-        return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", self.prefix) + b"*" + self.project
-
-    def commands(self, rows: pa.Table) -> Iterator[tuple[bytes, ...]]:
-        """For each row its key, then fields and values in turns, then what the script is told of ttls."""
-        assert rows.schema.equals(self.view.row_schema), f"rows of another schema for view {self.view.name}"
-        times = feast_bytes.encode_times(rows[EVENT_TIME].combine_chunks())
-        versions = feast_bytes.numbers_of(rows[VERSION].combine_chunks()).astype(">i8").view("V8").tolist()
-        values = [feast_bytes.encode(rows[feature.name].combine_chunks()) for feature in self.view.features]
-        stamped = [time + version for time, version in zip(times, versions, strict=True)]
-        pairs = zip(map(repeat, self.fields), [times, stamped, *values], strict=True)
-        keys = self._keys([rows[name].combine_chunks() for name in self.view.entity_names])
-        told = b" ".join([b"%d" % _ms(self.view.ttl), *self._spelled_ttls(), b""])
-        # The columns end together; the names repeat for ever, and so do the ttls.
-        return zip(keys, *chain(*pairs), repeat(told))
-
-    def _spelled_ttls(self) -> Iterator[bytes]:
-        return (b"%s %d" % (field.removeprefix(_TIME_OF), _ms(ttl)) for field, ttl in self.ttls.items())
-
-    def keys_of(self, entities: Sequence[tuple[Any, ...]]) -> list[bytes]:
-        """The keys of entities given as tuples in the order of PARTITION BY."""
-        columns = zip(*entities, strict=True) if entities else ((),) * len(self.view.entity)
-        return self._keys([pa.array(c, e.type) for c, e in zip(columns, self.view.entity, strict=True)])
-
-    def _keys(self, columns: Sequence[pa.Array]) -> list[bytes]:
-        parts = [feast_bytes.encode_entity(columns[place]) for place in self.order]
-        if len(parts) == 1:
-            prefix, project = self.prefix, self.project
-            return [prefix + part + project for part in parts[0]]
-        return [b"".join((self.prefix, *row, self.project)) for row in zip(*parts, strict=True)]
-
-    def entity(self, key: bytes) -> tuple[Any, ...] | None:
-        """Return the entity a key names, or None where the key is of other join keys, types or another project."""
-        if not key.startswith(self.prefix):
-            return None
-        found = feast_bytes.decode_entity(
-            [self.view.entity[place].type for place in self.order], key[len(self.prefix) :]
-        )
-        if found is None or found[1] != self.project:
-            return None
-        values = dict(zip(self.order, found[0], strict=True))
-        return tuple(values[place] for place in range(len(values)))
-
-    def row(self, entity: tuple[Any, ...], stored: Sequence[bytes | None]) -> StoredRow | None:
-        """Read the values of `fields`, as HMGET gives them."""
-        time, version, *values = stored
-        if time is None:
-            return None
-        seconds, nanos = feast_bytes.decode_time(time)
-        at = datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds, microseconds=nanos // 1000)
-        names = (feature.name for feature in self.view.features)
-        return StoredRow(
-            entity, at, _version(time, version), dict(zip(names, map(feast_bytes.decode, values), strict=True))
-        )
-
-    def questions(self, key: bytes) -> list[tuple[Any, ...]]:
-        """What is asked of a row, the second and third of what `kept` says: answered later, they hold of no less."""
-        row = ("HMGET", key, *self.fields)
-        return [row, ("PTTL", key), ("HKEYS", key)] if self.view.ttl else [row]
-
-    def kept(self, row: StoredRow | None, left_ms: int, names: Sequence[bytes], now: datetime) -> StoredRow | None:
-        """Add for how long a row is kept; None if it has gone since it was read."""
-        if row is None or left_ms == _NO_KEY or self.fields[0] not in names:
-            return None
-        expires_at = None if left_ms == _NO_EXPIRY else now + min(timedelta(milliseconds=left_ms), _LAST - now)
-        return replace(row, expires_at=expires_at, kept_for=self.longest(names))
-
-    def longest(self, names: Iterable[bytes]) -> timedelta | None:
-        """Return the longest ttl of the views that have a row in a hash of such fields; None if one has no ttl."""
-        ttls = [self.ttls.get(name) for name in names if name.startswith(_TIME_OF)]
-        known = [ttl for ttl in ttls if ttl]
-        return max(known, default=timedelta(0)) if len(known) == len(ttls) else None
-
-    def standing(self, fields: dict[bytes, bytes]) -> tuple[float, int, int]:
-        """What rows are compared by: seconds, nanoseconds, version; before all others where there is no row."""
-        time = fields.get(self.fields[0])
-        return (
-            (float("-inf"), 0, 0)
-            if time is None
-            else (*feast_bytes.decode_time(time), _version(time, fields.get(self.fields[1])))
-        )
-
-    def ordered(self, keys: Iterable[bytes], seed: int) -> list[bytes]:
-        """Return keys in an order of chance, the same one for the same seed."""
-        return sorted(keys, key=lambda key: (mmh3.hash(key, seed), key))
-
-    def entities(self, keys: Iterable[bytes]) -> list[tuple[Any, ...]]:
-        """Return the entities of keys that are all of this view's join keys."""
-        return [entity for key in keys if (entity := self.entity(key)) is not None]
-
-
-def _layouts(project: str, views: Sequence[View]) -> dict[str, _Layout]:
-    """Name keys and fields of every view, and refuse two features that fall into one field of one hash."""
-    layouts: dict[str, _Layout] = {}
-    ttls: dict[bytes, dict[bytes, timedelta]] = {}
-    owners: dict[tuple[bytes, bytes], str] = {}
-    problems: list[Problem] = []
-    for view in views:
-        names = sorted(view.entity_names)
-        prefix = feast_bytes.key_prefix(names)
-        order = tuple(view.entity_names.index(name) for name in names)
-        hashes = [mmh3.hash(f"{view.name}:{feature.name}", signed=False) for feature in view.features]
-        time = _TIME_OF + view.name.encode()
-        fields = (time, f"_v:{view.name}".encode(), *(struct.pack("<I", h) for h in hashes))
-        shared = ttls.setdefault(prefix, {})
-        if view.ttl:
-            shared[time] = view.ttl
-        layouts[view.name] = _Layout(view, prefix, project.encode(), order, fields, shared)
-        for feature, field in zip(view.features, fields[2:], strict=True):
-            other = owners.setdefault((prefix, field), f"{view.name}:{feature.name}")
-            if other != f"{view.name}:{feature.name}":
-                fact = f"has the same hash as {other}, and Feast would keep both in one Redis field"
-                problems.append(
-                    Problem("feature", feature.name, fact, f"{view.name}:{feature.name}", "rename one of them")
-                )
-    if problems:
-        raise Refused(problems)
-    return layouts
 
 
 def _client(url: str, patience_s: float) -> redis.Redis:
@@ -635,18 +483,3 @@ def _trips(items: Iterable[_T]) -> Iterator[list[_T]]:
             part = []
     if part:
         yield part
-
-
-def _ms(length: timedelta) -> int:
-    """Return a length in whole milliseconds, none shorter than it is.
-
-    >>> _ms(timedelta(seconds=1)), _ms(timedelta(microseconds=1)), _ms(timedelta(0))
-    (1000, 1, 0)
-    """
-    return -(-length // timedelta(milliseconds=1))
-
-
-def _version(time: bytes, version: bytes | None) -> int:
-    """Read the version that belongs to the stored time; 0 where another writer stored the row."""
-    own = version is not None and len(version) == len(time) + 8 and version.startswith(time)
-    return int.from_bytes(version[-8:]) if own and version is not None else 0
