@@ -13,8 +13,8 @@ the variables' names in lower case without FRESHET_, and librdkafka's settings s
     security.protocol = "SASL_SSL"
     sasl.password = "${KAFKA_PASSWORD}"
 
-An empty variable counts as none. Secrets (`kafka`, `online_store`, `webhook`) are never printed; a flag is no place for
-them, since other users of the machine see it.
+An empty variable counts as none. Secrets (`kafka`, `online_store`, `webhook`, `server_token`) are never printed; a
+flag is no place for them, since other users of the machine see it.
 
 | variable | meaning | default |
 | --- | --- | --- |
@@ -25,7 +25,7 @@ them, since other users of the machine see it.
 | FRESHET_ONLINE_STORE | in place of the declared onlineStore; may use ${NAME} | |
 | FRESHET_OFFLINE_STORE | in place of the declared offlineStore; may use ${NAME} | |
 | FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |
-| FRESHET_METRICS_ADDRESS | where /metrics, /healthz, /readyz listen | 127.0.0.1:9308, the validator's 127.0.0.1:9307 |
+| FRESHET_METRICS_ADDRESS | where /metrics, /healthz, /readyz listen | 127.0.0.1:9308, validator :9307, server :9306 |
 | FRESHET_MATERIALIZER_ADDRESS | where `freshet status` asks the materializer | 127.0.0.1:9308 |
 | FRESHET_VALIDATOR_ADDRESS | where it asks the validator | 127.0.0.1:9307 |
 | FRESHET_LAG_EXPORT | which process exports lag: validator, materializer or off | validator |
@@ -42,6 +42,14 @@ them, since other users of the machine see it.
 | FRESHET_WEBHOOK | an http:// or https:// URL that findings are posted to; may use ${NAME} | |
 | FRESHET_DATA_DOCS | the folder of the validator's Data Docs | .freshet/docs |
 | FRESHET_DATA_DOCS_EVERY | how often a page of each view is written though no finding opens or ends | 10 minutes |
+| FRESHET_SERVER_ADDRESS | where the server listens; one that is not loopback needs a token | 127.0.0.1:6566 |
+| FRESHET_SERVER_TOKEN | what clients must send as `Authorization: Bearer …` | |
+| FRESHET_SERVER_CERTIFICATE | a PEM file: the server speaks TLS, with FRESHET_SERVER_KEY | |
+| FRESHET_SERVER_KEY | the PEM file of its key | |
+| FRESHET_SERVER_CLIENT_CA | a PEM file: clients must have a certificate of that CA | |
+| FRESHET_SERVER_CONCURRENCY | how many requests each of its workers has in work at once; more get a 503 | 256 |
+| FRESHET_SERVER_DEADLINE | how long a question to the online store may take | 1 s |
+| FRESHET_SERVED_SHARE | of which share of entities, 0 to 1, it is logged what was served | 0 |
 | FRESHET_LOG | text for people, or json: one object a line | text |
 """
 
@@ -65,9 +73,14 @@ FILE = "freshet.toml"
 """The settings file of a project."""
 
 MATERIALIZER_ADDRESS, VALIDATOR_ADDRESS = "127.0.0.1:9308", "127.0.0.1:9307"
-"""Where metrics are served unless a setting says otherwise; a cluster's processes are at this port and upwards."""
+SERVER_METRICS_ADDRESS = "127.0.0.1:9306"
+"""Where metrics are served unless a setting says otherwise; a cluster's processes, and the server's workers, are at
+this port and upwards."""
 
-_PREFIX, _KAFKA, _SECRET = "FRESHET_", "kafka.", frozenset({"kafka", "online_store", "webhook"})
+SERVER_ADDRESS = "127.0.0.1:6566"
+"""Where features are served unless a setting says otherwise: the port of Feast's own server."""
+
+_PREFIX, _KAFKA, _SECRET = "FRESHET_", "kafka.", frozenset({"kafka", "online_store", "webhook", "server_token"})
 _OF_OTHERS = frozenset(
     {"REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "KAFKA_PROPERTIES", "SOAK", "SEED"}
 )
@@ -112,6 +125,14 @@ class Settings:
     webhook: str | None = field(default=None, repr=False)
     data_docs: Path = Path(".freshet/docs")
     data_docs_every: Duration = timedelta(minutes=10)
+    server_address: str | None = None
+    server_token: str | None = field(default=None, repr=False)
+    server_certificate: Path | None = None
+    server_key: Path | None = None
+    server_client_ca: Path | None = None
+    server_concurrency: Count = 256
+    server_deadline: Duration = timedelta(seconds=1)
+    served_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     log: Literal["text", "json"] = "text"
     kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
 

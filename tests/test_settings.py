@@ -83,6 +83,8 @@ WRONG = {
     "sample = 0": 'setting "sample" cannot be read; got 0. Hint: write greater than or equal to 1',
     "reject_limit = 'many'": "setting \"reject_limit\" cannot be read; got 'many'. Hint: write a valid integer",
     "log = 'xml'": "setting \"log\" cannot be read; got 'xml'. Hint: write 'text' or 'json'",
+    "served_share = 1.5": 'setting "served_share" cannot be read; got 1.5. Hint: write less than or equal to 1',
+    "server_concurrency = 0": 'setting "server_concurrency" cannot be read; got 0. Hint: write greater than or equal to 1',
     "lag_export = 'x'": "Hint: write 'validator', 'materializer' or 'off'",
     "brokers = 1": 'setting "brokers" cannot be read; got 1. Hint: write a valid string',
     "project = '.'": 'setting "project" is not a file\'s to say. Hint: name the folder with -C or FRESHET_PROJECT',
@@ -127,11 +129,13 @@ def test_all_that_is_wrong_is_said_at_once_each_as_it_is_written(tmp_path: Path)
 
 def test_secrets_are_not_printed(tmp_path: Path) -> None:
     text = "online_store = 'redis://:hunter2@h'\nwebhook = 'https://h/hunter2'\nkafka.sasl.password = 'hunter2'"
-    found = read(wrote(tmp_path, text))
+    found = read(wrote(tmp_path, f"{text}\nserver_token = 'hunter2'"))
 
-    assert found.online_store == "redis://:hunter2@h"
+    assert (found.online_store, found.server_token) == ("redis://:hunter2@h", "hunter2")
     assert "hunter2" not in repr(found)
-    assert "hunter2" not in refused(wrote(tmp_path, "online_store = ['hunter2']\nwebhook = ['hunter2']"))
+    assert "hunter2" not in refused(
+        wrote(tmp_path, "online_store = ['hunter2']\nwebhook = ['hunter2']\nserver_token = ['hunter2']")
+    )
     assert "hunter2" not in refused(wrote(tmp_path, "online_store = hunter2"))
 
 

@@ -1,6 +1,7 @@
 """What Prometheus is told: all label sets from the start, and histograms as its own client makes them."""
 
 import itertools
+import re
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
@@ -15,12 +16,16 @@ from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.exposition import generate_latest
 
 from freshet.flows.edges.metrics import (
+    ENDPOINTS,
     FRESHNESS_BUCKETS,
     OUTCOMES,
+    REQUEST_BUCKETS,
     ROUND_BUCKETS,
+    SERVED_STATUSES,
     Histogram,
     Metrics,
     Server,
+    ServerMetrics,
     ValidatorMetrics,
 )
 from freshet.schemas.dtypes import DTYPES
@@ -211,6 +216,66 @@ def get(url: str) -> tuple[int, bytes]:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
+
+
+BOUND = timedelta(milliseconds=7)
+
+
+@pytest.fixture
+def serving() -> ServerMetrics:
+    return ServerMetrics(VIEWS, BOUND)
+
+
+def test_every_label_set_of_a_server_is_zero_from_the_start(serving: ServerMetrics) -> None:
+    value = serving.registry.get_sample_value
+
+    for endpoint in ENDPOINTS:
+        assert value("freshet_request_duration_seconds_count", {"endpoint": endpoint}) == 0
+        for status in ("2xx", "4xx", "5xx"):
+            assert value("freshet_requests_total", {"endpoint": endpoint, "status": status}) == 0
+    for view in VIEWS:
+        for status in SERVED_STATUSES:
+            assert value("freshet_served_values_total", {"feature_view": view, "status": status}) == 0
+
+
+@pytest.mark.parametrize("bound", [BOUND, timedelta(milliseconds=10), timedelta(minutes=1)])
+def test_the_declared_bound_is_one_of_the_buckets_once(bound: timedelta) -> None:
+    serving = ServerMetrics(VIEWS, bound)
+
+    serving.request("features", 200, bound.total_seconds())
+
+    text = generate_latest(serving.registry).decode()
+    bounds = re.findall(r'^freshet_request_duration_seconds_bucket{endpoint="features",le="(.+)"}', text, re.MULTILINE)
+    assert sorted({*REQUEST_BUCKETS, bound.total_seconds(), float("inf")}) == [*map(float, bounds)]
+    labels = {"endpoint": "features", "le": f"{bound.total_seconds()}"}
+    assert serving.registry.get_sample_value("freshet_request_duration_seconds_bucket", labels) == 1
+
+
+def test_requests_are_counted_by_the_class_of_their_answers_and_only_good_ones_have_a_duration(
+    serving: ServerMetrics,
+) -> None:
+    for code in (200, 201, 400, 404, 503):
+        serving.request("events", code, 0.25)
+
+    value = serving.registry.get_sample_value
+    counts = [value("freshet_requests_total", {"endpoint": "events", "status": f"{first}xx"}) for first in (2, 4, 5)]
+    assert [2, 2, 1] == counts
+    assert value("freshet_request_duration_seconds_count", {"endpoint": "events"}) == 2
+    assert value("freshet_request_duration_seconds_sum", {"endpoint": "events"}) == 0.5
+    assert value("freshet_requests_total", {"endpoint": "features", "status": "2xx"}) == 0
+
+
+def test_values_that_were_served_are_counted_by_status(serving: ServerMetrics) -> None:
+    serving.served("by_user", {"present": 3, "not_found": 0, "outside_max_age": 2})
+    serving.served("by_user", {"present": 1})
+
+    found = {
+        status: serving.registry.get_sample_value(
+            "freshet_served_values_total", {"feature_view": "by_user", "status": status}
+        )
+        for status in SERVED_STATUSES
+    }
+    assert {"present": 4, "null_value": 0, "not_found": 0, "outside_max_age": 2} == found
 
 
 def test_metrics_and_health_are_served() -> None:
