@@ -105,8 +105,8 @@ class StatusReader:
         topics = {topic: dead_letter_topic(topic) for topic in sources}
         if self._letters is None:
             cluster = replace(self.workspace.kafka, patience_s=_LIMIT_S)
-            counts = {letters: kafka.partitions_count(cluster, letters) for letters in topics.values()}
-            self._letters = Standings(cluster, self.workspace.group), counts
+            made = {letters: kafka.partitions_count(cluster, letters) for letters in topics.values()}
+            self._letters = Standings(cluster, self.workspace.group), made
         standings, counts = self._letters
         return {
             topic: sum(one.end - one.first for one in standings.of(letters, counts[letters]).values())

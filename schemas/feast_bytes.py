@@ -5,7 +5,8 @@ google/protobuf/timestamp.proto, and feast/type_map.py for what stands for null.
 """
 
 import struct
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -20,6 +21,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STRING = 2
 _ENTITY_KINDS = {pa.string(): _STRING, pa.int32(): 3, pa.int64(): 4}
 """What an entity's column may be; Feast takes bytes and times as well, the declaration does not."""
+_ENTITY_HEAD = struct.Struct("<II")
+_ENTITY_NUMBERS = {pa.int32(): (struct.Struct("<IIi"), 1 << 31), pa.int64(): (struct.Struct("<IIq"), 1 << 63)}
 _BYTES, _TEXT, _INT32, _INT64, _DOUBLE, _FLOAT, _BOOL, _TIME = range(1, 9)
 """Fields of `Value` that hold one value; the list of the same type is ten further."""
 _NO_TIME = np.iinfo(np.int64).min
@@ -50,6 +53,31 @@ def encode_entity(column: pa.Array) -> list[bytes]:
         return [struct.pack("<II", kind, len(raw)) + raw for raw in raws]
     numbers = numbers_of(column)
     return _fixed(numbers, struct.pack("<II", kind, numbers.itemsize))
+
+
+def entity_encoder(kind: pa.DataType) -> Callable[[Any], bytes | None]:
+    """Return what encodes one value of an entity's column as it stands in keys; None where it is not of that type.
+
+    >>> encode = entity_encoder(pa.int64())
+    >>> encode(7).hex(), encode("7"), encode(True), encode(2**63)
+    ('04000000080000000700000000000000', None, None, None)
+    """
+    if kind == pa.string():
+        return _text_of_entity
+    form, bound = _ENTITY_NUMBERS[kind]
+    number, size = _ENTITY_KINDS[kind], form.size - _ENTITY_HEAD.size
+
+    def encode(value: Any) -> bytes | None:
+        return form.pack(number, size, value) if type(value) is int and -bound <= value < bound else None
+
+    return encode
+
+
+def _text_of_entity(value: Any) -> bytes | None:
+    if type(value) is not str:
+        return None
+    raw = value.encode()
+    return _ENTITY_HEAD.pack(_STRING, len(raw)) + raw
 
 
 def decode_entity(types: Sequence[pa.DataType], raw: bytes) -> tuple[list[Any], bytes] | None:
@@ -218,3 +246,48 @@ def _decode_single(kind: int, raw: bytes, at: int) -> tuple[Any, int]:
     if kind == _TIME:
         return (None if number == _NO_TIME else _EPOCH + timedelta(seconds=number)), at
     return (bool(number) if kind == _BOOL else number), at
+
+
+def plain(value: bytes | None) -> Any:
+    """Read a serialized `Value` as JSON has it: times as whole seconds, bytes in base64. Much faster than `decode`.
+
+    >>> plain(bytes.fromhex("2007")), plain(bytes.fromhex("1203414441")), plain(b""), plain(bytes.fromhex("0a0100"))
+    (7, 'ADA', None, 'AA==')
+    """
+    return _PLAIN[value[0] >> 3](value) if value else None  # of a list's tag the first octet has all of its number
+
+
+def _plain_integer(value: bytes) -> int:
+    return value[1] if len(value) == 2 else _read_varint(value, 1)[0]
+
+
+def _plain_text(value: bytes) -> str:
+    return value[2:].decode() if value[1] < 0x80 else value[_read_varint(value, 1)[1] :].decode()
+
+
+def _plain_list(value: bytes) -> list[Any]:
+    return [_plain_item(item) for item in decode(value)]
+
+
+def _plain_item(item: Any) -> Any:
+    match item:
+        case bytes():
+            return b64encode(item).decode()
+        case datetime():
+            return (item - _EPOCH) // timedelta(seconds=1)
+        case _:
+            return item
+
+
+_PLAIN: Mapping[int, Callable[[bytes], Any]] = {
+    _BYTES: lambda value: b64encode(value[_read_varint(value, 1)[1] :]).decode(),
+    _TEXT: _plain_text,
+    _INT32: _plain_integer,
+    _INT64: _plain_integer,
+    _DOUBLE: lambda value: struct.unpack_from("<d", value, 1)[0],
+    _FLOAT: lambda value: struct.unpack_from("<f", value, 1)[0],
+    _BOOL: lambda value: value[1] == 1,
+    _TIME: _plain_integer,
+    **dict.fromkeys(range(_BYTES + 10, _TIME + 11), _plain_list),
+}
+"""By the number of a `Value`'s field."""

@@ -26,16 +26,20 @@ MAY_IMPORT = {
 MAY_ALSO = {"flows/edges/quality.py": "freshet.flows.steps.statistics"}
 """The one step that an edge knows: the judge counts with our own arithmetic."""
 
-PART_OF = dict.fromkeys(
-    (f"flows/edges/{part}.py" for part in ("canaries", "dead_letters", "findings", "standings")), "flows.edges.kafka"
-)
+PARTS = {
+    "kafka": ("canaries", "dead_letters", "findings", "publisher", "standings"),
+    "redis": ("redis_reads",),
+    "parquet": ("served",),
+}
+PART_OF = {f"flows/edges/{part}.py": f"flows.edges.{edge}" for edge, parts in PARTS.items() for part in parts}
 """A part of an edge in a file of its own, and the edge."""
 
 BEHIND_ONE_EDGE = {
     "feast": {"flows/edges/feast.py"},
     "great_expectations": {"flows/edges/quality.py"},
-    "confluent_kafka": {"flows/edges/kafka.py", "flows/edges/broker.py", "flows/edges/standings.py"},
-    "redis": {"flows/edges/redis.py", "flows/edges/store_config.py", "flows/edges/valkey.py"},
+    "confluent_kafka": {f"flows/edges/{part}.py" for part in ("kafka", "broker", "publisher", "standings")},
+    "redis": {f"flows/edges/{part}.py" for part in ("redis", "redis_reads", "store_config", "valkey")},
+    "uvicorn": {"flows/edges/http.py"},
     "bytewax": {
         "flows/edges/bytewax.py",
         "flows/materializer.py",

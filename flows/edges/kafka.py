@@ -452,6 +452,22 @@ def encode(contract: Contract, event: Event | Mapping[str, object] | bytes | str
     return str(key.value if isinstance(key, Enum) else key).encode(), value
 
 
+def records_of(contract: Contract, events: Sequence[bytes]) -> list[Record]:
+    """Return what is published for some events, JSON each; raises `Refused` if any breaks its contract."""
+    headers = ((VERSION_HEADER, str(contract.stream.version).encode()),)
+    found, problems = list[Record](), list[Problem]()
+    for event in events:
+        try:
+            key, value = encode(contract, event)
+        except Refused as refusal:
+            problems += refusal.problems
+        else:
+            found.append(Record(contract.stream.topic, key, value, headers))
+    if problems:
+        raise Refused(problems)
+    return found
+
+
 def _as_json(event: Event | Mapping[str, object] | bytes | str) -> bytes:
     match event:
         case bytes():

@@ -11,7 +11,7 @@ from typing import NoReturn, Self
 
 import numpy as np
 
-from freshet.flows.edges.kafka import GAP_HINT, Delivered, encode
+from freshet.flows.edges.kafka import GAP_HINT, Delivered, encode, records_of
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event
 from freshet.schemas.finding import Alarm
@@ -116,6 +116,10 @@ class MemoryLog:
     def producer(self, contract: Contract) -> "MemoryProducer":
         """Open a producer of one stream's events."""
         return MemoryProducer(self, contract)
+
+    def publisher(self) -> "MemoryPublisher":
+        """Open what publishes events for many at once."""
+        return MemoryPublisher(self)
 
     def dead_letters(self, group: str) -> "MemoryDeadLetters":
         """Open what keeps the events that a group did not accept."""
@@ -311,6 +315,22 @@ class MemoryProducer:
 
     def __exit__(self, *_: object) -> None:
         self.flush()
+
+
+class MemoryPublisher:
+    """The twin of `Publisher`, in memory."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    async def publish(self, contract: Contract, events: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Publish events, JSON each; return where each is. Raises `Refused`, and then none was sent; `Unavailable`."""
+        records = records_of(contract, events)
+        self._log.check_well()
+        return [self._log.send(record) for record in records]
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class MemoryDeadLetters:

@@ -412,6 +412,11 @@ class MemoryOnlineStore:
             found.append(layout.kept(row, left_ms, list(stored), self._now()) if view.ttl else row)
         return found
 
+    def fields(self, key: bytes, fields: Sequence[bytes]) -> list[bytes | None]:
+        """Return fields of a hash, as HMGET does."""
+        stored = self._hash(key)
+        return [stored.get(field) for field in fields]
+
     @property
     def _now_ms(self) -> int:
         return instant_us(self._now()) // 1000

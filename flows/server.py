@@ -1,0 +1,258 @@
+"""The server: HTTP requests in, values from the online store out, and events into Kafka. It knows neither by itself."""
+
+import hmac
+import json
+import logging
+from collections import Counter as Tally
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+
+from freshet.flows.edges.http import Request, Response
+from freshet.flows.steps.openapi import document, listing
+from freshet.flows.steps.serving import Behind, Catalog, Unknown
+from freshet.schemas.errors import Problem, Refused, Unavailable
+from freshet.schemas.event import Contract
+from freshet.schemas.progress import Progress
+from freshet.schemas.serving import EVENTS_MAX, Column, Question, ReadRequest, ServedRow
+
+LOG = logging.getLogger("freshet")
+
+READ, FEATURES, EVENTS = "get-online-features", "features", "events"
+ENDPOINTS = (READ, FEATURES, EVENTS)
+"""What requests are counted by."""
+_RETRY = ((b"retry-after", b"1"),)
+_STREAMS = "/streams/"
+
+
+class Reads(Protocol):
+    """The online store, as `edges.redis_reads` does."""
+
+    async def read(self, questions: Sequence[Question]) -> list[list[list[bytes | None]]]:
+        """Return, for each question, the fields of each of its hashes."""
+
+    async def read_progress(self) -> dict[str, Progress]:
+        """Return how far the store is, by source key."""
+
+    async def ping(self) -> None:
+        """Make sure that it answers."""
+
+
+class Publishes(Protocol):
+    """Kafka, as `edges.publisher` does."""
+
+    async def publish(self, contract: Contract, events: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Publish events; return where each is."""
+
+
+class Counts(Protocol):
+    """Metrics, as `edges.metrics.ServerMetrics` does."""
+
+    def request(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count a request."""
+
+    def served(self, view: str, statuses: Mapping[str, int]) -> None:
+        """Count values, by status in lower case."""
+
+
+class Keeps(Protocol):
+    """Where what was served is kept, as `edges.served` does."""
+
+    def is_chosen(self, key: bytes) -> bool:
+        """Say whether an entity is one of the sample."""
+
+    def keep(self, rows: Sequence[ServedRow], served_at_us: int) -> None:
+        """Keep rows."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Under which terms the server answers: whom, how many at once, and what is fresh to it."""
+
+    target_us: int
+    token: str | None = None
+    concurrency: int = 256
+
+
+@dataclass
+class FeatureServer:
+    """Answers every request; nothing that is asked raises."""
+
+    project: str
+    catalog: Catalog
+    contracts: Mapping[str, Contract]
+    reads: Reads
+    publisher: Publishes
+    counts: Counts
+    terms: Terms
+    now_us: Callable[[], int]
+    clock_s: Callable[[], float]
+    served: Keeps | None = None
+    _progress: Mapping[str, Progress] | None = None
+    _behind: Behind = field(default_factory=Behind)
+    _in_work: int = 0
+
+    def __post_init__(self) -> None:
+        """Make what never changes."""
+        views = [layout.view for layout in self.catalog.layouts.values()]
+        self._listing = to_json(listing(views, self.catalog.services, self.contracts))
+        self._document = to_json(document(self.project, views, self.contracts, needs_token=bool(self.terms.token)))
+
+    async def answer(self, request: Request) -> Response:
+        """Answer one request."""
+        match request.path:
+            case "/healthz" | "/health":
+                return await self._if_get(request, self._healthz)
+            case "/readyz":
+                return await self._if_get(request, self._readyz)
+        if (refused := self._not_let_in(request)) is not None:
+            return refused
+        begun_s = self.clock_s()
+        if self._in_work >= self.terms.concurrency:
+            endpoint, response = READ, _problem(503, "the server has too much to do", _RETRY)
+        else:
+            self._in_work += 1
+            try:
+                endpoint, response = await self._routed(request)
+            except Unknown as error:
+                endpoint, response = _endpoint(request.path), _refusal(404, error)
+            except Refused as error:
+                endpoint, response = _endpoint(request.path), _refusal(422, error)
+            except Unavailable as error:
+                endpoint, response = _endpoint(request.path), _problem(503, str(error), _RETRY)
+            finally:
+                self._in_work -= 1
+        if endpoint:
+            self.counts.request(endpoint, response.status, self.clock_s() - begun_s)
+        return response
+
+    async def look(self) -> None:
+        """Read how far the store is; if it does not answer, what was known grows old."""
+        try:
+            self._progress = await self.reads.read_progress()
+        except Unavailable as error:
+            LOG.warning("how far the online store is cannot be read: %s", error)
+        self._behind = Behind.of(self._progress or {}, self.terms.target_us, self.now_us())
+
+    async def _routed(self, request: Request) -> tuple[str, Response]:
+        """Return which endpoint it was, and its answer."""
+        path = request.path
+        if path == "/get-online-features":
+            return READ, await self._if_post(request, self._read)
+        if path == "/features":
+            return FEATURES, await self._if_get(request, self._listed)
+        if path == "/openapi.json":
+            return "", await self._if_get(request, self._documented)
+        stream = path.removeprefix(_STREAMS).removesuffix("/events")
+        if path == f"{_STREAMS}{stream}/events":
+            if stream not in self.contracts:
+                return EVENTS, _problem(404, f'stream "{stream[:100]}" is unknown')
+            return EVENTS, await self._if_post(request, lambda asked: self._publish(stream, asked))
+        return "", _problem(404, "there is POST /get-online-features, GET /features, POST /streams/{stream}/events")
+
+    async def _read(self, request: Request) -> Response:
+        try:
+            asked = ReadRequest.model_validate_json(request.body)
+        except ValidationError as error:
+            return _invalid(error)
+        selection = self.catalog.select(asked)
+        entities = asked.entities
+        selection.count(entities)
+        read = await self.reads.read(selection.questions(entities))
+        columns = selection.answer(entities, read, self._behind, self.now_us())
+        self._count(columns)
+        if self.served is not None:
+            now_us = self.now_us()
+            self.served.keep(selection.rows(entities, read, self._behind, now_us, self.served.is_chosen), now_us)
+        return Response(200, _body(columns))
+
+    def _count(self, columns: Sequence[Column]) -> None:
+        """Count values by status; columns of one view share their statuses where no value is null."""
+        alike: dict[int, tuple[Column, int]] = {}
+        for column in columns:
+            if column.view is not None:
+                of = id(column.statuses)
+                alike[of] = column, alike.get(of, (column, 0))[1] + 1
+        for column, times in alike.values():
+            counts = Tally(column.statuses)
+            self.counts.served(column.view or "", {word.lower(): count * times for word, count in counts.items()})
+
+    async def _publish(self, stream: str, request: Request) -> Response:
+        try:
+            told = from_json(request.body)
+        except ValueError as error:
+            return _problem(422, f"the body is no JSON: {error}")
+        events = [to_json(event) for event in told] if isinstance(told, list) else [request.body]
+        if not 0 < len(events) <= EVENTS_MAX:
+            return _problem(422, f"send 1 to {EVENTS_MAX} events at once, not {len(events)}")
+        places = await self.publisher.publish(self.contracts[stream], events)
+        found = [{"partition": partition, "offset": offset} for partition, offset in places]
+        return Response(202, to_json({"events": found}))
+
+    async def _listed(self, _: Request) -> Response:
+        return Response(200, self._listing)
+
+    async def _documented(self, _: Request) -> Response:
+        return Response(200, self._document)
+
+    async def _healthz(self, _: Request) -> Response:
+        try:
+            await self.reads.ping()
+        except Unavailable as error:
+            return Response(503, f"{error}\n".encode(), b"text/plain")
+        return Response(200, b"ok\n", b"text/plain")
+
+    async def _readyz(self, request: Request) -> Response:
+        if self._progress is None:
+            return Response(503, b"how far the online store is was not read yet\n", b"text/plain")
+        return await self._healthz(request)
+
+    def _not_let_in(self, request: Request) -> Response | None:
+        if self.terms.token is None:
+            return None
+        given = request.headers.get(b"authorization", b"")
+        if hmac.compare_digest(given, b"Bearer " + self.terms.token.encode()):
+            return None
+        return _problem(401, "a bearer token is needed", ((b"www-authenticate", b"Bearer"),))
+
+    async def _if_get(self, request: Request, act: Callable[[Request], Awaitable[Response]]) -> Response:
+        return await act(request) if request.method == "GET" else _wrong_method(b"GET")
+
+    async def _if_post(self, request: Request, act: Callable[[Request], Awaitable[Response]]) -> Response:
+        return await act(request) if request.method == "POST" else _wrong_method(b"POST")
+
+
+def _endpoint(path: str) -> str:
+    return EVENTS if path.startswith(_STREAMS) else READ
+
+
+def _body(columns: Sequence[Column]) -> bytes:
+    results = [
+        {"values": column.values, "statuses": column.statuses, "event_timestamps": column.event_timestamps}
+        for column in columns
+    ]
+    names = [column.name for column in columns]
+    return to_json({"metadata": {"feature_names": names}, "results": results}, inf_nan_mode="strings")
+
+
+def _problem(status: int, detail: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:
+    return Response(status, json.dumps({"detail": detail}, ensure_ascii=False).encode(), headers=headers)
+
+
+def _refusal(status: int, error: Refused) -> Response:
+    return _problem(status, "; ".join(str(problem) for problem in error.problems[:10]))
+
+
+def _invalid(error: ValidationError) -> Response:
+    found = (
+        Problem("request", ".".join(map(str, one["loc"])) or "body", f"cannot be read: {one['msg']}")
+        for one in error.errors(include_url=False, include_context=False, include_input=False)[:10]
+    )
+    return _problem(422, "; ".join(map(str, found)))
+
+
+def _wrong_method(allowed: bytes) -> Response:
+    return _problem(405, f"the method is {allowed.decode()}", ((b"allow", allowed),))
