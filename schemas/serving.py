@@ -6,7 +6,7 @@ Source: feast/feature_server.py and feast/protos/feast/serving/ServingService.pr
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,8 +50,7 @@ class Question:
     fields: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """One line of a response: a join key, or a feature of a view, with a value for each entity."""
 
     name: str

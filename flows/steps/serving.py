@@ -23,6 +23,7 @@ from freshet.schemas.view import View
 
 _KEPT = 1000
 """How many selections are remembered: a model asks for the same features each time."""
+_EVER_US = -(2**63)
 _NO_TIME = "1970-01-01T00:00:00Z"
 """What Feast gives where there is no event time."""
 _PRESENT, _NULL, _OUTSIDE, _MISSING = (
@@ -35,6 +36,9 @@ Raw = Sequence[bytes | None]
 
 class Unknown(Refused):
     """What is asked for is not declared."""
+
+
+_ALL = (True,)
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,10 @@ class Behind:
             {stream: tuple(parts.get(at, True) for at in range(max(parts) + 1)) for stream, parts in found.items()}
         )
 
-    def concerns(self, stream: str, key: bytes | None) -> bool:
-        """Say whether an entity's events may wait: those of its own partition, or of any if no key tells which is.
-
-        Of a stream of which nothing is known they may.
-        """
-        parts = self.partitions.get(stream)
-        if parts is None:
-            return True
-        return any(parts) if key is None else any(parts) and parts[partition_of(key, len(parts))]
+    def among(self, streams: Sequence[str]) -> list[tuple[bool, ...]]:
+        """Return the partitions of those streams of which one is behind; of a stream that is not known all are."""
+        found = (self.partitions.get(stream, _ALL) for stream in streams)
+        return [parts for parts in found if any(parts)]
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,30 @@ class _Asked:
     def ttl_us(self) -> int:
         return count_us(self.view.ttl)
 
-    def standing(self, raw: Raw, entity: tuple[Any, ...], behind: Behind, now_us: int) -> tuple[str, str]:
-        """Return the status of an entity's row, and its event time."""
-        time = raw[self.time_at]
-        if time is None:
-            return _MISSING, _NO_TIME
-        at_us, spelled = _instant(time)
-        is_old = bool(self.ttl_us) and at_us + self.ttl_us < now_us
-        key = str(entity[0]).encode() if self.is_keyed else None
-        if is_old or any(behind.concerns(stream, key) for stream in self.view.sources):
-            return _OUTSIDE, spelled
-        return _PRESENT, spelled
+    def standings(
+        self, raws: Sequence[Raw], keys: Sequence[Any], behind: Behind, now_us: int
+    ) -> tuple[list[str], list[str]]:
+        """Return the status of each entity's row, and its event time; `keys` has each one's first join key."""
+        statuses, times = list[str](), list[str]()
+        oldest_us, late = now_us - self.ttl_us if self.ttl_us else _EVER_US, behind.among(self.view.sources)
+        at = self.time_at
+        for raw, key in zip(raws, keys, strict=True):
+            time = raw[at]
+            if time is None:
+                statuses.append(_MISSING)
+                times.append(_NO_TIME)
+                continue
+            at_us, spelled = _instant(time)
+            times.append(spelled)
+            statuses.append(_OUTSIDE if at_us < oldest_us or (late and self._waits(key, late)) else _PRESENT)
+        return statuses, times
+
+    def _waits(self, key: Any, late: Sequence[tuple[bool, ...]]) -> bool:
+        """Say whether events of an entity may wait: of its own partition, or of any if its key does not tell which."""
+        if not self.is_keyed:
+            return True
+        raw = str(key).encode()
+        return any(parts[partition_of(raw, len(parts))] for parts in late)
 
 
 @dataclass(frozen=True)
@@ -134,8 +146,8 @@ class Selection:
     """Which features are asked for, by name in the answer, and what is to be read for them."""
 
     hashes: tuple[_Hash, ...]
-    columns: tuple[tuple[str, int, int, str], ...]
-    """Of each feature: its name in the answer, its hash, its view in the hash, and its own name."""
+    columns: tuple[tuple[str, str, int, int, int], ...]
+    """Of each feature: its name in the answer, its view, its hash, the view in the hash, and its field."""
     known: frozenset[str]
 
     @cached_property
@@ -177,18 +189,16 @@ class Selection:
         count = len(next(iter(entities.values())))
         present, no_times = [_PRESENT] * count, [_NO_TIME] * count
         found = [Column(name, None, values, present, no_times) for name, values in entities.items()]
-        standings = self._standings(entities, read, behind, now_us)
-        for name, at, view_at, feature in self.columns:
+        standings, plain = self._standings(entities, read, behind, now_us), feast_bytes.plain
+        for name, view, at, view_at, place in self.columns:
             statuses, times = standings[at][view_at]
-            asked = self.hashes[at].asked[view_at]
-            place = asked.places[feature]
-            values = [feast_bytes.plain(raw[place]) for raw in read[at]]
+            values = [plain(raw[place]) for raw in read[at]]
             if None in values:
                 statuses = [
                     _NULL if value is None and status is _PRESENT else status
                     for value, status in zip(values, statuses, strict=True)
                 ]
-            found.append(Column(name, asked.view.name, values, statuses, times))
+            found.append(Column(name, view, values, statuses, times))
         return found
 
     def _standings(
@@ -197,12 +207,8 @@ class Selection:
         """Return statuses and event times, an entity each, by hash and view."""
         found = []
         for one, raws in zip(self.hashes, read, strict=True):
-            tuples = list(zip(*(entities[name] for name in one.names), strict=True))
-            each = []
-            for asked in one.asked:
-                pairs = [asked.standing(raw, key, behind, now_us) for raw, key in zip(raws, tuples, strict=True)]
-                each.append(([status for status, _ in pairs], [time for _, time in pairs]))
-            found.append(each)
+            keys = entities[one.names[0]]
+            found.append([asked.standings(raws, keys, behind, now_us) for asked in one.asked])
         return found
 
     def rows(
@@ -227,7 +233,7 @@ def _served(
     asked: _Asked, names: Sequence[str], raw: Raw, values: tuple[Any, ...], behind: Behind, now_us: int
 ) -> ServedRow:
     time, version = raw[asked.time_at], raw[asked.time_at + 1]
-    status, _ = asked.standing(raw, values, behind, now_us)
+    (status,), _ = asked.standings([raw], values[:1], behind, now_us)
     by_name = dict(zip(names, values, strict=True))
     return ServedRow(
         asked.view.name,
@@ -274,7 +280,11 @@ class Catalog:
         places = {
             asked.view.name: (at, in_hash) for at, one in enumerate(made) for in_hash, asked in enumerate(one.asked)
         }
-        columns = tuple((name, *places[view], feature) for name, (view, feature) in zip(names, references, strict=True))
+        columns = tuple(
+            (name, view, at, in_hash, made[at].asked[in_hash].places[feature])
+            for name, (view, feature) in zip(names, references, strict=True)
+            for at, in_hash in [places[view]]
+        )
         return Selection(tuple(made), columns, self.join_keys)
 
     def _references(self, features: tuple[str, ...], service: str | None) -> list[tuple[str, str]]:
