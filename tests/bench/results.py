@@ -1,6 +1,6 @@
 """What is measured of the validator: cases, and the page that is made of what became of them.
 
-The lines of JSON that `validator.py` records are `kind` run, case or clean; `report` reads all of them.
+The lines of JSON that `validator.py` records are `kind` run, case, load or clean; `report` reads all of them.
 """
 
 import itertools
@@ -63,7 +63,7 @@ def is_localised(alarm: dict[str, Any], account: Account) -> bool:
 
 def report(lines: Sequence[dict[str, Any]]) -> str:
     """Return the page that recorded lines make."""
-    kinds: dict[str, list[dict[str, Any]]] = {"run": [], "case": [], "clean": []}
+    kinds: dict[str, list[dict[str, Any]]] = {"run": [], "case": [], "load": [], "clean": []}
     for line in lines:
         kinds[line["kind"]].append(line)
     cases = kinds["case"]
@@ -71,6 +71,8 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
     parts += [f"- {run['date']}, {run['host']}; {run['versions']}; {run['settings']}" for run in kinds["run"]]
     if cases:
         parts += ["", *table(cases), "", *summary(cases), "", *cost(cases)]
+    if kinds["load"]:
+        parts += ["", *loads(kinds["load"])]
     for line in kinds["clean"]:
         parts += ["", *silence(line)]
     return "\n".join(parts) + "\n"
@@ -147,6 +149,31 @@ def cost(cases: Sequence[dict[str, Any]]) -> list[str]:
         told = [f"{sum_of(f'{who}_cpu_s') / seconds:.1%}", f"{amounts[0]:.0f}"]
         lines.append("| " + " | ".join([who, *told, *(f"{amount / 1e3:.1f}" for amount in amounts[1:])]) + " |")
     return lines
+
+
+def loads(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what the validator costs beside what the pipeline writes, at different rates."""
+    told = [
+        "Nothing broken, a minute at each rate; shares are the validator's of the materializer's.",
+        "",
+        "| events /s | validator's CPU | materializer's | Redis commands /s | of its commands | asked, of kB written | read, of kB written |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for line in lines:
+        spent = line["spent"]
+        cpu = [f"{spent[f'{who}_cpu_s'] / spent['seconds']:.0%}" for who in ("validator", "materializer")]
+        names = ("commands_count", "asked_bytes")
+        shares = [f"{spent[f'validator_{name}'] / max(1, spent[f'materializer_{name}']):.1%}" for name in names]
+        answered = f"{spent['validator_answered_bytes'] / max(1, spent['materializer_asked_bytes']):.1%}"
+        cells = [
+            str(line["events_s"]),
+            *cpu,
+            f"{spent['validator_commands_count'] / spent['seconds']:.0f}",
+            *shares,
+            answered,
+        ]
+        told.append(f"| {' | '.join(cells)} |")
+    return told
 
 
 def silence(line: dict[str, Any]) -> list[str]:

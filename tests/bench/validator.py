@@ -4,6 +4,7 @@
     ./scripts/bench validator --causes dtype,stale_online --rates 0.001,1 --entities cold --seeds 3
     ./scripts/bench validator --full      four rates, ten seeds: a night and a day
     ./scripts/bench validator --clean     nothing is broken, but conditions are rough, until a million judgements
+    ./scripts/bench validator --load 100,1000,3000    nothing is broken: what both processes cost at so many events a second
 
 A real materializer, Valkey behind a proxy, parquet, an embedded broker, and `freshet run validator` at its default settings
 (FRESHET_… of the environment hold, and are named in the report). Faults are made outside of both (`scripts/faults`), by rules
@@ -51,6 +52,8 @@ RESULTS = Path(__file__).with_name("results-validator.md")
 FULL_RATES, RATES = (0.001, 0.01, 0.1, 1.0), (0.01, 1.0)
 MATRIX_TARGET, CLEAN_TARGET = "p99 < 10s", "p99 < 2m"
 """The declared freshness: what a loaded machine keeps, and one whose materializer is killed."""
+LOAD_S = 60.0
+"""How long each rate is looked at."""
 HELD_TO = {"online_equals_offline", "online_row_is_offline", "offline_rows_are_single", "online_row_is_of_the_past"}
 """The checks that look at every row that is found in both stores."""
 
@@ -65,6 +68,22 @@ def matrix(cases: Sequence[Case], prefix: str, note: Callable[[dict[str, Any]], 
         note({"kind": "case", **found})
         shown = f"{found['found_s']} s, {found['causes']}" if found["affected_count"] else "no effect"
         print(f"{number}/{len(cases)} {case}: {shown}", file=sys.stderr, flush=True)
+
+
+def load(rates: Sequence[float], prefix: str, note: Callable[[dict[str, Any]], None]) -> None:
+    """Let a sound system run for a minute at each rate, on a system of its own."""
+    for rate in rates:
+        with contextlib.ExitStack() as parts:
+            rig = Rig(parts, CLEAN_TARGET, prefix)
+            rig.traffic.rate = rate
+            rig.wait_until_warm()
+            before, sent = rig.spent(), rig.sender.sent_count
+            time.sleep(LOAD_S)
+            rig.check()
+            spent = {name: round(value - before[name], 3) for name, value in rig.spent().items()}
+            events_s = (rig.sender.sent_count - sent) / spent["seconds"]
+        note({"kind": "load", "rate": rate, "events_s": round(events_s), "spent": spent})
+        print(f"{rate:g} events a second: {spent}", file=sys.stderr, flush=True)
 
 
 # --- nothing is broken ------------------------------------------------------------------------------------------------
@@ -181,6 +200,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     words.add_argument("--full", action="store_true", help="rates 0.001,0.01,0.1,1 and ten seeds where none are given")
     words.add_argument("--clean", action="store_true", help="break nothing")
+    words.add_argument("--load", metavar="RATES", help="break nothing, and say what it costs at such rates: 100,1000")
     words.add_argument(
         "--judgements", type=int, default=1_000_000, metavar="N", help="how many a clean run makes (1000000)"
     )
@@ -215,11 +235,13 @@ def main() -> int:
 
     note(host(words.features))
     try:
-        code = (
-            min(1, clean(words.judgements, words.features, note))
-            if words.clean
-            else matrix(cases, words.features, note) or 0
-        )
+        code = 0
+        if words.clean:
+            code = min(1, clean(words.judgements, words.features, note))
+        elif words.load:
+            load([float(rate) for rate in words.load.split(",")], words.features, note)
+        else:
+            matrix(cases, words.features, note)
     except FreshetError as error:
         sys.exit(f"bench: {error}")
     finally:
