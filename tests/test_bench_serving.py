@@ -17,7 +17,7 @@ import load
 import pyarrow as pa
 import pytest
 import serving_results
-from serving import arguments
+from serving import arguments, paced_s
 from serving_results import Case, cases_of, report, turns
 from serving_rig import CONTRACT, ENTITY, FEATURES, STREAM, Child, declaration, filled, numbered, tree_cpu_s, wrong
 
@@ -68,9 +68,10 @@ def test_a_page_holds_what_was_measured_against_the_goals() -> None:
 
 
 def test_a_percentile_that_too_few_requests_tell_is_not_told() -> None:
-    page = report([line("freshet", part(), part(299))])
+    page = report([line("freshet", part(), part(199))])
 
     assert "| 0.500 | - | - |" in page
+    assert "| 0.500 | 1.50 | - |" in report([line("freshet", part(), part(200))])
     assert "to be at most 1.7 ms: too few requests\n" in page
 
 
@@ -84,6 +85,12 @@ def test_a_page_says_how_many_answers_mixed_versions_while_rows_were_pushed() ->
     assert "while the pipeline pushes: 2.90 ms; to be at most 3.0 ms: **yes**\n" in sound
     assert "view: 0 of 20,000, at 9,000 rows/s pushed; to be 0: **yes**\n" in sound
     assert "view: 1 of 20,000, at 9,000 rows/s pushed; to be 0: **no**\n" in mixed
+
+
+def test_a_slow_server_is_paced_for_longer_so_that_its_p99_can_be_told() -> None:
+    assert paced_s(5.0, rate=1000.0) == 5.0
+    assert paced_s(5.0, rate=20.0) == 10.0
+    assert paced_s(5.0, rate=1.0) == 20.0
 
 
 def test_systems_take_turns_and_another_one_begins_each_time() -> None:
