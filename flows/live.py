@@ -46,6 +46,7 @@ from freshet.schemas.errors import FreshetError, StoreLost
 from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract
 from freshet.schemas.ledger import Ledger, Update, source_key
 from freshet.schemas.plan import Pipeline
+from freshet.schemas.progress import Progress
 from freshet.schemas.rejects import Reject, dead_letter_topic
 from freshet.schemas.units import count_us
 from freshet.schemas.view import StoredRow, View
@@ -160,6 +161,9 @@ class OnlineFilled(Online, Protocol):
 
     def catch_up(self, writes_count: int) -> None:
         """Have the store count at least so many writes."""
+
+    def write_progress(self, progress: Mapping[str, Progress]) -> None:
+        """Keep how far it is, by source partition, for whoever serves from it."""
 
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order."""
@@ -364,6 +368,7 @@ def assemble(
         )
         if settings.leads:
             journal.on_commit = _on_commit(outside, pipeline.views, places, committer, metrics)
+            journal.on_through = _on_through(outside, settings.epoch)
             journal.on_commit(Committed(journal.ledger, 0))  # a crash may have kept Kafka from hearing of it
         ends = (
             {name: outside.offsets.end_offsets(contracts[name].stream.topic, count) for name, count in counts.items()}
@@ -444,6 +449,14 @@ def _on_commit(
             outside.offsets.commit({places[key]: offset for key, offset in offsets.items()})
 
     return on_commit
+
+
+def _on_through(outside: Outside, epoch: timedelta) -> Callable[[Mapping[str, int]], None]:
+    def on_through(through_us: Mapping[str, int]) -> None:
+        now_us, every_us = outside.now_us(), count_us(epoch)
+        outside.online.write_progress({key: Progress(us, now_us, every_us) for key, us in through_us.items()})
+
+    return on_through
 
 
 def connect(workspace: Workspace, run: Run, states: States) -> Outside:

@@ -1,4 +1,4 @@
-"""A Kafka partition as the flow reads it: epoch after epoch, beside the others."""
+"""A Kafka partition as the flow reads it: epoch after epoch, beside the others, and up to which instant it is known."""
 
 import threading
 from collections.abc import Callable
@@ -80,6 +80,15 @@ class LiveReader:
     With `until` it ends there; otherwise it goes on, and says now and then that it is at the partition's end: then time
     may pass though no event comes. It has `caught_up` once all that the partition had at one moment was durable within
     `limit`.
+
+    All that Kafka had in the partition at `through_us` is read; it only rises, and is None while nothing is known. A
+    look that finds the partition at its end makes it the look's begin. Otherwise it is just before the newest message's
+    time: no message is in Kafka before the broker's time of it, so all that was there then is read. Times that
+    producers give (`CreateTime`) may lie. Of a partition that is behind, one that is too early makes it seem further
+    behind, and one that is too late as if it were not: no later than the look's begin is believed.
+
+    The end is what the cluster said last. One that falls silent seems to have nothing new until the client's
+    `socket.timeout.ms` has passed, about a minute: so long `through_us` rises though nothing is known.
     """
 
     key: str
@@ -91,6 +100,7 @@ class LiveReader:
     now_us: Callable[[], int]
     limit: timedelta
     told_us: int = 0
+    through_us: int | None = None
     epoch: int = 1
     caught_up: bool = False
     _closed: int = 0
@@ -106,6 +116,7 @@ class LiveReader:
             return None
         begun_us = self.now_us()
         polled = self.partition.poll(_POLL_MESSAGES)
+        self._learn_through(begun_us, polled)
         if polled is None or polled.at_end:
             self.alignment.read(self.key, None)
         else:
@@ -115,6 +126,16 @@ class LiveReader:
             if polled is not None and polled.at_end:
                 return replace(polled, caught_up_us=begun_us, epoch=self.epoch)
         return None if polled is None else replace(polled, epoch=self.epoch)
+
+    def _learn_through(self, begun_us: int, polled: Poll | None) -> None:
+        """Learn until when everything is read, by a look that began then; an outage tells nothing."""
+        if self.partition.at_end and self.partition.well:
+            through_us = begun_us
+        elif polled is not None and polled.timestamps_ms[-1] >= 0:  # it has a time
+            through_us = min(int(polled.timestamps_ms[-1]) * 1000 - 1, begun_us)  # others may have the same
+        else:
+            return
+        self.through_us = through_us if self.through_us is None else max(self.through_us, through_us)
 
     def _at_end(self, time_us: int) -> Poll | None:
         """Say twice a second that nothing more was there; an outage is no such thing."""
@@ -133,7 +154,8 @@ class LiveReader:
     def close_epoch(self) -> None:
         """Tell how far the epoch goes."""
         self._closed = self.partition.position
-        self.journal.tell(Update(offsets={self.epoch: {self.key: self._closed}}))
+        through = {} if self.through_us is None else {self.epoch: {self.key: self.through_us}}
+        self.journal.tell(Update(offsets={self.epoch: {self.key: self._closed}}, through=through))
         self.epoch += 1
 
     def epoch_durable(self) -> None:
