@@ -769,8 +769,8 @@ FRESHET_SERVER_ADDRESS is set. {server}
   reach, and stand in prometheus.yml, each worker with its own port.
 - **exit code 2**: It refuses to start: a setting (FRESHET_SERVER_TOKEN is missing where FRESHET_SERVER_ADDRESS is not
   loopback, a certificate cannot be read) or the declaration. The line ends with a hint of what to do; do that.
-- **exit code 5**: The online store was away when it started. `freshet status` says whether it is still.
-- **exit code 137, or `Killed`**: It had too little memory: fewer workers, or a lower FRESHET_SERVER_CONCURRENCY.
+- **exit code 5, or 137, or `Killed`**: It, or one of its workers, which all end together, was ended from outside, most
+  often since memory was short: fewer workers, or a lower FRESHET_SERVER_CONCURRENCY.
 - **it was taken away on purpose**: Silence the alert for a day in Alertmanager: then nobody looks for it any more.
 
 ## Mitigate
