@@ -1,5 +1,5 @@
-# Two images from one file: `materializer` (apply, produce, run) and `validator` (run, check), which alone has Great
-# Expectations.
+# Three images from one file: `materializer` (apply, produce, run), `server` (run), which has the same packages, and
+# `validator` (run, check), which alone has Great Expectations.
 #   docker build --target materializer -t freshet-materializer .
 FROM python:3.12-slim-bookworm AS base
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
@@ -38,6 +38,14 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9307/healthz', timeout=4)"]
 CMD ["run", "validator"]
+
+FROM base AS server
+COPY --from=build-materializer /opt/freshet /opt/freshet
+USER freshet
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9306/healthz', timeout=4)"]
+CMD ["run", "server"]
 
 FROM base AS materializer
 COPY --from=build-materializer /opt/freshet /opt/freshet

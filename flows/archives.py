@@ -111,13 +111,16 @@ class ArchiveIndex:
         `progress` was asked for before the ledger was read.
         """
         told = ledger.parts.get(self.name, {})
-        if not self._is_complete or any(
-            part not in self._parts and self._archive.is_staged(self.name, part) for part in told
-        ):
+        if not self._is_complete or any(self._may_come(part) for part in told if part not in self._parts):
             return None
         stream, counts = self._conservation.stream, {part: one.counts for part, one in self._parts.items()}
         offsets = {partition: one.committed for (of, partition), one in progress.items() if of == stream}
         return self._conservation.look(ledger, counts, offsets)
+
+    def _may_come(self, part: str) -> bool:
+        """Say whether a part that was not listed waits to be published, or was since; it moves, so in this order."""
+        archive = self._archive
+        return archive.is_staged(self.name, part) or archive.summary(self.name, part) is not None
 
     @property
     def _is_full(self) -> bool:

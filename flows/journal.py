@@ -145,8 +145,11 @@ class Journal:
 
     `others` are the mailboxes of a leader's other processes, `leader` the mailbox of another process to its leader.
     `rebuild` allows snapshots to be missing. `submit` may run what it is given later, elsewhere, but in order.
-    `on_commit` is told of each commit once it is durable. Costs are counted in events read again from the archive: a
-    snapshot costs `snapshot_events` however small it is, opening a part `part_events`.
+    `on_commit` is told of each commit once it is durable. `on_through` is told of every epoch that is done with, once,
+    after its commit if it has one: at which instant (µs), by source partition, all that Kafka had then is durable.
+
+    Costs are counted in events read again from the archive: a snapshot costs `snapshot_events` however small it is,
+    opening a part `part_events`.
     """
 
     places: Places
@@ -160,8 +163,10 @@ class Journal:
     snapshot_events: int = 50_000
     part_events: int = 200
     on_commit: Callable[[Committed], None] = lambda _: None
+    on_through: Callable[[Mapping[str, int]], None] = lambda _: None
     _told: list[Update] = field(default_factory=list)
     _offsets: dict[str, dict[int, int]] = field(default_factory=dict)
+    _through: dict[str, dict[int, int]] = field(default_factory=dict)
     _since: dict[str, _Since] = field(default_factory=dict)
     _restored: dict[str, dict[Any, Any]] = field(default_factory=dict)
     _failed: list[BaseException] = field(default_factory=list)
@@ -482,28 +487,40 @@ class Journal:
         with self._lock:
             if epoch is not None and epoch <= self.ledger.epoch:
                 return
-            self._told = [merged([*self._told, *(update for box in self.others for update in box.read())])]
-            told = self._told[0]
-            for label, offsets in told.offsets.items():
-                for key, offset in offsets.items():
-                    self._offsets.setdefault(key, {})[label] = offset
-            self._told = [told.model_copy(update={"offsets": {}})]
+            self._gather()
             last = max((label for known in self._offsets.values() for label in known), default=self.ledger.epoch)
             number = last if epoch is None else epoch
-            offsets = {key: made for key, known in self._offsets.items() if (made := _at(known, number)) is not None}
-            news = told.parts or told.snapshots or offsets.items() - self.ledger.offsets.items()
-            if not news and (epoch is not None or not told.shards):
-                return
-            before, ledger = self.ledger, self.ledger.after(number, offsets, self._told)
-            written_bytes = self.places.ledger.write(ledger)
-            self._ledger, self._told = ledger, []
-            for known in self._offsets.values():
-                for label in [label for label in known if label < number]:
-                    del known[label]
-            self.places.parts.publish(ledger.parts)
-            old = {mark.file for mark in before.snapshots.values()}
-            self.places.states.delete(old - {mark.file for mark in ledger.snapshots.values()})
-        self.on_commit(Committed(ledger, written_bytes))
+            committed = self._replace(number, is_last=epoch is None)
+            through = _by_key(self._through, number)
+            _forget(self._through, number + 1)
+        if committed is not None:
+            self.on_commit(committed)
+        if through:
+            self.on_through(through)
+
+    def _gather(self) -> None:
+        """Take in what all processes told since the last time."""
+        told = merged([*self._told, *(update for box in self.others for update in box.read())])
+        for known, by_epoch in ((self._offsets, told.offsets), (self._through, told.through)):
+            for label, values in by_epoch.items():
+                for key, value in values.items():
+                    known.setdefault(key, {})[label] = value
+        self._told = [told.model_copy(update={"offsets": {}, "through": {}})]
+
+    def _replace(self, number: int, *, is_last: bool) -> Committed | None:
+        """Replace the ledger, and make visible what it speaks for; None if there are no news."""
+        told, offsets = self._told[0], _by_key(self._offsets, number)
+        news = told.parts or told.snapshots or offsets.items() - self.ledger.offsets.items()
+        if not news and not (is_last and told.shards):
+            return None
+        before, ledger = self.ledger, self.ledger.after(number, offsets, self._told)
+        written_bytes = self.places.ledger.write(ledger)
+        self._ledger, self._told = ledger, []
+        _forget(self._offsets, number)
+        self.places.parts.publish(ledger.parts)
+        old = {mark.file for mark in before.snapshots.values()}
+        self.places.states.delete(old - {mark.file for mark in ledger.snapshots.values()})
+        return Committed(ledger, written_bytes)
 
     def expire(self, stream: str, older_than: datetime) -> int:
         """Drop archived events of a stream that are too old and in every snapshot; return how many parts."""
@@ -530,7 +547,14 @@ class Journal:
             self.places.ledger.unlock()
 
 
-def _at(known: Mapping[int, int], epoch: int) -> int | None:
-    """Return a partition's offset at the end of an epoch: that of its last own epoch until then."""
-    labels = [label for label in known if label <= epoch]
-    return known[max(labels)] if labels else None
+def _by_key(known: Mapping[str, Mapping[int, int]], epoch: int) -> dict[str, int]:
+    """Return what each partition told last at the end of an epoch: that of its last own epoch until then."""
+    own = {key: max((label for label in told if label <= epoch), default=None) for key, told in known.items()}
+    return {key: known[key][label] for key, label in own.items() if label is not None}
+
+
+def _forget(known: Mapping[str, dict[int, int]], before: int) -> None:
+    """Drop what was told of epochs before one."""
+    for told in known.values():
+        for label in [label for label in told if label < before]:
+            del told[label]

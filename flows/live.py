@@ -24,6 +24,7 @@ from bytewax.dataflow import Dataflow
 
 from freshet.flows import materializer
 from freshet.flows import settings as settings_
+from freshet.flows.committer import OffsetCommitter, Offsets
 from freshet.flows.edges import bytewax, kafka, log
 from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.metrics import Metrics, Server
@@ -35,27 +36,25 @@ from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States, inline
 from freshet.flows.lag import LagExporter, LagReader
+from freshet.flows.live_reader import Alignment, LiveReader, Partition
 from freshet.flows.materializer import Edges, Offline, Online, archive_name, build
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas.declaration import Source
-from freshet.schemas.errors import FreshetError, StoreLost, Unavailable
+from freshet.schemas.errors import FreshetError, StoreLost
 from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract
 from freshet.schemas.ledger import Ledger, Update, source_key
 from freshet.schemas.plan import Pipeline
-from freshet.schemas.poll import Poll
+from freshet.schemas.progress import Progress
 from freshet.schemas.rejects import Reject, dead_letter_topic
 from freshet.schemas.units import count_us
 from freshet.schemas.view import StoredRow, View
 
 LOG = logging.getLogger("freshet")
 
-_POLL_MESSAGES = 2000
-_AHEAD_LIMIT_MS = 30_000
-_IDLE_US = 500_000
 _EXPIRY, _WATCH = timedelta(minutes=10), timedelta(seconds=1)
-_COMMIT_PAUSE_S, _ANSWER_LIMIT_S = 1.0, 10.0
+_ANSWER_LIMIT_S = 10.0
 _REFILL_ROWS = 50_000
 
 
@@ -147,212 +146,6 @@ class Workspace:
         return store
 
 
-class Alignment:
-    """Keeps partitions side by side while catching up.
-
-    Reading them one after another would make every row a correction. A partition whose records are ahead of the
-    slowest by more than half a minute (of Kafka's own time) waits.
-    """
-
-    def __init__(self) -> None:
-        self._times_ms: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def read(self, key: str, time_ms: int | None) -> None:
-        """Note how far a partition was read; None once it is at its end, or was let go."""
-        with self._lock:
-            if time_ms is None:
-                self._times_ms.pop(key, None)
-            else:
-                self._times_ms[key] = time_ms
-
-    def must_wait(self, key: str) -> bool:
-        """Say whether a partition is too far ahead."""
-        with self._lock:
-            own = self._times_ms.get(key)
-            return own is not None and own - min(self._times_ms.values()) > _AHEAD_LIMIT_MS
-
-
-class Partition(Protocol):
-    """A Kafka partition that is read, as `kafka.PartitionReader` does."""
-
-    topic: str
-    partition: int
-    partitions_count: int
-    position: int
-
-    @property
-    def end_offset(self) -> int:
-        """The offset after the last message that is known to be there."""
-
-    @property
-    def at_end(self) -> bool:
-        """Whether everything that is known to be there was read."""
-
-    @property
-    def well(self) -> bool:
-        """Whether no outage is being waited out."""
-
-    @property
-    def trouble(self) -> str:
-        """What is being waited out."""
-
-    def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
-        """Return what is there, or None."""
-
-    def close(self) -> None:
-        """Let go."""
-
-
-class Offsets(Protocol):
-    """Where progress is committed, as `kafka.GroupOffsets` does."""
-
-    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Commit offsets by topic and partition."""
-
-    def end_offsets(self, topic: str, count: int) -> dict[int, int]:
-        """Return the offset after each partition's last message."""
-
-
-@dataclass
-class LiveReader:
-    """Reads one Kafka partition for the flow, an epoch after the other, and has the journal commit those that are done.
-
-    With `until` it ends there; otherwise it goes on, and says now and then that it is at the partition's end: then time
-    may pass though no event comes. It has `caught_up` once all that the partition had at one moment was durable within
-    `limit`.
-    """
-
-    key: str
-    partition: Partition
-    journal: Journal
-    alignment: Alignment
-    on_durable: Callable[[], None]
-    until: int | None
-    now_us: Callable[[], int]
-    limit: timedelta
-    told_us: int = 0
-    epoch: int = 1
-    caught_up: bool = False
-    _closed: int = 0
-    _mark: tuple[int, int] = (0, 0)
-
-    def __post_init__(self) -> None:
-        """Begin to look whether it keeps up."""
-        self._mark = self.partition.end_offset, self.now_us()
-
-    def poll(self) -> Poll | None:
-        """Return what came since, unless this partition must let others catch up."""
-        if self.alignment.must_wait(self.key):
-            return None
-        begun_us = self.now_us()
-        polled = self.partition.poll(_POLL_MESSAGES)
-        if polled is None or polled.at_end:
-            self.alignment.read(self.key, None)
-        else:
-            self.alignment.read(self.key, int(polled.timestamps_ms[-1]))
-        if self.until is None:
-            polled = self._at_end(begun_us) if polled is None else polled
-            if polled is not None and polled.at_end:
-                return replace(polled, caught_up_us=begun_us, epoch=self.epoch)
-        return None if polled is None else replace(polled, epoch=self.epoch)
-
-    def _at_end(self, time_us: int) -> Poll | None:
-        """Say twice a second that nothing more was there; an outage is no such thing."""
-        partition = self.partition
-        if not (partition.at_end and partition.well) or time_us - self.told_us < _IDLE_US:
-            return None
-        self.told_us = time_us
-        return Poll.of_nothing(
-            partition.topic, partition.partition, partition.partitions_count, partition.end_offset, time_us
-        )
-
-    def finished(self) -> bool:
-        """Say whether the end asked for is reached."""
-        return self.until is not None and self.partition.position >= self.until
-
-    def close_epoch(self) -> None:
-        """Tell how far the epoch goes."""
-        self._closed = self.partition.position
-        self.journal.tell(Update(offsets={self.epoch: {self.key: self._closed}}))
-        self.epoch += 1
-
-    def epoch_durable(self) -> None:
-        """Have the epoch that closed last committed."""
-        self.journal.commit(self.epoch - 1)
-        self.on_durable()
-        end, since_us = self._mark
-        if not self.caught_up and self._closed >= end:
-            now_us = self.now_us()
-            self.caught_up = now_us - since_us <= count_us(self.limit)
-            self._mark = self.partition.end_offset, now_us
-
-    def close(self) -> None:
-        """Let go."""
-        self.alignment.read(self.key, None)
-        self.partition.close()
-
-
-class Progress:
-    """Commits offsets to Kafka beside the flow, so that an outage of the group's coordinator holds up nobody.
-
-    One that lasts longer than `patience_s` is handed to `fail`.
-    """
-
-    def __init__(
-        self,
-        offsets: Offsets,
-        places: Mapping[str, tuple[str, int]],
-        patience_s: float,
-        fail: Callable[[Exception], None],
-    ) -> None:
-        self._offsets, self._places, self._patience_s, self._fail = offsets, places, patience_s, fail
-        self._changed, self._wanted, self._committed = threading.Condition(), dict[str, int](), dict[str, int]()
-        self._ends = False
-        self._thread = threading.Thread(target=self._run, name="commits to Kafka", daemon=True)
-        self._thread.start()
-
-    def durable(self, offsets: Mapping[str, int]) -> None:
-        """Have offsets committed, by source partition."""
-        with self._changed:
-            self._wanted = dict(offsets)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Wait until all are committed, or the patience ends."""
-        with self._changed:
-            self._ends = True
-            self._changed.notify_all()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ends or self._wanted != self._committed)
-                wanted = self._wanted
-            if wanted == self._committed:
-                return
-            new = {self._places[key]: offset for key, offset in wanted.items() - self._committed.items()}
-            error = self._commit(new)
-            if error is not None:
-                self._fail(error)
-                return
-            self._committed = wanted
-
-    def _commit(self, offsets: Mapping[tuple[str, int], int]) -> Unavailable | None:
-        """Commit, again after each pause, until the patience ends; then return what is wrong."""
-        deadline = time.monotonic() + self._patience_s
-        while True:
-            try:
-                self._offsets.commit(offsets)
-            except Unavailable as error:
-                if time.monotonic() > deadline:
-                    return error
-                time.sleep(_COMMIT_PAUSE_S)
-            else:
-                return None
-
-
 class OnlineFilled(Online, Protocol):
     """An online store that notices what it lost."""
 
@@ -368,6 +161,9 @@ class OnlineFilled(Online, Protocol):
 
     def catch_up(self, writes_count: int) -> None:
         """Have the store count at least so many writes."""
+
+    def write_progress(self, progress: Mapping[str, Progress]) -> None:
+        """Keep how far it is, by source partition, for whoever serves from it."""
 
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order."""
@@ -432,7 +228,7 @@ class Live:
     settings: Run
     readers: list[LiveReader]
     snapshots: ThreadPoolExecutor
-    progress: Progress | None = None
+    committer: OffsetCommitter | None = None
 
     @property
     def stop(self) -> bytewax.Stop:
@@ -469,8 +265,8 @@ class Live:
         self.snapshots.shutdown()
         self.check_online()
         self.journal.commit()
-        if self.progress is not None:
-            self.progress.close()
+        if self.committer is not None:
+            self.committer.close()
         self.journal.raise_failed()
 
     def check_online(self) -> None:
@@ -565,11 +361,14 @@ def assemble(
     try:
         if settings.leads:
             _fill_if_lost(outside, pipeline, journal)
-        progress = (
-            Progress(outside.offsets, places, settings.patience_s, journal.fail) if beside and settings.leads else None
+        committer = (
+            OffsetCommitter(outside.offsets, places, settings.patience_s, journal.fail)
+            if beside and settings.leads
+            else None
         )
         if settings.leads:
-            journal.on_commit = _on_commit(outside, pipeline.views, places, progress, metrics)
+            journal.on_commit = _on_commit(outside, pipeline.views, places, committer, metrics)
+            journal.on_through = _on_through(outside, settings.epoch)
             journal.on_commit(Committed(journal.ledger, 0))  # a crash may have kept Kafka from hearing of it
         ends = (
             {name: outside.offsets.end_offsets(contracts[name].stream.topic, count) for name, count in counts.items()}
@@ -611,7 +410,7 @@ def assemble(
         stop=bytewax.Stop() if stop is None else stop,
     )
     dataflow = build(pipeline, contracts, edges, settings.shards_count)
-    return Live(dataflow, edges, journal, outside, settings, readers, snapshots, progress)
+    return Live(dataflow, edges, journal, outside, settings, readers, snapshots, committer)
 
 
 def _ignore(_: object) -> None:
@@ -634,7 +433,7 @@ def _on_commit(
     outside: Outside,
     views: Sequence[View],
     places: Mapping[str, tuple[str, int]],
-    progress: Progress | None,
+    committer: OffsetCommitter | None,
     metrics: Metrics,
 ) -> Callable[[Committed], None]:
     def on_commit(committed: Committed) -> None:
@@ -644,12 +443,20 @@ def _on_commit(
             for view_name, count in outside.offline.bytes_counts(parts).items():
                 metrics.offline_bytes.labels(view_name).inc(count)
         offsets = {key: offset for key, offset in committed.ledger.offsets.items() if key in places}
-        if progress is not None:
-            progress.durable(offsets)
+        if committer is not None:
+            committer.durable(offsets)
         elif offsets:
             outside.offsets.commit({places[key]: offset for key, offset in offsets.items()})
 
     return on_commit
+
+
+def _on_through(outside: Outside, epoch: timedelta) -> Callable[[Mapping[str, int]], None]:
+    def on_through(through_us: Mapping[str, int]) -> None:
+        now_us, every_us = outside.now_us(), count_us(epoch)
+        outside.online.write_progress({key: Progress(us, now_us, every_us) for key, us in through_us.items()})
+
+    return on_through
 
 
 def connect(workspace: Workspace, run: Run, states: States) -> Outside:

@@ -86,7 +86,7 @@ class Worker:
             clock_s=time.perf_counter,
             served=served,
         )
-        watched = Server(self._metrics_address(), metrics.registry, lambda: "")
+        watched = Server(self._metrics_address(), metrics.registry, server.trouble)
         host, port = bound.getsockname()[:2]
         LOG.info("serving %s at %s:%d; metrics at http://%s/metrics", pipeline.project, host, port, watched.address)
 

@@ -94,6 +94,7 @@ class FeatureServer:
     served: Keeps | None = None
     _progress: Mapping[str, Progress] | None = None
     _behind: Behind = field(default_factory=Behind)
+    _trouble: str = ""
     _in_work: Tally[str] = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -134,9 +135,15 @@ class FeatureServer:
         """Read how far the store is; if it does not answer, what was known grows old."""
         try:
             self._progress = await self.reads.read_progress()
+            self._trouble = ""
         except Unavailable as error:
+            self._trouble = str(error)
             LOG.warning("how far the online store is cannot be read: %s", error)
         self._behind = Behind.of(self._progress or {}, self.terms.target_us, self.now_us())
+
+    def trouble(self) -> str:
+        """Return what was wrong with the online store at the last look, or nothing."""
+        return self._trouble
 
     async def _routed(self, request: Request) -> Response:
         path = request.path

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from freshet.flows import settings as settings_
 from freshet.flows.edges import kafka
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.edges.scrape import Samples, by_label, quantile, scrape, total
+from freshet.flows.edges.scrape import Samples, by_label, health, knock, quantile, scrape, total
 from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import shown
 from freshet.flows.lag import LagReader, Lags
@@ -55,6 +56,7 @@ class StatusReader:
         before, now = self._before, self._seen()
         self._before = now
         validator = self._scraped("validator", self.workspace.settings.validator_address)
+        self._ask_server()
         self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
         letters = self._asked_of_kafka(self._dead_letters) or {}
         ledger = LedgerFile(self.workspace.offline_root)
@@ -70,7 +72,9 @@ class StatusReader:
             project=self.workspace.pipeline.project,
             at=datetime.fromtimestamp(now.at_s, UTC),
             parts=[
-                self._parts[name] for name in ("kafka", "online store", "offline store", "materializer", "validator")
+                self._parts[name]
+                for name in ("kafka", "online store", "offline store", "materializer", "validator", "server")
+                if name in self._parts
             ],
             streams=streams,
             views=[
@@ -112,6 +116,20 @@ class StatusReader:
             topic: sum(one.end - one.first for one in standings.of(letters, counts[letters]).values())
             for topic, letters in topics.items()
         }
+
+    def _ask_server(self) -> None:
+        """Ask the server, which there need not be: where nobody says that there is one, its silence means nothing.
+
+        One that speaks TLS may want to know who asks, so of that it is only seen whether it listens.
+        """
+        settings = self.workspace.settings
+        address = settings.server_address or settings_.SERVER_ADDRESS
+        ask = knock if settings.server_certificate else health
+        trouble = self._asked("server", address, lambda: ask(address, _LIMIT_S))
+        if trouble:
+            self._parts["server"] = Part("server", address, trouble)
+        if trouble is None and settings.server_address is None:
+            del self._parts["server"]
 
     def _scraped(self, name: str, address: str) -> Samples:
         return self._asked(name, address, lambda: scrape(address, _LIMIT_S)) or {}

@@ -54,10 +54,12 @@ class SnapshotMark(_Record):
 class Update(_Record):
     """What one part of the flow tells of an epoch. Keys are those of `Ledger`.
 
-    `offsets` is by epoch, too: a source may close the next epoch while this one is not yet durable.
+    `offsets` and `through` are by epoch, too: a source may close the next epoch while this one is not yet durable.
+    `through` is the instant (µs) by which all that Kafka had in a source partition was read; the ledger keeps none.
     """
 
     offsets: Mapping[int, Mapping[str, int]] = {}
+    through: Mapping[int, Mapping[str, int]] = {}
     partitions: Mapping[str, PartitionMark] = {}
     shards: Mapping[str, ShardMark] = {}
     snapshots: Mapping[str, SnapshotMark] = {}
@@ -137,9 +139,9 @@ def merged(updates: Iterable[Update]) -> Update:
     for update in updates:
         names = [*whole.parts, *(name for name in update.parts if name not in whole.parts)]
         parts = {name: {**whole.parts.get(name, {}), **update.parts.get(name, {})} for name in names}
-        labels = whole.offsets.keys() | update.offsets.keys()
         whole = Update.model_construct(
-            offsets={label: {**whole.offsets.get(label, {}), **update.offsets.get(label, {})} for label in labels},
+            offsets=_joined(whole.offsets, update.offsets),
+            through=_joined(whole.through, update.through),
             partitions={**whole.partitions, **update.partitions},
             shards={**whole.shards, **update.shards},
             snapshots={**whole.snapshots, **update.snapshots},
@@ -148,3 +150,8 @@ def merged(updates: Iterable[Update]) -> Update:
             online_writes_count=max(whole.online_writes_count, update.online_writes_count),
         )
     return whole
+
+
+def _joined(one: Mapping[int, Mapping[str, int]], other: Mapping[int, Mapping[str, int]]) -> dict[int, dict[str, int]]:
+    """Return what was told of epochs, twice, as told once."""
+    return {epoch: {**one.get(epoch, {}), **other.get(epoch, {})} for epoch in one.keys() | other.keys()}

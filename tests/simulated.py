@@ -7,7 +7,7 @@ after it; then another process goes on with what is left. What must hold at ever
 import json
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,7 +26,8 @@ from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
 from freshet.flows.testing import Given
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.event import Event, Stream
+from freshet.schemas.event import EVENT_TIME, NEVER_US, Event, Stream
+from freshet.schemas.progress import Progress
 
 T = TypeVar("T")
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -74,23 +75,26 @@ class Crash(BaseException):
 class Fates:
     """What befalls at which touch: "fails", "dies before" or "dies after". A process that ended touches nothing.
 
-    Threads touch one after the other; those of a process may outlive what ended it.
+    Threads touch one after the other; those of a process may outlive what ended it. Before each touch something else may
+    happen outside, `meanwhile`.
     """
 
     at: dict[int, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     watch: Callable[[], None] = lambda: None
+    meanwhile: Callable[[], None] = lambda: None
     alive: int | None = None
-    _turn: threading.RLock = field(default_factory=threading.RLock)
+    turn: threading.RLock = field(default_factory=threading.RLock)
 
     def touch(self, process: int, name: str, call: Callable[[], T]) -> T:
-        with self._turn:
+        with self.turn:
             return self._touch(process, name, call)
 
     def _touch(self, process: int, name: str, call: Callable[[], T]) -> T:
         if process != self.alive:
             raise Crash(name)
         self.names.append(name)
+        self.meanwhile()
         fate = self.at.get(len(self.names))
         if fate == "fails":
             raise Unavailable(f"{name} does not answer, at touch {len(self.names)}")
@@ -133,7 +137,7 @@ class Partition(Touched):
         found = self._touch("partition.poll", lambda: self._part.poll(count) if count else None)
         idle = self._world.idle_counts
         idle[self._part.partition] = idle[self._part.partition] + 1 if found is None and self._part.at_end else 0
-        if min(idle) > SIGHTS:
+        if min(idle) > SIGHTS and not self._world.coming:
             self._world.stop.request()
         return found
 
@@ -161,15 +165,19 @@ class World:
         self.stop, self.runs_count = Stop(), 0
         self.now_us = START_US + 120 * 10**6
         self.epoch = self.chance.choice([timedelta(0), timedelta(0), timedelta(days=1)])
-        self.good = self._fill()
-        self.seen: dict[str, int] = {}
-        self.fates.watch = self.check_always
-
-    def _fill(self) -> dict[tuple[int, int], bool]:
-        """Write events, garbage and repeated ones among them; say which are good."""
-        good = {}
+        self.good: dict[tuple[int, int], bool] = {}
         self.repeated: set[tuple[int, int]] = set()
-        told: list[tuple[int, bytes]] = []
+        self.appended_us: dict[tuple[int, int], int] = {}
+        self.coming = self._made()
+        self.arrivals = random.Random(self.seed)
+        self._append(len(self.coming) // 2 if self.is_live else len(self.coming))
+        self.seen: dict[str, int] = {}
+        self.told: dict[str, Progress] = {}
+        self.fates.watch, self.fates.meanwhile = self.check_always, self.arrive
+
+    def _made(self) -> list[tuple[int, bytes, str]]:
+        """Make events, garbage and repeated ones among them: for each its partition, its bytes and its kind."""
+        told: list[tuple[int, bytes, str]] = []
         for number in range(self.events_count):
             part = self.chance.randrange(self.partitions_count)
             at = START + timedelta(seconds=number * 2 - self.chance.choice([0, 0, 0, 3, 15]))
@@ -181,14 +189,34 @@ class World:
                 event["cost"] = "much"
             value = b"\xff garbage" if kind == "garbage" else json.dumps(event).encode()
             if kind == "repeated" and told:
-                part, value = self.chance.choice(told[-8:])
-                self.repeated.add((part, self.log.append(STREAM, part, value)))
-                continue
-            told.append((part, value))
-            good[part, self.log.append(STREAM, part, value)] = kind in {"good", "repeated"}
-        return good
+                part, value, _ = self.chance.choice([one for one in told if one[2] != "again"][-8:])
+                kind = "again"
+            told.append((part, value, kind))
+        return told
+
+    def arrive(self) -> None:
+        """Now and then one or some of the messages that are still to come arrive, all at one instant."""
+        if self.coming and self.arrivals.random() < 0.1:
+            self.now_us += 1  # nothing else happens at that instant
+            self._append(self.arrivals.randint(1, 4))
+
+    def _append(self, count: int) -> None:
+        for part, value, kind in self.coming[:count]:
+            made_us = self.now_us - self.arrivals.choice([0, 0, 500_000])  # producers give the time, and some tarry
+            place = part, self.log.append(STREAM, part, value, timestamp_ms=made_us // 1000)
+            self.appended_us[place] = self.now_us
+            if kind == "again":
+                self.repeated.add(place)
+            else:
+                self.good[place] = kind in {"good", "repeated"}
+        del self.coming[:count]
 
     def clock(self) -> int:
+        with self.fates.turn:
+            return self._clock()
+
+    def _clock(self) -> int:
+        self.arrive()
         self.now_us += self.chance.choice([0, 1000, 400_000])
         return self.now_us
 
@@ -226,6 +254,7 @@ class World:
         self.fates.alive, self.stop, self.sent = self.runs_count, Stop(), []
         self.idle_counts = [0] * self.partitions_count
         self.online.writes_count = 0  # what a new process knows
+        self.through_us: dict[str, int] = {}
         place = Place(workers_count=self.workers_counts[self.runs_count % len(self.workers_counts)])
         settings = Run(self.shards_count, self.epoch, place=place, until_end=not self.is_live, **changes)
         metrics = Metrics([STREAM], [view.name for view in GIVEN.pipeline.views])
@@ -257,7 +286,7 @@ class World:
     # What must hold
 
     def check_always(self) -> None:
-        """No row is visible twice, none is taken back, and no committed offset passes what is durable."""
+        """No row is visible twice, none is taken back, no committed offset passes what is durable, no progress what is online."""
         for view in GIVEN.pipeline.views:
             if view.name not in self.offline.names:
                 continue
@@ -270,6 +299,35 @@ class World:
         for part, committed in self.committed().items():
             lost = [offset for offset in range(committed) if (part, offset) not in kept]
             assert not lost, f"offset {committed} of partition {part} is committed, and {lost} is not durable"
+        progress = self.online.read_progress()
+        if progress != self.told:
+            self._check_progress(progress, kept)
+            self.told = progress
+
+    def _check_progress(self, progress: Mapping[str, Progress], kept: set[tuple[int, int]]) -> None:
+        """What Kafka had by then is judged, and online rows count all of it that was accepted: no view forgets an event."""
+        through_us = {int(key.rpartition("/")[2]): one.through_us for key, one in progress.items()}
+        for key, one in progress.items():
+            assert one.through_us <= one.written_us <= self.now_us
+            if one != self.told.get(key):  # this process told it
+                assert one.through_us >= self.through_us.get(key, NEVER_US), f"{key} goes back"
+                self.through_us[key] = one.through_us
+        whole = {place for place, at_us in self.appended_us.items() if at_us <= through_us.get(place[0], NEVER_US)}
+        assert whole <= kept, f"progress is {through_us}, and {whole - kept} is not durable"
+        if archive_name(STREAM) not in self.offline.names:
+            return
+        events = self.offline.read(archive_name(STREAM)).select(["_partition", "_offset", "user", EVENT_TIME])
+        times: dict[str, list[datetime]] = {}
+        for part, offset, user, at in zip(*(column.to_pylist() for column in events.columns), strict=True):
+            if (part, offset) in whole:
+                times.setdefault(user, []).append(at)
+        for view in GIVEN.pipeline.views:
+            for (user, needed), row in zip(
+                times.items(), self.online.read(view, [(user,) for user in times]), strict=True
+            ):
+                assert row is not None, f"progress is {through_us}, and {user} is not online"
+                assert row.event_timestamp >= max(needed), f"progress is {through_us}, and {user} is older"
+                assert row.version >= len(needed), f"progress is {through_us}, and {user} lacks an event"
 
     def committed(self) -> dict[int, int]:
         found = self.log.offsets("g").committed(STREAM, self.partitions_count)

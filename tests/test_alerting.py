@@ -228,6 +228,7 @@ def test_a_cause_silences_its_consequences_and_nothing_else(
 ) -> None:
     (tmp_path / "alertmanager.yml").write_text(files[ALERTMANAGER])
     here, there = {"project": "wikipedia", "topic": "wiki_edits"}, {"project": "wikipedia", "topic": "other"}
+    here_too, other_view = {"project": "wikipedia"}, {"project": "another", "feature_view": "by_item"}
     firing = {
         "stopped": {"alertname": "FreshetStopped", "severity": "page", **here, "partition": "1"},
         "late": {"alertname": "FreshetLag", "severity": "page", **here},
@@ -239,6 +240,11 @@ def test_a_cause_silences_its_consequences_and_nothing_else(
         "late events": {"alertname": "FreshetRejects", "severity": "ticket", **here, "reason": "late"},
         "failing": {"alertname": "FreshetValidatorFailing", "severity": "page", "project": "wikipedia"},
         "unknown": {"alertname": "FreshetLagUnknown", "severity": "page", "project": "another"},
+        "served old": {"alertname": "FreshetServedStale", "severity": "page", **here, "feature_view": "by_user"},
+        "served old elsewhere": {"alertname": "FreshetServedStale", "severity": "page", **other_view},
+        "many errors": {"alertname": "FreshetServerErrors", "severity": "page", **here_too, "endpoint": "features"},
+        "some errors": {"alertname": "FreshetServerErrors", "severity": "ticket", **here_too, "endpoint": "events"},
+        "slow": {"alertname": "FreshetOnlineLatency", "severity": "page", **here_too},
     }
     with running(alertmanager, tmp_path / "alertmanager.yml") as address:
         assert answer(f"http://{address}/api/v2/alerts", [{"labels": labels} for labels in firing.values()]) is not None
@@ -248,4 +254,5 @@ def test_a_cause_silences_its_consequences_and_nothing_else(
             return {name for name, labels in firing.items() if labels in [one["labels"] for one in found]}
 
         until(lambda: told("") == {*firing})
-        assert {*firing} - told("inhibited=false") == {"late", "stale", "some rejects"}
+        silenced = {"late", "stale", "some rejects", "served old", "slow"}
+        assert {*firing} - told("inhibited=false") == silenced

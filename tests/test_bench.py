@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import serving_results
 from results import ANY, COLD, HOT, Case, cases_of, interval, is_localised, report
 from rig import Traffic, regimes
 from validator import arguments, chosen
@@ -136,14 +137,16 @@ def test_a_bench_that_is_not_there_is_answered_with_those_that_are() -> None:
     done = subprocess.run([REPO / "scripts" / "bench", "nothing"], capture_output=True, text=True, check=False)
 
     assert done.returncode == 2
-    assert "there is: commits validator windows\n" in done.stderr
+    assert "there is: commits serving validator windows\n" in done.stderr
 
 
-def test_recorded_results_make_the_page_that_stands_beside_them() -> None:
-    lines = (REPO / "tests/bench/results-validator.jsonl").read_text(encoding="utf-8").splitlines()
-    page = (REPO / "tests/bench/results-validator.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("recorded", sorted((REPO / "tests/bench").glob("results-*.jsonl")), ids=lambda path: path.stem)
+def test_recorded_results_make_the_page_that_stands_beside_them(recorded: Path) -> None:
+    reports = {"results-validator": report, "results-serving": serving_results.report}
+    lines = recorded.read_text(encoding="utf-8").splitlines()
+    page = recorded.with_suffix(".md").read_text(encoding="utf-8")
 
-    assert report([json.loads(line) for line in lines]) == page
+    assert reports[recorded.stem]([json.loads(line) for line in lines]) == page
 
 
 def test_traffic_does_as_it_is_told_while_it_flows() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import yaml
 from freshet.flows import settings
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.valkey import Valkey
-from freshet.flows.steps.monitoring import MATERIALIZER_JOB, VALIDATOR_JOB
+from freshet.flows.steps.monitoring import MATERIALIZER_JOB, SERVER_JOB, VALIDATOR_JOB
 
 REPO = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((REPO / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -85,11 +86,31 @@ def test_a_service_has_limits_and_writes_to_its_volumes_alone(name: str) -> None
 def test_only_the_long_running_processes_are_asked_for_their_health_each_by_its_image() -> None:
     lasting = [name for name in OURS if "stop_grace_period" in SERVICES[name]]
 
-    assert ["materializer", "validator"] == [name for name in lasting if "healthcheck" not in SERVICES[name]]
-    for name in ("materializer", "validator"):
+    assert ["materializer", "validator", "server"] == [name for name in lasting if "healthcheck" not in SERVICES[name]]
+    for name in ("materializer", "validator", "server"):
         assert name == SERVICES[name]["build"]["target"]
         assert name in HEALTHCHECKS
-        assert ["run", name] == SERVICES[name]["command"]
+        assert ["run", name] == " ".join(SERVICES[name]["command"]).split()[-2:]
+
+
+def test_the_server_has_a_token_that_is_its_own_and_is_not_made_where_one_is_set(tmp_path: Path) -> None:
+    [script], said = SERVICES["server"]["command"], SERVICES["server"]["environment"]
+    shown = 'printf %s "$FRESHET_SERVER_TOKEN"'
+    script = interpolated(script).replace("exec freshet run server", shown).replace("/state", str(tmp_path))
+    assert shown in script
+
+    def token(**environment: str) -> str:
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return subprocess.run(
+            ["sh", "-ec", script], env={**path, **environment}, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert token(FRESHET_SERVER_TOKEN="the user's") == "the user's"
+    assert [] == [*tmp_path.iterdir()]
+    made = token(FRESHET_SERVER_TOKEN=interpolated(said["FRESHET_SERVER_TOKEN"]))
+    assert re.fullmatch("[0-9a-f]{64}", made)
+    assert made == token()
+    assert (tmp_path / "server.token").stat().st_mode & 0o777 == 0o600
 
 
 def test_images_of_others_are_pinned() -> None:
@@ -126,7 +147,7 @@ def test_prometheus_reaches_the_processes_where_they_listen() -> None:
     for job in said["scrape_configs"]:
         ((name, _, port),) = [target.partition(":") for target in job["static_configs"][0]["targets"]]
         assert SERVICES[name]["environment"]["FRESHET_METRICS_ADDRESS"] == f"0.0.0.0:{port}"
-        assert "ports" not in SERVICES[name]  # nobody outside reaches it
+        assert not [shown for shown in SERVICES[name].get("ports", []) if port in shown]  # nobody outside reaches it
         assert f":{port}/healthz" in HEALTHCHECKS[name][-1]
 
 
@@ -142,7 +163,7 @@ def test_the_images_are_built_of_what_is_there() -> None:
             assert (REPO / source).exists(), source
     targets = set(re.findall(r"^FROM .+ AS (\S+)$", DOCKERFILE, re.MULTILINE))
     assert {SERVICES[name]["build"]["target"] for name in OURS} <= targets
-    assert re.findall(r"USER (\S+)", DOCKERFILE) == ["freshet", "freshet"]
+    assert re.findall(r"USER (\S+)", DOCKERFILE) == ["freshet"] * 3
 
 
 def test_the_entry_point_is_a_command_of_the_package() -> None:
@@ -189,6 +210,7 @@ def started(name: str, deployment: dict[str, str], **more: str) -> "subprocess.P
     """Start a service's command as a process, with its environment; its home, too, cannot be written."""
 
     def replaced(text: str) -> str:
+        text = interpolated(text)
         for there, here in deployment.items():
             text = text.replace(there, here)
         return text.replace("python -m", f"{sys.executable} -m")
@@ -211,6 +233,11 @@ def started(name: str, deployment: dict[str, str], **more: str) -> "subprocess.P
         text=True,
         start_new_session=True,
     )
+
+
+def interpolated(text: str) -> str:
+    """Return a text of the compose file as Compose hands it on where the environment says nothing."""
+    return re.sub(r"\$\$|\$\{\w+:-([^}]*)\}", lambda found: "$" if found[1] is None else found[1], text)
 
 
 def ended(process: "subprocess.Popen[str]", limit_s: float = LIMIT_S) -> str:
@@ -251,13 +278,16 @@ class Watching:
     processes: Sequence["subprocess.Popen[str]"]
 
     @classmethod
-    def start(cls, deployment: Mapping[str, str], materializer: str, validator: str) -> "Watching":
+    def start(cls, deployment: Mapping[str, str], materializer: str, validator: str, server: str) -> "Watching":
         prometheus, alertmanager = (deployment[f"=:{port}"].removeprefix("=") for port in (9090, 9093))
         folder = Path(deployment["/project"], "deploy", "prometheus")
         said = (folder / "prometheus.yml").read_text(encoding="utf-8")
         for there, here in (
-            ("materializer:9308", materializer), ("validator:9307", validator), ("alertmanager:9093", alertmanager)
-        ):  # fmt: skip
+            ("materializer:9308", materializer),
+            ("validator:9307", validator),
+            ("server:9306", server),
+            ("alertmanager:9093", alertmanager),
+        ):
             assert there in said
             said = said.replace(there, here)
         (folder / "prometheus.yml").write_text(re.sub(r"(_interval|_timeout): \ds", r"\1: 1s", said), encoding="utf-8")
@@ -307,22 +337,24 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
     """While the materializer is stopped events wait, and Alertmanager hears of it; no longer when it is there again."""
     ended(started("project", deployment))
     assert "registry" in ended(started("apply", deployment))
-    address, looking_at = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    watching = Watching.start(deployment, address, looking_at) if prometheus else None
+    address, looking_at, serving_at, served_at = (f"127.0.0.1:{free_port()}" for _ in range(4))
+    watching = Watching.start(deployment, address, looking_at, serving_at) if prometheus else None
     materializer = started("materializer", deployment, FRESHET_METRICS_ADDRESS=address)
     validator = started("validator", deployment, FRESHET_METRICS_ADDRESS=looking_at)
     producer = started("producer", deployment)
-    processes = [materializer, validator, producer, *(watching.processes if watching else ())]
+    others = [started("server", deployment, FRESHET_METRICS_ADDRESS=serving_at, FRESHET_SERVER_ADDRESS=served_at)]
+    others += watching.processes if watching else ()
+    processes = [materializer, validator, producer, *others]
     try:
         wait(lambda: metric(address, "freshet_rows_total") > 20, *processes)
         assert healthy("materializer", address)
         wait(lambda: metric(address, "freshet_offline_bytes_total") > 0, *processes)
         wait(lambda: metric(looking_at, "freshet_validator_last_success_timestamp_seconds") > 0, *processes)
-        asked = {"FRESHET_MATERIALIZER_ADDRESS": address, "FRESHET_VALIDATOR_ADDRESS": looking_at}
-        shown, said = started("status", deployment, **asked).communicate(timeout=LIMIT_S)
-        assert shape(shown) == shape(README_STATUS), said
+        wait(lambda: answers(served_at, "readyz") == 200, *processes)
+        serves_who_has_the_token(deployment, served_at, serving_at)
+        assert shape(status(deployment, address, looking_at, served_at)) == shape(README_STATUS)
         if watching:
-            wait(lambda: watching.reached() == {MATERIALIZER_JOB, VALIDATOR_JOB}, *processes)
+            wait(lambda: watching.reached() == {MATERIALIZER_JOB, VALIDATOR_JOB, SERVER_JOB}, *processes)
             assert watching.broken() == []
         materializer.send_signal(signal.SIGTERM)
         assert "stopped" in ended(materializer, grace_s("materializer"))
@@ -346,9 +378,9 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
         assert "stopped" in ended(validator, grace_s("validator"))
         assert (Path(deployment["/project"]) / ".freshet" / "docs" / "index.html").is_file()
         assert ended(started("check", deployment)).count(": ok, ") == 3
-        for process in watching.processes if watching else ():
+        for process in others:
             process.send_signal(signal.SIGTERM)
-            ended(process, 10)
+            ended(process, grace_s("server"))
     finally:
         for process in processes:
             if process.poll() is None:
@@ -357,10 +389,40 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
 
 
 def healthy(name: str, address: str) -> bool:
-    default = {"materializer": "127.0.0.1:9308", "validator": "127.0.0.1:9307"}[name]
+    default = {"materializer": "127.0.0.1:9308", "validator": "127.0.0.1:9307", "server": "127.0.0.1:9306"}[name]
     command = [word.replace(default, address) for word in HEALTHCHECKS[name]]
     assert command != HEALTHCHECKS[name]
     return subprocess.run([sys.executable, *command[1:]], capture_output=True, check=False).returncode == 0
+
+
+QUESTION = {"features": ["wiki_edits_by_user:user_edits_10m"], "entities": {"user": ["Bot0", "Bot1", "nobody"]}}
+
+
+def answers(address: str, path: str, token: str = "") -> int:
+    """Return the status with which the server answers; a question where there is one to ask."""
+    posted = None if path == "readyz" else json.dumps(QUESTION).encode()
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://{address}/{path}", posted, headers), timeout=10
+        ) as told:
+            return int(told.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def serves_who_has_the_token(deployment: Mapping[str, str], address: str, metrics_address: str) -> None:
+    assert healthy("server", metrics_address)
+    token = Path(deployment["/state"], "server.token").read_text(encoding="utf-8").strip()
+
+    assert [401, 200] == [answers(address, "get-online-features", token=one) for one in ("", token)]
+    assert metric(metrics_address, "freshet_served_values_total") == len(QUESTION["entities"]["user"])
+
+
+def status(deployment: dict[str, str], *addresses: str) -> str:
+    names = (f"FRESHET_{name}_ADDRESS" for name in ("MATERIALIZER", "VALIDATOR", "SERVER"))
+    shown, said = started("status", deployment, **dict(zip(names, addresses, strict=True))).communicate(timeout=LIMIT_S)
+    return shown or said
 
 
 def shape(shown: str) -> list[str]:

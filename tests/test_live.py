@@ -1,18 +1,20 @@
 """Reading a live partition: what came, and that time passes where nothing comes; filling an online store again."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.parquet import MemoryOfflineStore
-from freshet.flows.edges.recovery import MemoryLedger, MemoryRecovery
+from freshet.flows.edges.recovery import MemoryLedger, MemoryRecovery, RecoveryFolder
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.journal import Journal, Places
-from freshet.flows.live import Alignment, LiveReader, refill
+from freshet.flows.live import refill
+from freshet.flows.live_reader import Alignment, LiveReader
 from freshet.schemas.dtypes import DTYPES
-from freshet.schemas.ledger import Ledger, ShardMark
+from freshet.schemas.ledger import Ledger, ShardMark, Update
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.units import instant_us
@@ -27,6 +29,8 @@ class World:
         self.log.create_topics({"clicks": 1})
         places = Places(MemoryLedger(), MemoryRecovery(), MemoryOfflineStore())
         journal = Journal(places, Pipeline("test", ()), {}, 1)
+        self.through_us: list[int] = []
+        journal.on_through = lambda through: self.through_us.append(through["clicks/0"])
         partition = self.log.reader("clicks", 0)
         now_us, limit = (lambda: self.now_us), timedelta(seconds=2)
         self.reader = LiveReader("clicks/0", partition, journal, Alignment(), lambda: None, until, now_us, limit)
@@ -42,6 +46,16 @@ class World:
         self.now_us += lasts_us
         self.reader.epoch_durable()
         return self.reader.caught_up
+
+    def through(self) -> int | None:
+        """Close an epoch, have it durable, and return what was told of it: None if nothing was."""
+        told_count = len(self.through_us)
+        self.reader.close_epoch()
+        for _ in range(3):  # every partition of a process has its epoch committed
+            self.reader.epoch_durable()
+        told = self.through_us[told_count:]
+        assert len(told) <= 1
+        return told[0] if told else None
 
 
 def test_what_was_read_up_to_the_end_says_when() -> None:
@@ -111,6 +125,95 @@ def test_a_run_that_ends_at_what_is_there_lets_no_time_pass() -> None:
     assert polled.caught_up_us is None
     assert world.polled(after_us=10**7) is None
     assert world.reader.finished()
+
+
+def test_of_a_partition_that_is_idle_all_is_known_up_to_the_begin_of_the_last_look_at_it() -> None:
+    world = World()
+
+    told = []
+    for _ in range(3):
+        world.polled(after_us=100_000)
+        world.now_us += 7  # while nobody looks
+        told.append(world.through())
+
+    assert told == [1_100_000, 1_200_007, 1_300_014]
+
+
+def test_of_a_partition_that_is_behind_all_is_known_that_came_before_what_was_read() -> None:
+    world = World()
+    for time_ms in range(500, 500 + 2001):  # one more than a look takes
+        world.log.append("clicks", 0, b"a", timestamp_ms=time_ms)
+    world.now_us = 9_000_000
+
+    world.polled()
+    assert world.through() == 2_499_000 - 1
+    assert world.through() == 2_499_000 - 1  # no look, nothing new
+    world.polled(after_us=5)
+    assert world.through() == 9_000_005
+
+
+def test_an_epoch_tells_nothing_of_what_is_read_after_it() -> None:
+    world = World()
+    world.polled(after_us=5)
+    world.reader.close_epoch()
+    world.polled(after_us=100)
+
+    world.reader.epoch_durable()
+
+    assert world.through_us == [1_000_005]
+    assert world.through() == 1_000_105
+
+
+def test_what_another_process_tells_of_a_later_epoch_waits_for_it(tmp_path: Path) -> None:
+    folder, told = RecoveryFolder(tmp_path), list[dict[str, int]]()
+    folder.begin()
+    places = Places(MemoryLedger(), folder, MemoryOfflineStore())
+    leader = Journal(places, Pipeline("test", ()), {}, 1, others=[folder.told(1)])
+    leader.on_through = lambda through: told.append(dict(through))
+    other = Journal(places, Pipeline("test", ()), {}, 1, leader=folder.told(1))
+    leader.tell(Update(offsets={1: {"clicks/0": 1}}, through={1: {"clicks/0": 10}}))
+    other.tell(Update(offsets={1: {"clicks/1": 2}}, through={1: {"clicks/1": 20}}))
+    other.tell(Update(offsets={2: {"clicks/1": 3}}, through={2: {"clicks/1": 30}}))
+
+    leader.commit(1)
+    leader.commit(2)
+    leader.commit(2)
+
+    assert told == [{"clicks/0": 10, "clicks/1": 20}, {"clicks/1": 30}]
+
+
+def test_of_a_partition_of_which_nothing_is_read_or_no_message_has_a_time_nothing_is_told() -> None:
+    world = World()
+    for _ in range(2001):
+        world.log.append("clicks", 0, b"a", timestamp_ms=-1)
+    assert world.through() is None
+
+    world.polled()
+
+    assert world.through() is None
+
+
+@pytest.mark.parametrize("time_ms", [100, 10**9])
+def test_times_that_producers_made_up_take_nothing_back_and_tell_of_no_future(time_ms: int) -> None:
+    world = World()
+    world.polled()
+    assert world.through() == 1_000_000
+    for _ in range(2001):
+        world.log.append("clicks", 0, b"a", timestamp_ms=time_ms)
+
+    world.polled(after_us=50)
+
+    assert world.through() == (1_000_000 if time_ms == 100 else 1_000_050)
+
+
+def test_in_an_outage_nothing_more_is_known() -> None:
+    world = World()
+    world.polled()
+    world.log.well = False
+
+    world.polled(after_us=10**6)
+
+    assert world.through() == 1_000_000
 
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -266,6 +266,27 @@ def test_a_part_of_the_archive_that_waits_to_be_published_is_not_missed(judge: J
     assert Frame.ARCHIVE not in counting.lines
 
 
+def test_a_part_of_the_archive_that_is_published_after_it_was_listed_is_not_missed(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, counting, name = ran(), Counting(judge), archive_name(STREAM)
+    ledger = world.ledger.read()
+    assert ledger is not None
+    part = max(world.offline.visible_parts(name))
+    world.ledger.write(ledger.model_copy(update={"parts": {**ledger.parts, name: {part: 1}}}))
+    listed = world.offline.visible_parts
+
+    def list_before_it_is_published(of: str) -> list[str]:
+        return [one for one in listed(of) if (of, one) != (name, part)]
+
+    monkeypatch.setattr(world.offline, "visible_parts", list_before_it_is_published)
+
+    verdict = check(world, counting)
+
+    assert verdict.findings == ()
+    assert Frame.ARCHIVE not in counting.lines
+
+
 def test_an_archive_that_is_not_whole_is_not_recomputed_from(judge: Judge) -> None:
     world, counting = ran(), Counting(judge)
     change(world, archive_name(STREAM), lambda table: table.slice(1))

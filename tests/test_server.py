@@ -240,9 +240,12 @@ def test_a_store_that_tells_no_progress_for_a_while_lets_what_was_known_grow_old
     rig.reads.outage = Unavailable("the store is away")
     rig.now_us += 60 * SECOND_US
     asyncio.run(rig.server.look())
+    assert rig.server.trouble() == "the store is away"
     rig.reads.outage = None
 
     assert rig.read(["by_user:edits"], user=["ada"])["edits"]["statuses"] == ["OUTSIDE_MAX_AGE"]
+    asyncio.run(rig.server.look())
+    assert rig.server.trouble() == ""
 
 
 def test_a_feature_service_and_full_names_are_understood(rig: Rig) -> None:

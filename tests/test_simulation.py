@@ -15,7 +15,7 @@ from simulated import GIVEN, START, STREAM, Crash, Fates, World
 from freshet.flows.materializer import archive_name
 from freshet.schemas.errors import Refused, RejectLimit, StoreLost, Unavailable
 from freshet.schemas.event import CANARY_HEADER
-from freshet.schemas.ledger import Ledger
+from freshet.schemas.ledger import Ledger, source_key
 
 SOAK = int(os.environ.get("FRESHET_SOAK", "1"))
 FATES = ("fails", "dies before", "dies after")
@@ -35,6 +35,17 @@ def test_without_faults_all_is_as_sql_says(seed: int) -> None:
     world.run()
 
     world.check_done()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_once_nothing_comes_any_more_progress_tells_of_every_partition_that_all_is_online(seed: int) -> None:
+    world = World(seed, events_count=60)
+
+    world.run()
+
+    progress = world.online.read_progress()
+    assert sorted(progress) == [source_key(STREAM, part) for part in range(world.partitions_count)]
+    assert min(one.through_us for one in progress.values()) >= max(world.appended_us.values())
 
 
 def test_a_seed_decides_everything() -> None:

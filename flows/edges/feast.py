@@ -33,6 +33,7 @@ from freshet.schemas import feast_bytes
 from freshet.schemas.dtypes import Dtype
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.progress import Progress
 from freshet.schemas.registration import Entry
 from freshet.schemas.view import CREATED, StoredRow, View
 
@@ -328,6 +329,13 @@ class FeastOnlineStore:
 
     def catch_up(self, writes_count: int) -> None:
         """Count nothing."""
+
+    def write_progress(self, progress: Mapping[str, Progress]) -> None:
+        """Keep nothing: Feast has no place for it, so who serves from such a store cannot tell idle from behind."""
+
+    def read_progress(self) -> dict[str, Progress]:
+        """Return nothing."""
+        return {}
 
     def write(self, view: View, rows: pa.Table) -> int:
         """Write rows in order; return how many were handed over, as Feast does not say which it kept.

@@ -9,6 +9,7 @@ Feast wrote has version 0: the prefix of `_v` tells that the version is not its 
 
 One key more, `freshet:<project>:writes`, counts round trips of writes, in the store itself. A server that restarted
 without its data, or with older data, or a replica that took over behind its primary, counts less than it was seen to.
+Another, `schemas.progress.progress_key`, says up to when the rows are whole.
 
 A hash expires when the last of its rows has outlived its view's ttl, and never if one of them is of a view without ttl,
 or of a view that somebody else keeps there. A row's ttl counts from its event time, as in Feast's point-in-time joins;
@@ -22,7 +23,7 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from redis.retry import Retry
 from freshet.schemas import feast_bytes
 from freshet.schemas.errors import Problem, Refused, StoreLost, Unavailable
 from freshet.schemas.online_layout import NO_EXPIRY, Layout, layouts, milliseconds
+from freshet.schemas.progress import Progress, progress_key
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import StoredRow, View
 
@@ -152,7 +154,7 @@ class OnlineStore:
         self._patience_s = patience_s
         self._script = ""
         self._troubles: dict[int, str] = {}
-        self._counter = f"freshet:{project}:writes"
+        self._counter, self._progress = f"freshet:{project}:writes", progress_key(project)
         self.writes_count = 0
         """How many round trips of writes the store was seen to have counted."""
 
@@ -173,6 +175,25 @@ class OnlineStore:
         if counted < writes_count:  # an attempt that is made twice counts too many, which harms nothing
             counted = int(self._attempt(self._client.incrby, self._counter, writes_count - counted))
         self.writes_count = max(self.writes_count, counted)
+
+    def write_progress(self, progress: Mapping[str, Progress]) -> None:
+        """Keep how far it is, by source partition, in one round trip, which counts as no write; raises `Unavailable`.
+
+        Raises `StoreLost` for a store that came back without all of what was written; there no progress is left.
+        """
+        if not progress:
+            return
+        expected, words = self.writes_count, (word for key, one in progress.items() for word in (key, one.to_bytes()))
+        commands = [("HSET", self._progress, *words), ("GET", self._counter)]
+        _, counted = self._attempt(self._pipelined, commands)
+        if int(counted or 0) < expected:
+            self._attempt(self._client.delete, self._progress)
+            raise self._lost(int(counted or 0), expected)
+
+    def read_progress(self) -> dict[str, Progress]:
+        """Return what `write_progress` kept, of all partitions; raises `Unavailable`."""
+        found = self._attempt(self._client.hgetall, self._progress)
+        return {key.decode(): Progress.from_bytes(raw) for key, raw in found.items()}
 
     @property
     def trouble(self) -> str:
@@ -360,6 +381,7 @@ class MemoryOnlineStore:
         self, project: str, views: Sequence[View], now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
         self._layouts, self._now = layouts(project, views), now
+        self._progress = progress_key(project).encode()
         self._hashes: dict[bytes, dict[bytes, bytes]] = {}
         self._expiries_ms: dict[bytes, int] = {}
         self._counted = 0
@@ -381,6 +403,17 @@ class MemoryOnlineStore:
     def catch_up(self, writes_count: int) -> None:
         """Have the store count at least so many writes, all of whose rows it holds again."""
         self._counted = self.writes_count = max(self._counted, writes_count)
+
+    def write_progress(self, progress: Mapping[str, Progress]) -> None:
+        """Keep how far it is, by source partition; raises `StoreLost` if the store has lost what was written."""
+        self.expect(self.writes_count)
+        kept = {key.encode(): one.to_bytes() for key, one in progress.items()}
+        self._hashes[self._progress] = {**self._hash(self._progress), **kept}
+
+    def read_progress(self) -> dict[str, Progress]:
+        """Return what `write_progress` kept, of all partitions."""
+        found = self._hash(self._progress)
+        return {key.decode(): Progress.from_bytes(raw) for key, raw in found.items()}
 
     def forget(self) -> None:
         """Lose everything, as a server that restarts without its data."""

@@ -1,13 +1,17 @@
-"""What another process of ours says of itself at /metrics."""
+"""What another process of ours says of itself, at /metrics or /healthz."""
 
 import math
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from freshet.schemas.errors import Unavailable
+
+_UNWELL = 503
 
 Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 """Metrics by name and labels, these sorted."""
@@ -24,6 +28,34 @@ def scrape(address: str, limit_s: float = 10.0) -> Samples:
         raise Unavailable(f'process "{address}" does not answer: {error}') from error
     families = text_string_to_metric_families(text)
     return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+
+
+def health(address: str, limit_s: float = 10.0) -> str:
+    """Return what the process at `host:port` says is wrong with it, or nothing.
+
+    Raises `Unavailable` if it does not answer, or nobody of ours does.
+    """
+    try:
+        with urllib.request.urlopen(f"http://{address}/healthz", timeout=limit_s):
+            return ""
+    except urllib.error.HTTPError as error:
+        if error.code == _UNWELL:
+            return error.read().decode(errors="replace").strip() or str(error.reason)
+        raise Unavailable(f'process "{address}" is none of ours: its /healthz is {error.code}') from error
+    except urllib.error.URLError as error:
+        raise Unavailable(f'process "{address}" does not answer: {error.reason}') from error
+    except (OSError, HTTPException) as error:
+        raise Unavailable(f'process "{address}" does not answer: {error or type(error).__name__}') from error
+
+
+def knock(address: str, limit_s: float = 10.0) -> str:
+    """Return nothing if anybody listens at `host:port`, whatever is spoken there; raises `Unavailable` if not."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=limit_s).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise Unavailable(f'process "{address}" does not answer: {error}') from error
+    return ""
 
 
 def total(samples: Samples, name: str, **labels: str) -> float:

@@ -53,12 +53,13 @@ class Valkey:
         self.url = f"redis://127.0.0.1:{port}/0"
 
     @classmethod
-    def start(cls, directory: Path | None = None) -> Self:
+    def start(cls, directory: Path | None = None, binary: str | None = None) -> Self:
         """Start one on a free port, with `directory` (the system's for temporary files) as its working directory.
 
-        Raises `Unavailable` if there is no server to start, or it does not answer within a bounded time.
+        It is a server that we find, unless `binary` is the path of one. Raises `Unavailable` if there is none to start,
+        or it does not answer within a bounded time.
         """
-        binary = _binary()
+        binary = binary or _binary()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = int(free.getsockname()[1])

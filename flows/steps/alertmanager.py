@@ -49,6 +49,7 @@ class Inhibition:
 _LATE = ("FreshetLag", "FreshetBreachNear", "FreshetFreshnessBurnsFast", "FreshetFreshnessBurnsSlowly")
 _HELD_UP = ("FreshetStopped", "FreshetStalled")
 _THERE = ("project", "topic")
+_OLD = ("FreshetServedStale",)
 
 INHIBITIONS = (
     Inhibition(
@@ -59,18 +60,24 @@ INHIBITIONS = (
         ),
     ),
     Inhibition(("FreshetLagUnknown",), ("FreshetValidatorFailing",)),
-    Inhibition(("FreshetMaterializerDead",), (*_HELD_UP, *_LATE, "FreshetCheckpointOld", "FreshetSilent")),
+    Inhibition(("FreshetMaterializerDead",), (*_HELD_UP, *_LATE, *_OLD, "FreshetCheckpointOld", "FreshetSilent")),
     Inhibition(("FreshetMaterializerDead",), ("FreshetSkew",), cause="stale_online"),
-    Inhibition(_HELD_UP, _LATE, _THERE),
+    Inhibition(_HELD_UP, (*_LATE, *_OLD), _THERE),
     Inhibition(_HELD_UP, ("FreshetCheckpointOld",)),
     Inhibition((*_HELD_UP, "FreshetLag"), ("FreshetSkew",), _THERE, cause="stale_online"),
-    Inhibition(("FreshetLag",), ("FreshetBreachNear", *_LATE[2:]), _THERE),
+    Inhibition(("FreshetLag",), ("FreshetBreachNear", *_LATE[2:], *_OLD), _THERE),
     Inhibition(("FreshetFreshnessBurnsFast",), ("FreshetFreshnessBurnsSlowly",), ("project", "feature_view")),
     Inhibition(("FreshetRejectLimitNear",), ("FreshetRejects",), _THERE),
+    Inhibition(("FreshetServerDead",), ("FreshetServerErrors", "FreshetOnlineLatency", *_OLD)),
+    Inhibition(("FreshetServerErrors",), ("FreshetOnlineLatency",)),
 )
-"""From cause to consequence; no alert silences itself, and none is silenced by what does not page."""
+"""From cause to consequence; no alert silences itself, and none is silenced by what does not page.
 
-_SAME = ("project", "alertname", "topic", "partition", "stream", "reason", "feature_view", "cause")
+`FreshetLagUnknown` does not silence `FreshetServedStale`: it fires, too, where only the validator is away, and then the
+server alone tells that values are old. A Kafka that is away ends the materializer after FRESHET_PATIENCE.
+"""
+
+_SAME = ("project", "alertname", "topic", "partition", "stream", "reason", "feature_view", "cause", "endpoint")
 """What a page and a ticket have in common if they are of one alert about one thing."""
 
 

@@ -53,6 +53,8 @@ def alerting_files(
         "topic": next(iter(topics.values())) if len(topics) == 1 else "TOPIC",
         "declared": units.spell(serving.freshnessTarget.bound),
         "objective": str(serving.freshnessTarget),
+        "latency": units.spell(serving.onlineLatency.bound),
+        "latency_objective": str(serving.onlineLatency),
         "volume": str(serving.offlineVolume),
     }
     return {

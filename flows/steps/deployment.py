@@ -60,6 +60,10 @@ def deployment(
                     "objective": str(serving.freshnessTarget),
                     "labels": ["consumergroup", "topic", "partition"],
                 },
+                "freshet_request_duration_seconds": {
+                    "objective": str(serving.onlineLatency),
+                    "labels": ["endpoint"],
+                },
             },
         ),
         monitoringConfig=MonitoringConfig(

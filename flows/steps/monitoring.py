@@ -8,11 +8,11 @@ from typing import Any
 
 PROMETHEUS_CONFIG = "deploy/prometheus/prometheus.yml"
 PROVISIONING = "deploy/grafana/provisioning"
-MATERIALIZER_JOB, VALIDATOR_JOB = "freshet-materializer", "freshet-validator"
+MATERIALIZER_JOB, VALIDATOR_JOB, SERVER_JOB = "freshet-materializer", "freshet-validator", "freshet-server"
 """The names by which alert rules and dashboards know our processes."""
 
 _SCRAPE_INTERVAL = "5s"
-_MATERIALIZER, _VALIDATOR = "materializer:9308", "validator:9307"
+_TARGETS = {MATERIALIZER_JOB: "materializer:9308", VALIDATOR_JOB: "validator:9307", SERVER_JOB: "server:9306"}
 _PROMETHEUS, _ALERTMANAGER = "prometheus:9090", "alertmanager:9093"
 _UID_LENGTH = 40
 """Grafana refuses a longer one."""
@@ -39,8 +39,7 @@ def prometheus_config(rules: str) -> dict[str, Any]:
         "rule_files": [rules],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [_ALERTMANAGER]}]}]},
         "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": [address]}]}
-            for job, address in ((MATERIALIZER_JOB, _MATERIALIZER), (VALIDATOR_JOB, _VALIDATOR))
+            {"job_name": job, "static_configs": [{"targets": [address]}]} for job, address in _TARGETS.items()
         ],
     }
 

@@ -15,6 +15,12 @@ Commands are run in the project's folder, with the settings of its processes. Wi
 `docker compose run --rm --no-deps materializer dlq list`. A process is started by
 `docker compose up --detach materializer`, and what `curl` asks it is in its log as well:
 `docker compose logs --tail 20 materializer`.""",
+    "server": """\
+The server's log says more: `docker compose logs --tail 20 server`, or your service manager's. It answers this without
+a token, by https where FRESHET_SERVER_CERTIFICATE is set (each worker also on its own port, from
+FRESHET_METRICS_ADDRESS upwards: `curl -s localhost:9306/healthz`):
+
+    curl -s localhost:6566/healthz""",
     "parts": """\
 {other_parts}
 - **`materializer` is DOWN**: It ended, or never started. Its last log line says why; FreshetMaterializerDead.md goes
@@ -736,6 +742,172 @@ Then start the materializer again. See also that the disk has room for some days
 ## Verify
 
 `freshet plan` prints no warning about parquet. The alert ends once a whole day is below what is declared.
+""",
+    "FreshetServerDead": """\
+## Meaning
+
+Prometheus has heard nothing of the server for a minute, though it had within the last day. If it is a page, no worker
+is left; if a ticket, the one that the label `instance` names.
+
+## Impact
+
+As a page: whoever asks the server for features gets no answer. Both stores are not affected, and go on being filled.
+Who reads the online store by Feast's own client is not affected, either.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. `server` stands there if it answers, or if
+FRESHET_SERVER_ADDRESS is set. {server}
+
+- **it answers**: Only Prometheus does not reach it: FRESHET_METRICS_ADDRESS must be an address that Prometheus can
+  reach, and stand in prometheus.yml, each worker with its own port.
+- **exit code 2**: It refuses to start: a setting (FRESHET_SERVER_TOKEN is missing where FRESHET_SERVER_ADDRESS is not
+  loopback, a certificate cannot be read) or the declaration. The line ends with a hint of what to do; do that.
+- **exit code 5, or 137, or `Killed`**: It, or one of its workers, which all end together, was ended from outside, most
+  often since memory was short: fewer workers, or a lower FRESHET_SERVER_CONCURRENCY.
+- **it was taken away on purpose**: Silence the alert for a day in Alertmanager: then nobody looks for it any more.
+
+## Mitigate
+
+Start it. It keeps no state, and may be started at any time:
+
+    freshet run server
+
+## Verify
+
+`curl -s localhost:6566/readyz` says `ok`. The alert ends at the next scrape.
+""",
+    "FreshetServerErrors": """\
+## Meaning
+
+The server is up, and answers requests with 5xx: it could not do what was asked. The label `endpoint` says what that
+is. What clients do wrong (4xx) is not counted.
+
+## Impact
+
+Clients get no features, or, of `events`, cannot be sure that their events are in Kafka, and send them again. Models
+use their defaults, or fail.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. {server}
+
+- **`online store` is DOWN**: That is it, for all but `events`: Redis does not answer at the address shown. Mend it.
+- **`kafka` is DOWN, the endpoint is `events`**: Kafka takes no events. Mend it.
+- **both are ok, answers are 503 after FRESHET_SERVER_DEADLINE (1 s)**: Redis is slow: its processor, its memory
+  (swap), a slow command of somebody else (`redis-cli slowlog get 10`), or the network.
+- **both are ok, answers are 503 at once**: More is asked at once than FRESHET_SERVER_CONCURRENCY (256 a worker). See
+  the dashboard: if requests are many, add workers; if they are slow, see FreshetOnlineLatency.md.
+- **answers are 500**: A fault of the server's own. Its log has the exception.
+
+## Mitigate
+
+More workers, as many as there are processors. The one that runs is stopped before:
+
+    freshet run server --workers 2
+
+If it began with a deploy of the server, take that back.
+
+## Verify
+
+The dashboard's `Share of errors` is 0 again. The alert ends ten minutes after the last errors.
+""",
+    "FreshetOnlineLatency": """\
+## Meaning
+
+Of the requests for features so many took the server longer than {latency}, or were answered with 5xx, that the
+allowance of the declared onlineLatency ({latency_objective}) is used up too fast. Both a long and a short window say
+so: it lasts, and it is not over. A page says that it is gone within days, a ticket that it is gone in a month.
+
+## Impact
+
+Whoever asks waits longer than was promised, and may give up. Values are not affected.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+Then look on the dashboard whether answers are late (`Duration of requests`) or errors (`Share of errors`). {server}
+
+- **errors**: Go on with FreshetServerErrors.md.
+- **late, with more requests than usual**: The workers have too much to do: their processors are busy. Add workers.
+- **late, with as many requests as usual**: Redis is slower than it was: its processor, its memory (swap), a slow
+  command of somebody else (`redis-cli slowlog get 10`), or the network: `redis-cli --latency` from the server's
+  machine.
+- **late at the same times**: Something else is on that machine then: a backup, Redis that saves, a training job.
+- **late since a deploy of clients**: They ask for more entities or features at once. `freshet_served_values_total` by
+  requests says how many; many small requests at once are better than one large.
+- **always a little**: The declared latency is tighter than network and machine give. Declare what is needed.
+
+## Mitigate
+
+More workers, as many as there are processors. The one that runs is stopped before:
+
+    freshet run server --workers 2
+
+If the target itself is wrong, change `onlineLatency` and run `freshet apply`.
+
+## Verify
+
+On the dashboard `p99` is below its line, and `Answered in time, 1 h` rises. The alert ends once the short window is
+within what is allowed: for a page after minutes, for a ticket after hours.
+""",
+    "FreshetServedStale": """\
+## Meaning
+
+Of this view's values that the online store has, the server gives out many with the status OUTSIDE_MAX_AGE, and has for
+minutes. It does so where the view's ttl has passed, or where events of the entity may have waited for longer than the
+declared freshness ({declared}), by what the materializer last wrote of its progress. An entity that is merely idle is
+not meant.
+
+## Impact
+
+Clients get these values, and are told that they are old. A client that does not look at statuses uses them as if they
+were fresh.
+
+{concerned}
+
+## Check
+
+{where}
+
+    freshet status
+
+The first table says of each part whether it answers, and if not, why. The third table says how the view keeps up.
+
+{parts}
+- **the view is STALLED, or its stream `stop` or `stall`**: Go on with FreshetStopped.md.
+- **the view is lagging**: Go on with FreshetLag.md.
+- **the view is fresh or idle, the share is about that of some partitions**: One of them is stuck or is not written of:
+  `freshet status --json` has every partition under `partitions`. See FreshetStopped.md.
+- **the view is fresh or idle, all its values are old**: The server reads another Redis or database than the
+  materializer writes to, or its clock is wrong: compare FRESHET_ONLINE_STORE of both, and `date` on both machines.
+- **the view has a `ttl:`, and only idle entities are old**: They are kept since another view of the same entity has a
+  longer ttl. Nothing is wrong: clients ask for entities that had no events for so long. Declare a longer `ttl:`.
+
+## Mitigate
+
+{restart}
+
+## Verify
+
+The dashboard's `Values served` shows no more of `outside_max_age` for the view. The alert ends ten minutes later.
 """,
 }
 

@@ -11,7 +11,8 @@ _HEAD = "<!-- Made by `freshet apply` from the declaration; changes here are los
 def runbook_files(alerts: Sequence[Alert], facts: Mapping[str, str]) -> dict[str, str]:
     """Return the runbook of every alert: its path, seen from the project, and its text.
 
-    `facts` has `group`, `declared`, `objective`, `volume`, `topics`, and `topic`, the only one or the word for any.
+    `facts` has `group`, `declared`, `objective`, `latency`, `latency_objective`, `volume`, `topics`, and `topic`, the
+    only one or the word for any.
     """
     by_name: dict[str, list[Alert]] = {}
     for alert in alerts:

@@ -104,6 +104,9 @@ class NoStore:
     def catch_up(self, writes_count: int) -> None:
         """Count nothing."""
 
+    def write_progress(self, progress: Any) -> None:
+        """Keep nothing."""
+
     def write(self, view: Any, rows: Any) -> int:
         """Write nothing."""
         del view, rows

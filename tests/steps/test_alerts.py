@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import yaml
+from prometheus_client.exposition import generate_latest
 
-from freshet.flows.edges.metrics import Metrics, ValidatorMetrics
+from freshet.flows.edges.metrics import Metrics, ServerMetrics, ValidatorMetrics
 from freshet.flows.lag import families
 from freshet.flows.steps.alerts import Alert, alerts_of, rules_file, rules_test
 from freshet.schemas import declaration
@@ -39,17 +40,19 @@ PIPELINE = Pipeline(
 TOPICS = {"clicks": "clicks", "orders": "orders.v1"}
 
 
-def declared(freshness: str = "p99 < 2s", volume: str = "10GB/day") -> declaration.Declaration:
+def declared(freshness: str = "p99 < 2s", latency: str = "p99 < 10ms") -> declaration.Declaration:
     text = f"""
 project: shop
 featureDefinitions: [{{name: a, dtype: int64, source: clicks, transformation: b}}]
-servingRequirements: {{freshnessTarget: "{freshness}", offlineVolume: {volume}}}
+servingRequirements: {{freshnessTarget: "{freshness}", onlineLatency: "{latency}", offlineVolume: 10GB/day}}
 """
     return declaration.read(text).declaration
 
 
-def made(freshness: str = "p99 < 2s", epoch: timedelta = timedelta(seconds=1)) -> tuple[Alert, ...]:
-    return alerts_of(declared(freshness), PIPELINE, TOPICS, epoch)
+def made(
+    freshness: str = "p99 < 2s", epoch: timedelta = timedelta(seconds=1), latency: str = "p99 < 10ms"
+) -> tuple[Alert, ...]:
+    return alerts_of(declared(freshness, latency), PIPELINE, TOPICS, epoch)
 
 
 def named(name: str, alerts: tuple[Alert, ...]) -> list[Alert]:
@@ -98,6 +101,42 @@ def test_the_budget_burns_by_the_declared_share_and_no_rule_can_never_fire(
     assert found == limits
 
 
+@pytest.mark.parametrize(
+    ("latency", "limits"),
+    [
+        ("p99.9 < 1.7ms", {"page": ["0.0144", "0.006"], "ticket": ["0.003", "0.001"]}),
+        ("p90 < 1s", {"page": ["0.6"], "ticket": ["0.3", "0.1"]}),
+        ("p50 < 1s", {"ticket": ["0.5"]}),
+    ],
+)
+def test_the_declared_latency_is_an_objective_of_the_same_kind(latency: str, limits: dict[str, list[str]]) -> None:
+    alerts = named("FreshetOnlineLatency", made(latency=latency))
+    found = {alert.severity: re.findall(r"> (0\.\d+) and 1 - sum", alert.expr) for alert in alerts}
+
+    assert found == limits
+    assert all(latency.replace("1.7ms", "1700us") in alert.summary for alert in alerts)
+
+
+@pytest.mark.parametrize("latency", ["10ms", "1.7ms", "p95 < 50us", "1s", "90s", "30 days"])
+def test_a_late_answer_is_told_by_a_bucket_that_is_exported(latency: str) -> None:
+    bound = declared(latency=latency).servingRequirements.onlineLatency.bound
+    text = generate_latest(ServerMetrics(["by_user"], bound).registry).decode()
+    exported = re.findall(r'freshet_request_duration_seconds_bucket{endpoint="get-online-features",(le=".+?")}', text)
+
+    for alert in named("FreshetOnlineLatency", made(latency=latency)):
+        asked = re.findall(r"freshet_request_duration_seconds_bucket{[^}]*(le=[^},]+)", alert.expr)
+        assert asked
+        assert {*asked} <= {*exported}
+
+
+def test_what_is_served_of_a_view_has_its_alert_by_name_and_topic() -> None:
+    labels = [alert.rule["labels"] for alert in named("FreshetServedStale", made())]
+
+    assert [("by_user", "clicks"), ("by_item", "clicks"), ("by_both", None)] == [
+        (one["feature_view"], one.get("topic")) for one in labels if one["severity"] == "page"
+    ]
+
+
 def test_every_cause_of_a_finding_is_a_page_or_a_ticket_and_none_is_both() -> None:
     of_user = [alert for alert in named("FreshetSkew", made()) if alert.views == (VIEWS[0],)]
     by_severity = {}
@@ -115,13 +154,14 @@ def test_every_expression_names_metrics_that_are_exported() -> None:
     registries = [
         Metrics(["clicks"], ["by_user"]).registry,
         ValidatorMetrics(VIEWS, {one.name: () for one in VIEWS}).registry,
+        ServerMetrics(["by_user"], timedelta(milliseconds=10)).registry,
     ]
     families_ = [
         *(family for registry in registries for family in registry.collect()),
         *families("freshet-shop-materializer", {}),
     ]
     exported = {name for family in families_ for name in (family.name, f"{family.name}_total")}
-    exported.add("freshet_lag_sampled_timestamp_seconds")
+    exported |= {"freshet_lag_sampled_timestamp_seconds", "freshet_request_duration_seconds_bucket"}
 
     for alert in made():
         for name in re.findall(r"\b(?:freshet|kafka)_\w+", alert.expr):
@@ -143,16 +183,21 @@ def test_every_rule_is_tried_where_it_fires_and_where_it_is_silent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("freshness", "epoch"),
-    [("p90 < 90s", timedelta(seconds=9)), ("p50 < 10ms", timedelta(minutes=9)), ("p99.99 < 36h", timedelta(hours=1))],
+    ("freshness", "epoch", "latency"),
+    [
+        ("p90 < 90s", timedelta(seconds=9), "p99.9 < 1.7ms"),
+        ("p50 < 10ms", timedelta(minutes=9), "p50 < 2s"),
+        ("p99.99 < 36h", timedelta(hours=1), "p85 < 50us"),
+    ],
 )
 def test_rules_and_tests_hold_whatever_is_declared(
-    promtool: str, tmp_path: Path, freshness: str, epoch: timedelta
+    promtool: str, tmp_path: Path, freshness: str, epoch: timedelta, latency: str
 ) -> None:
-    """What the declared freshness is part of; tests/test_cli.py tries all rules of the repository's declaration."""
+    """What the declaration is part of; tests/test_cli.py tries all rules of the repository's own."""
     usual = {alert.expr for alert in made()}
-    alerts = [alert for alert in made(freshness, epoch) if alert.expr not in usual]
-    assert {"FreshetLag", "FreshetRetentionNear", "FreshetCheckpointOld"} <= {alert.name for alert in alerts}
+    alerts = [alert for alert in made(freshness, epoch, latency) if alert.expr not in usual]
+    changed = {"FreshetLag", "FreshetRetentionNear", "FreshetCheckpointOld", "FreshetOnlineLatency"}
+    assert changed <= {alert.name for alert in alerts}
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules_file(alerts, "shop")))
     (tmp_path / "rules_test.yml").write_text(yaml.safe_dump(rules_test(alerts)))
 

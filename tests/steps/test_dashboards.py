@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from freshet.flows.edges.metrics import Metrics, ValidatorMetrics
+from freshet.flows.edges.metrics import Metrics, ServerMetrics, ValidatorMetrics
 from freshet.flows.lag import LagExporter
 from freshet.flows.steps.burrow import Status
 from freshet.flows.steps.checks import checks_of
@@ -36,7 +36,7 @@ TOPICS = {"clicks": "clicks", "orders": "shop.orders"}
 DECLARED = declaration.read("""
 project: shop
 featureDefinitions: [{name: a, dtype: int64, source: clicks, transformation: b}]
-servingRequirements: {freshnessTarget: p99.9 < 500ms, offlineVolume: 50GB/day}
+servingRequirements: {onlineLatency: p95 < 3ms, freshnessTarget: p99.9 < 500ms, offlineVolume: 50GB/day}
 """).declaration
 DASHBOARDS = {made["title"].removeprefix("Freshet: "): made for made in dashboards(DECLARED, VIEWS, TOPICS, EPOCH)}
 PROMETHEUS_OWN = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate", "severity", "project"}}
@@ -66,9 +66,10 @@ def exported() -> dict[str, set[str]]:
     target = DECLARED.servingRequirements.freshnessTarget
     validator = ValidatorMetrics(VIEWS, {view.name: checks_of(view, target) for view in VIEWS}, ["topic"], WINDOWS)
     validator.canaries.labels("clicks/0", "online")
+    server = ServerMetrics([view.name for view in VIEWS], DECLARED.servingRequirements.onlineLatency.bound)
     samples = [
         sample
-        for collector in (materializer.registry, validator.registry, lag)
+        for collector in (materializer.registry, validator.registry, server.registry, lag)
         for family in collector.collect()
         for sample in family.samples
     ]
@@ -76,7 +77,7 @@ def exported() -> dict[str, set[str]]:
 
 
 def test_there_is_one_of_each_kind_and_one_for_each_view() -> None:
-    assert ["overview", "clicks_by_user", LONG, "lag", "validation"] == list(DASHBOARDS)
+    assert ["overview", "clicks_by_user", LONG, "lag", "validation", "serving"] == list(DASHBOARDS)
     assert ["freshet-overview", "freshet-view-clicks_by_user"] == [made["uid"] for made in DASHBOARDS.values()][:2]
 
 
@@ -178,6 +179,16 @@ def test_thresholds_are_the_declared_ones() -> None:
     assert "histogram_quantile(0.999, " in expression("overview", "Freshness by view")
 
 
+def test_what_is_served_is_held_against_the_declared_latency() -> None:
+    (shown,) = [panel for panel in panels("serving") if panel["title"] == "Duration of requests"]
+
+    assert ["p50", "p95", "p99"] == [target["legendFormat"] for target in shown["targets"]]
+    assert (0.003, "red") in [
+        (step["value"], step["color"]) for step in shown["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    ]
+    assert 'le="0.003"' in expression("serving", "Answered in time, 1 h")
+
+
 def test_a_view_s_dashboard_is_about_its_features_and_all_its_topics() -> None:
     words = json.dumps(DASHBOARDS[LONG])
 
@@ -197,7 +208,7 @@ def test_links_lead_to_dashboards_and_commands_are_verbs() -> None:
 def test_what_is_asked_gives_what_is_meant(promtool: str, tmp_path: Path) -> None:
     group = 'consumergroup="freshet-shop-materializer",topic="clicks"'
     status = {one: f'freshet_lag_status{{{group},partition="0",status="{one}"}}' for one in Status}
-    looks, never = 'feature_view="clicks_by_user"', "Inf " * 11
+    looks, never, reads = 'feature_view="clicks_by_user"', "Inf " * 11, 'endpoint="get-online-features"'
     series = {
         **{name: "0x99" if one is not Status.STALL else "1x99" for one, name in status.items()},
         f'freshet_lag_breach_seconds{{{group},partition="0"}}': never,
@@ -206,6 +217,13 @@ def test_what_is_asked_gives_what_is_meant(promtool: str, tmp_path: Path) -> Non
         f"freshet_freshness_checked_total{{{looks}}}": "0x59 0+1x59",
         "freshet_checkpoint_last_success_timestamp_seconds": "0x99",
         'freshet_checkpoint_last_success_timestamp_seconds{instance="b"}': "300x99",
+        f'freshet_requests_total{{{reads},status="2xx"}}': "0+90x99",
+        f'freshet_requests_total{{{reads},status="4xx"}}': "0+900x99",
+        f'freshet_requests_total{{{reads},status="5xx"}}': "0+10x99",
+        f'freshet_request_duration_seconds_bucket{{{reads},le="0.003"}}': "0+80x99",
+        'freshet_served_values_total{feature_view="clicks_by_user",status="present"}': "0+60x99",
+        'freshet_served_values_total{feature_view="clicks_by_user",status="outside_max_age"}': "0+20x99",
+        'freshet_served_values_total{feature_view="clicks_by_user",status="not_found"}': "0+900x99",
     }
     asked = [
         (expression("lag", "Status by partition"), "10m", [('{topic="clicks", partition="0"}', 3)]),
@@ -216,6 +234,9 @@ def test_what_is_asked_gives_what_is_meant(promtool: str, tmp_path: Path) -> Non
         (expression("clicks_by_user", "Looks in time, 1 h"), "119m", [("{}", 1)]),
         (expression("overview", "Last checkpoint"), "10m", [("{}", 300)]),
         (expression("overview", "Alerts that fire"), "10m", [("{}", 0)]),
+        (expression("serving", "Answered in time, 1 h"), "10m", [("{}", 0.8)]),
+        (expression("serving", "Errors, 5 m"), "10m", [("{}", 0.1)]),
+        (expression("serving", "Old values, 5 m"), "10m", [("{}", 0.25)]),
     ]
     tests = [
         {"expr": expr, "eval_time": at, "exp_samples": [{"labels": labels, "value": value} for labels, value in told]}

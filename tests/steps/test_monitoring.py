@@ -8,7 +8,7 @@ import yaml
 from freshet.flows.steps.alerts import RULES
 from freshet.flows.steps.dashboards import DASHBOARDS
 from freshet.flows.steps.deploy_files import monitoring_files
-from freshet.flows.steps.monitoring import MATERIALIZER_JOB, PROMETHEUS_CONFIG, PROVISIONING, VALIDATOR_JOB
+from freshet.flows.steps.monitoring import MATERIALIZER_JOB, PROMETHEUS_CONFIG, PROVISIONING, SERVER_JOB, VALIDATOR_JOB
 
 FILES = {path: yaml.safe_load(text) for path, text in monitoring_files().items()}
 
@@ -25,10 +25,14 @@ def test_promtool_takes_prometheus_configuration(promtool: str, tmp_path: Path) 
     assert "1 rule files found" in done.stdout
 
 
-def test_prometheus_asks_both_processes_by_the_names_that_alerts_and_dashboards_know() -> None:
+def test_prometheus_asks_every_process_by_the_names_that_alerts_and_dashboards_know() -> None:
     jobs = {one["job_name"]: one["static_configs"][0]["targets"] for one in FILES[PROMETHEUS_CONFIG]["scrape_configs"]}
 
-    assert {MATERIALIZER_JOB: ["materializer:9308"], VALIDATOR_JOB: ["validator:9307"]} == jobs
+    assert {
+        MATERIALIZER_JOB: ["materializer:9308"],
+        VALIDATOR_JOB: ["validator:9307"],
+        SERVER_JOB: ["server:9306"],
+    } == jobs
 
 
 def test_grafana_is_told_where_the_dashboards_are_seen_from_its_own_folder() -> None:

@@ -4,15 +4,17 @@ An alert names what it is about by its labels, and whom it concerns by its annot
 features, and the runbook that says what to do. `page` wants somebody now, `ticket` within days.
 
 - `rule` is what an alert is, and how it is written for Prometheus and for promtool;
-- `topics`, `streams`, `views` and `processes` are the table, by what an alert is about.
+- `topics`, `streams`, `views`, `processes`, `serving` and `latency` are the table, by what an alert is about.
 """
 
 from collections.abc import Mapping
 from datetime import timedelta
 
 from freshet.flows.steps.alerts.about import About, consumer_group
+from freshet.flows.steps.alerts.latency import of_latency
 from freshet.flows.steps.alerts.processes import of_project
 from freshet.flows.steps.alerts.rule import Alert, rules_file, rules_test
+from freshet.flows.steps.alerts.serving import of_served, of_server
 from freshet.flows.steps.alerts.streams import of_stream
 from freshet.flows.steps.alerts.topics import of_topic
 from freshet.flows.steps.alerts.views import SMALL_CAUSES, of_view
@@ -40,4 +42,5 @@ def alerts_of(
         # an alert about a topic silences those about views that have no other
         place = {"feature_view": view.name, **({"topic": sources[0]} if len(sources) == 1 else {})}
         made += of_view(about, view, place)
-    return (*made, *of_project(about))
+        made += of_served(about, view, place)
+    return (*made, *of_project(about), *of_server(about), *of_latency(about))

@@ -19,11 +19,15 @@ def consumer_group(project: str) -> str:
 
 @dataclass(frozen=True)
 class About:
-    """A project, as alerts speak of it. `epoch` is how often offsets are committed."""
+    """A project, as alerts speak of it. `epoch` is how often offsets are committed.
+
+    `objective` is the freshness that is declared, `latency` that of the server's answers.
+    """
 
     project: str
     views: tuple[View, ...]
     objective: units.Objective
+    latency: units.Objective
     epoch: timedelta
     volume: units.Volume
 
@@ -31,7 +35,14 @@ class About:
     def of(cls, declaration: Declaration, pipeline: Pipeline, epoch: timedelta) -> "About":
         """Take it from the declaration."""
         serving = declaration.servingRequirements
-        return cls(declaration.project, pipeline.views, serving.freshnessTarget, epoch, serving.offlineVolume)
+        return cls(
+            declaration.project,
+            pipeline.views,
+            serving.freshnessTarget,
+            serving.onlineLatency,
+            epoch,
+            serving.offlineVolume,
+        )
 
     @property
     def group(self) -> str:
@@ -52,6 +63,11 @@ class About:
     def any_view(self) -> str:
         """The matcher of series about this project's views: metrics do not name the project."""
         return f'feature_view=~"{"|".join(view.name for view in self.views)}"'
+
+    @property
+    def served(self) -> str:
+        """The series by which a server is known to be this project's."""
+        return f"freshet_served_values_total{{{self.any_view}}}"
 
     @property
     def one_view(self) -> str:

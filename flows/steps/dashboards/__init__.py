@@ -5,7 +5,7 @@ touch, what is to be done. A panel's description says what its numbers mean, and
 
 - `panels` is Grafana's own form: panels, and their places;
 - `shown` is what all dashboards of one declaration share;
-- `overview`, `feature_view`, `lag` and `validation` are one kind of dashboard each.
+- `overview`, `feature_view`, `lag`, `validation` and `serving` are one kind of dashboard each.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 from freshet.flows.steps.dashboards.feature_view import feature_view
 from freshet.flows.steps.dashboards.lag import lag
 from freshet.flows.steps.dashboards.overview import overview
+from freshet.flows.steps.dashboards.serving import serving
 from freshet.flows.steps.dashboards.shown import Shown
 from freshet.flows.steps.dashboards.validation import validation
 from freshet.schemas.declaration import Declaration
@@ -35,7 +36,7 @@ def dashboards(
     """
     shown = Shown(declaration, views, topics, epoch)
     of_views = [feature_view(shown, view) for view in views]
-    return [overview(shown), *of_views, lag(shown), validation(shown)]
+    return [overview(shown), *of_views, lag(shown), validation(shown), serving(shown)]
 
 
 def dashboard_files(

@@ -17,6 +17,8 @@ _ADVICE = """\
 3. **Findings are open**: [validation](/d/freshet-validation) says which features and why; `freshet repair` writes the
    newest offline rows online again.
 4. **Rejects come**: `freshet dlq list` says why; after a fix, `freshet dlq redrive` sends them again.
+5. **Clients wait, or get errors**: [serving](/d/freshet-serving) says whether the server is late, fails, or serves
+   what is old.
 """
 
 
