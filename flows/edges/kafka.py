@@ -41,8 +41,8 @@ _PROBE_PAUSE_S_MAX = 5.0
 _ASK_AGAIN_S = 0.05
 _GROUPLESS = "freshet-no-group"
 # The embedded broker answers an empty fetch no sooner; and each partition has a queue of its own. A broker that has
-# just started may not know its topics yet: librdkafka believes it, and asks again by itself only after five minutes. One
-# that falls silent seems to have nothing new for as long as an answer is waited for, by default a minute.
+# just started may not know its topics yet: librdkafka believes it, and asks again by itself only after five minutes.
+# One that falls silent seems to have nothing new for as long as an answer is waited for, by default a minute.
 _FETCH = {
     "fetch.wait.max.ms": 10,
     "queued.max.messages.kbytes": 16384,
