@@ -17,7 +17,7 @@ from freshet.flows.steps.serving import Behind, Catalog, Unknown
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import Contract
 from freshet.schemas.progress import Progress
-from freshet.schemas.serving import EVENTS_MAX, Column, Question, ReadRequest, ServedRow
+from freshet.schemas.serving import EVENTS_MAX, NAME_MAX, TOLD_MAX, Column, Question, ReadRequest, ServedRow
 
 LOG = logging.getLogger("freshet")
 
@@ -26,6 +26,7 @@ ENDPOINTS = (READ, FEATURES, EVENTS)
 """What requests are counted by."""
 _RETRY = ((b"retry-after", b"1"),)
 _STREAMS = "/streams/"
+_EXPLAINED = 1000
 
 
 class Reads(Protocol):
@@ -70,7 +71,7 @@ class Keeps(Protocol):
 
 @dataclass(frozen=True)
 class Terms:
-    """Under which terms the server answers: whom, how many at once, and what is fresh to it."""
+    """Under which terms the server answers: whom, how many of each endpoint at once, and what is fresh to it."""
 
     target_us: int
     token: str | None = None
@@ -94,7 +95,7 @@ class FeatureServer:
     _progress: Mapping[str, Progress] | None = None
     _behind: Behind = field(default_factory=Behind)
     _trouble: str = ""
-    _in_work: int = 0
+    _in_work: Tally[str] = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
         """Make what never changes."""
@@ -111,21 +112,21 @@ class FeatureServer:
                 return await self._if_get(request, self._readyz)
         if (refused := self._not_let_in(request)) is not None:
             return refused
-        begun_s = self.clock_s()
-        if self._in_work >= self.terms.concurrency:
-            endpoint, response = READ, _problem(503, "the server has too much to do", _RETRY)
+        begun_s, endpoint = self.clock_s(), _endpoint(request.path)
+        if self._in_work[endpoint] >= self.terms.concurrency:
+            response = _problem(503, "the server has too much to do", _RETRY)
         else:
-            self._in_work += 1
+            self._in_work[endpoint] += 1
             try:
-                endpoint, response = await self._routed(request)
+                response = await self._routed(request)
             except Unknown as error:
-                endpoint, response = _endpoint(request.path), _refusal(404, error)
+                response = _refusal(404, error)
             except Refused as error:
-                endpoint, response = _endpoint(request.path), _refusal(422, error)
+                response = _refusal(422, error)
             except Unavailable as error:
-                endpoint, response = _endpoint(request.path), _problem(503, str(error), _RETRY)
+                response = _problem(503, str(error), _RETRY)
             finally:
-                self._in_work -= 1
+                self._in_work[endpoint] -= 1
         if endpoint:
             self.counts.request(endpoint, response.status, self.clock_s() - begun_s)
         return response
@@ -144,21 +145,20 @@ class FeatureServer:
         """Return what was wrong with the online store at the last look, or nothing."""
         return self._trouble
 
-    async def _routed(self, request: Request) -> tuple[str, Response]:
-        """Return which endpoint it was, and its answer."""
+    async def _routed(self, request: Request) -> Response:
         path = request.path
-        if path == "/get-online-features":
-            return READ, await self._if_post(request, self._read)
-        if path == "/features":
-            return FEATURES, await self._if_get(request, self._listed)
+        if path == f"/{READ}":
+            return await self._if_post(request, self._read)
+        if path == f"/{FEATURES}":
+            return await self._if_get(request, self._listed)
         if path == "/openapi.json":
-            return "", await self._if_get(request, self._documented)
+            return await self._if_get(request, self._documented)
         stream = path.removeprefix(_STREAMS).removesuffix("/events")
         if path == f"{_STREAMS}{stream}/events":
             if stream not in self.contracts:
-                return EVENTS, _problem(404, f'stream "{stream[:100]}" is unknown')
-            return EVENTS, await self._if_post(request, lambda asked: self._publish(stream, asked))
-        return "", _problem(404, "there is POST /get-online-features, GET /features, POST /streams/{stream}/events")
+                return _problem(404, f'stream "{stream[:100]}" is unknown')
+            return await self._if_post(request, lambda asked: self._publish(stream, asked))
+        return _problem(404, "there is POST /get-online-features, GET /features, POST /streams/{stream}/events")
 
     async def _read(self, request: Request) -> Response:
         try:
@@ -192,7 +192,9 @@ class FeatureServer:
             told = from_json(request.body)
         except ValueError as error:
             return _problem(422, f"the body is no JSON: {error}")
-        events = [to_json(event) for event in told] if isinstance(told, list) else [request.body]
+        events = (
+            [to_json(event, inf_nan_mode="constants") for event in told] if isinstance(told, list) else [request.body]
+        )
         if not 0 < len(events) <= EVENTS_MAX:
             return _problem(422, f"send 1 to {EVENTS_MAX} events at once, not {len(events)}")
         places = await self.publisher.publish(self.contracts[stream], events)
@@ -233,7 +235,10 @@ class FeatureServer:
 
 
 def _endpoint(path: str) -> str:
-    return EVENTS if path.startswith(_STREAMS) else READ
+    """Return what a request is counted by, and has its places by: one of `ENDPOINTS`, or nothing."""
+    if path.startswith(_STREAMS) and path.endswith("/events"):
+        return EVENTS
+    return path[1:] if path[1:] in ENDPOINTS[:2] else ""
 
 
 def _body(columns: Sequence[Column]) -> bytes:
@@ -250,13 +255,15 @@ def _problem(status: int, detail: str, headers: tuple[tuple[bytes, bytes], ...] 
 
 
 def _refusal(status: int, error: Refused) -> Response:
-    return _problem(status, "; ".join(str(problem) for problem in error.problems[:10]))
+    return _problem(status, "; ".join(str(problem) for problem in error.problems[:TOLD_MAX]))
 
 
 def _invalid(error: ValidationError) -> Response:
+    if (count := error.error_count()) > _EXPLAINED:  # to list them would take seconds
+        return _problem(422, f"the request cannot be read in {count} places")
     found = (
-        Problem("request", ".".join(map(str, one["loc"])) or "body", f"cannot be read: {one['msg']}")
-        for one in error.errors(include_url=False, include_context=False, include_input=False)[:10]
+        Problem("request", ".".join(map(str, one["loc"]))[:NAME_MAX] or "body", f"cannot be read: {one['msg']}")
+        for one in error.errors(include_url=False, include_context=False, include_input=False)[:TOLD_MAX]
     )
     return _problem(422, "; ".join(map(str, found)))
 

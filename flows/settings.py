@@ -47,7 +47,7 @@ flag is no place for them, since other users of the machine see it.
 | FRESHET_SERVER_CERTIFICATE | a PEM file: the server speaks TLS, with FRESHET_SERVER_KEY | |
 | FRESHET_SERVER_KEY | the PEM file of its key | |
 | FRESHET_SERVER_CLIENT_CA | a PEM file: clients must have a certificate of that CA | |
-| FRESHET_SERVER_CONCURRENCY | how many requests each of its workers has in work at once; more get a 503 | 256 |
+| FRESHET_SERVER_CONCURRENCY | how many requests to one path each worker has in work at once; more get a 503 | 256 |
 | FRESHET_SERVER_DEADLINE | how long a question to the online store may take | 1 s |
 | FRESHET_SERVED_SHARE | of which share of entities, 0 to 1, it is logged what was served | 0 |
 | FRESHET_LOG | text for people, or json: one object a line | text |

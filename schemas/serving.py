@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ENTITIES_MAX, FEATURES_MAX, EVENTS_MAX = 10_000, 1_000, 1_000
 """What one request may ask for, or bring."""
+TOLD_MAX, NAME_MAX = 10, 200
+"""How many things that are wrong with it are told, and how much of a name: what nobody declared may be without end."""
 
 
 class Status(StrEnum):

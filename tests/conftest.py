@@ -63,6 +63,7 @@ LONG_FILES = (
     "test_fault_matrix.py",
     "test_secured.py",
     "test_logs.py",
+    "test_serving_faults.py",
 )
 
 

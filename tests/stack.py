@@ -84,7 +84,7 @@ class Server:
     def start(self) -> None:
         command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(self._answers)
 
     def _answers(self) -> bool:
@@ -97,8 +97,8 @@ class Server:
         return redis.Redis(port=self.port, password=password)
 
     def stop(self, *, wipe: bool = False) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.process.kill()
+        self.process.wait()
         if wipe:
             shutil.rmtree(self.folder)
             self.folder.mkdir()

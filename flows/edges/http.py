@@ -149,6 +149,11 @@ def serve(
 
 
 def _config(app: App, security: Security) -> uvicorn.Config:
+    if security.certificate is None and (security.key or security.client_ca):  # uvicorn would speak plain HTTP
+        hint = "set FRESHET_SERVER_CERTIFICATE, or neither …_KEY nor …_CLIENT_CA"
+        raise Refused(
+            [Problem("certificate", str(security.key or security.client_ca), "is of no use alone", hint=hint)]
+        )
     config = uvicorn.Config(
         app,
         http="httptools",

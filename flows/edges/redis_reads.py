@@ -41,7 +41,7 @@ class RedisReads:
             hint = "write redis://host:6379/0, rediss://… or unix:///path; percent-encode user and password"
             raise Refused([Problem("key", "onlineStore", "is not a Redis URL", hint=hint)]) from None
         self._link: _Link | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[_Link] | None = None
 
     async def read(self, questions: Sequence[Question]) -> list[list[list[bytes | None]]]:
         """Return, for each question, the fields of each of its hashes, in order. Raises `Unavailable`."""
@@ -71,7 +71,9 @@ class RedisReads:
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
         link = self._link
         if link is None or link.is_lost:
-            link = await self._opened()
+            if self._opening is None or self._opening.done():
+                self._opening = asyncio.create_task(self._opened())
+            link = await asyncio.shield(self._opening)  # one for all, else each would wait after the other
         answers = await link.ask(commands)
         for answer in answers:
             if isinstance(answer, hiredis.ReplyError):
@@ -79,20 +81,17 @@ class RedisReads:
         return answers
 
     async def _opened(self) -> "_Link":
-        async with self._opening:
-            if self._link is not None and not self._link.is_lost:
-                return self._link
-            try:
-                async with asyncio.timeout(self._deadline_s):
-                    link = await self._connected()
-                    for said in await link.ask(self._greeting()):
-                        if isinstance(said, hiredis.ReplyError):
-                            link.give_up(self._unavailable(said))
-                            raise self._unavailable(said)
-            except (OSError, TimeoutError) as error:
-                raise self._unavailable(error) from error
-            self._link = link
-            return link
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                link = await self._connected()
+                for said in await link.ask(self._greeting()):
+                    if isinstance(said, hiredis.ReplyError):
+                        link.give_up(self._unavailable(said))
+                        raise self._unavailable(said)
+        except (OSError, TimeoutError) as error:
+            raise self._unavailable(error) from error
+        self._link = link
+        return link
 
     async def _connected(self) -> "_Link":
         loop, options = asyncio.get_running_loop(), self._options

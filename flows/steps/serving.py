@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any
 
 from freshet.schemas import feast_bytes
@@ -17,7 +18,17 @@ from freshet.schemas.event import Contract
 from freshet.schemas.online_layout import Layout, version_of
 from freshet.schemas.progress import Progress
 from freshet.schemas.record import partition_of
-from freshet.schemas.serving import ENTITIES_MAX, FEATURES_MAX, Column, Question, ReadRequest, ServedRow, Status
+from freshet.schemas.serving import (
+    ENTITIES_MAX,
+    FEATURES_MAX,
+    NAME_MAX,
+    TOLD_MAX,
+    Column,
+    Question,
+    ReadRequest,
+    ServedRow,
+    Status,
+)
 from freshet.schemas.units import count_us
 from freshet.schemas.view import View
 
@@ -164,12 +175,13 @@ class Selection:
             Problem("entity", name, "is needed and not given", hint=f'add "{name}": […] to entities')
             for name in sorted(self.needed - entities.keys())
         ]
-        for name in entities.keys() - self.known:
-            meant = nearest(name, self.known)
+        for name in sorted(entities.keys() - self.known)[:TOLD_MAX]:
+            meant = nearest(name[:NAME_MAX], self.known)
             hint = f"did you mean {meant}?" if meant else f"join keys are {listed(sorted(self.known))}"
-            problems.append(Problem("entity", name, "is unknown", hint=hint))
+            problems.append(Problem("entity", name[:NAME_MAX], "is unknown", hint=hint))
         if len(counts) > 1:
-            got = ", ".join(f"{name}: {len(values)}" for name, values in entities.items())
+            given = islice(entities.items(), TOLD_MAX)
+            got = ", ".join(f"{name[:NAME_MAX]}: {len(values)}" for name, values in given)
             problems.append(Problem("request", "entities", "needs as many values of each join key", got))
         if max(counts) > ENTITIES_MAX:
             fact = f"may ask for {ENTITIES_MAX} at once"
@@ -297,7 +309,7 @@ class Catalog:
         if service is not None:
             if service not in self.services:
                 hint = f"there is {listed(sorted(self.services))}"
-                raise Unknown([Problem("feature service", service, "is unknown", hint=hint)])
+                raise Unknown([Problem("feature service", service[:NAME_MAX], "is unknown", hint=hint)])
             views = (self.layouts[name].view for name in self.services[service])
             return [(view.name, feature.name) for view in views for feature in view.features]
         found, problems = list[tuple[str, str]](), list[Problem]()
@@ -305,8 +317,8 @@ class Catalog:
             view, _, name = reference.partition(":")
             if view in self.layouts and any(name == one.name for one in self.layouts[view].view.features):
                 found.append((view, name))
-            else:
-                problems.append(self._unknown(reference, view))
+            elif len(problems) < TOLD_MAX:
+                problems.append(self._unknown(reference[:NAME_MAX], view))
         if problems:
             raise Unknown(problems)
         return found
@@ -315,7 +327,7 @@ class Catalog:
         every = [f"{one.view.name}:{made.name}" for one in self.layouts.values() for made in one.view.features]
         meant = nearest(reference, every)
         others = f"views are {listed(sorted(self.layouts))}" if view not in self.layouts else "GET /features lists them"
-        return Problem("feature", reference[:200], "is unknown", hint=f"did you mean {meant}?" if meant else others)
+        return Problem("feature", reference, "is unknown", hint=f"did you mean {meant}?" if meant else others)
 
     def _hash(self, views: Mapping[str, Sequence[str]]) -> _Hash:
         fields, asked = list[bytes](), list[_Asked]()
