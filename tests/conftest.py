@@ -1,13 +1,15 @@
 """What tests stand on: real parts where they are there, and a loud word where they are not.
 
-A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,amtool,kcat,burrow,redis`) names it:
-then it fails.
+A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,amtool,kcat,burrow,redis,schemathesis`)
+names it: then it fails.
 """
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +52,28 @@ def program(name: str, why: str, *names: str) -> str:
     if found is None:
         require(name, why)
     return found
+
+
+def oracle(name: str) -> Path:
+    """Return where the programs are that come with an oracle.
+
+    It has an environment of its own inside of ours, made once as its lock file says: what ours is compared with brings
+    versions of its own.
+    """
+    lock = Path(__file__).parent / "oracles" / f"{name}.lock"
+    folder = Path(sys.prefix) / "oracles" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp, wanted = folder / ".freshet-stamp", sys.version + lock.read_text()
+    with (folder / ".freshet-making").open("w") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)  # another of pytest's processes may make it
+        if not stamp.exists() or stamp.read_text() != wanted:
+            install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--require-hashes", "-r", lock]
+            for command in ([sys.executable, "-m", "venv", folder], install):
+                made = subprocess.run(command, capture_output=True, text=True, check=False)
+                if made.returncode != 0:
+                    require(name, f"it cannot be installed: {(made.stderr or made.stdout).strip()[-500:]}")
+            stamp.write_text(wanted)
+    return folder / "bin"
 
 
 LONG_FILES = (
@@ -160,6 +184,11 @@ def kcat() -> str | None:
         absent("kcat", "it is not on the PATH; on Debian, apt-get install kcat")
         warnings.warn("committed offsets are not watched with kcat: it is not on the PATH", stacklevel=1)
     return found
+
+
+@pytest.fixture(scope="session")
+def schemathesis() -> Path:
+    return oracle("schemathesis") / "schemathesis"
 
 
 @pytest.fixture

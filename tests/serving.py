@@ -23,6 +23,7 @@ from freshet.schemas.progress import Progress, progress_key
 from freshet.schemas.view import View
 
 READ, EVENTS = "/get-online-features", f"/streams/{STREAM}/events"
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 _AHEAD_US = 3600 * 1_000_000
 """Said to be written so much later than now: no test depends on how long it takes."""
 
@@ -152,14 +153,13 @@ def view_of(stack: Stack, name: str) -> View:
 
 def numbered(view: View, entities: Sequence[tuple[Any, ...]], number: int) -> pa.Table:
     """Rows all of whose features, the time and the version say one number."""
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    stamp = at.replace(microsecond=number % 1_000_000)
+    stamp = TODAY.replace(microsecond=number % 1_000_000)
     told = {
         "int64": number, "int32": number, "float64": float(number), "float32": float(number),
         "string": str(number), "bool": number % 2 == 1,
     }  # fmt: skip
     features = {feature.name: told[feature.dtype.name] for feature in view.features}
-    system = {"event_timestamp": stamp, "created": at, "_version": number, "_partition": 0, "_offset": number}
+    system = {"event_timestamp": stamp, "created": TODAY, "_version": number, "_partition": 0, "_offset": number}
     rows = [{**dict(zip(view.entity_names, one, strict=True)), **system, **features} for one in entities]
     return pa.Table.from_pylist(rows, view.row_schema)
 

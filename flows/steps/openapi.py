@@ -112,7 +112,13 @@ def _read(views: Sequence[View]) -> Any:
         "required": ["metadata", "results"],
     }
     about = "Values of features, by column: Feast's own request and response"
-    return _operation("getOnlineFeatures", about, 200, answered, [*_REFUSED], asked)
+    made = _operation("getOnlineFeatures", about, 200, answered, [*_REFUSED], asked)
+    example = {
+        "features": references[:1],
+        "entities": {column.name: [] for view in views[:1] for column in view.entity},
+    }
+    made["requestBody"]["content"]["application/json"]["example"] = example
+    return made
 
 
 def _publish(name: str) -> Any:
