@@ -26,6 +26,7 @@ from freshet.flows.steps.watch import (
     Judgeable,
     Memory,
     Place,
+    Runs,
     Signs,
     Ticket,
     Versions,
@@ -135,6 +136,7 @@ class Watch:
         self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit, plan.view.ttl)
         self._parts = Parts(plan.view.row_schema)
         self._gone: dict[str, PartSummary] = {}
+        self._runs = Runs()
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
         self.canary_lines: list[CanaryLine] = []
@@ -169,6 +171,7 @@ class Watch:
                 self._parts.put(part, summary)
                 self._gone.pop(part, None)
                 new.append(part)
+        self._runs.note(new, self._outside.ends, ledger)
         if not staged:  # between the ledger and the renaming lies a moment, or a crash
             self._durable = ledger
         after = self._outside.ledger.read() or ledger
@@ -186,7 +189,8 @@ class Watch:
         for entity, row in zip(entities, outside.online.read(self.view, entities), strict=True):
             seen = self._memory.of(entity)
             self._memory.see(row)
-            self._tickets.append(Ticket(entity, floors.get(entity), seen, row, outside.now(), epoch=epoch))
+            now = outside.now()
+            self._tickets.append(Ticket(entity, floors.get(entity), seen, row, now, epoch=epoch, runs=self._runs.sole))
 
     def look_again(self) -> dict[Entity, StoredRow | None]:
         """Take the second look at those that have waited for the grace."""

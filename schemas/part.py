@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-_NAMED = re.compile(r"part-(\d{10})-.+\.parquet")
+_NAMED = re.compile(r"part-(\d{10})-(.+)-\d+\.parquet")
 
 
 @dataclass(frozen=True)
@@ -30,3 +30,13 @@ def epoch_of(part: str) -> int | None:
     """
     known = _NAMED.fullmatch(part)
     return None if known is None else int(known[1])
+
+
+def run_of(part: str) -> str | None:
+    """Return the run that made a part, by its name; None for a name that the flow does not give.
+
+    >>> run_of("part-0000000012-a1b2c3d4-000001.parquet"), run_of("part-0.parquet")
+    ('a1b2c3d4', None)
+    """
+    known = _NAMED.fullmatch(part)
+    return None if known is None else known[2]

@@ -108,7 +108,7 @@ def _serve(words: argparse.Namespace, settings: Settings) -> int:
         raise wrong_use(asked[0], "is the materializer's", "the server has --workers")
     if words.metrics:
         settings = dataclasses.replace(settings, metrics_address=words.metrics)
-    from freshet.flows.live_server import Worker, listen  # noqa: PLC0415  # uvicorn is only here
+    from freshet.flows.live_server import Worker, listen  # noqa: PLC0415  # uvloop is only here
 
     workspace = Workspace.open(settings)
     if words.leashed:

@@ -39,7 +39,7 @@ BEHIND_ONE_EDGE = {
     "great_expectations": {"flows/edges/quality.py"},
     "confluent_kafka": {f"flows/edges/{part}.py" for part in ("kafka", "broker", "publisher", "standings")},
     "redis": {f"flows/edges/{part}.py" for part in ("redis", "redis_reads", "store_config", "valkey")},
-    "uvicorn": {"flows/edges/http.py"},
+    "httptools": {"flows/edges/http.py"},
     "bytewax": {
         "flows/edges/bytewax.py",
         "flows/materializer.py",

@@ -1,28 +1,35 @@
-"""HTTP as a function: a `Request` in, a `Response` out. uvicorn speaks the protocol, on httptools and uvloop.
+"""HTTP/1.1 as a function: a `Request` in, a `Response` out. httptools parses, uvloop waits, and nothing stands between.
 
-What is too large or too slow to come never reaches the function. Without a certificate it is plain HTTP; with the
+A general server (uvicorn) costs more for a request than reading the features that it asks for; here a request is one
+object and its answer one write. What is too large or too slow to come never reaches the function. Requests of one
+connection are answered in their order, one after the other. Without a certificate it is plain HTTP; with the
 certificate of a CA of its clients, who has none of theirs is not let in.
 """
 
 import asyncio
+import http
+import logging
 import signal
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import uvicorn
+import httptools
 import uvloop
 
 from freshet.schemas.errors import Problem, Refused
 
-BODY_BYTES_MAX = 4 << 20
-_BODY_LIMIT_S, _KEEP_ALIVE_S, _GRACE_S, _BACKLOG = 10.0, 75, 10, 2048
-_JSON = b"application/json"
+LOG = logging.getLogger("freshet")
 
-_Message = MutableMapping[str, Any]
+BODY_BYTES_MAX, HEAD_BYTES_MAX = 4 << 20, 64 << 10
+_BODY_LIMIT_S, _KEEP_ALIVE_S, _GRACE_S, _LOOK_AGAIN_S, _BACKLOG = 10.0, 75.0, 10.0, 0.02, 2048
+_QUEUE_MAX = 16
+"""So many requests of one connection may wait; then no more is read from it."""
+_JSON = b"application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,55 +64,199 @@ class Security:
     client_ca: Path | None = None
 
 
-class App:
-    """The function as uvicorn calls it (ASGI 3)."""
+def _problem(status: int, detail: bytes) -> Response:
+    return Response(status, b'{"detail":"%s"}' % detail)
 
-    def __init__(self, handle: Handler) -> None:
-        self._handle = handle
 
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[_Message]],
-        send: Callable[[_Message], Awaitable[None]],
-    ) -> None:
-        """Answer one request."""
-        assert scope["type"] == "http", "uvicorn is told to speak nothing else"
-        headers = dict(scope["headers"])
-        body: bytes | Response = await _body(headers, receive)
-        if isinstance(body, bytes):
-            response = await self._handle(Request(scope["method"], scope["path"], headers, body))
+_TOO_LARGE = _problem(413, b"the body is larger than %d bytes" % BODY_BYTES_MAX)
+_TOO_LONG = _problem(431, b"the headers are longer than %d bytes" % HEAD_BYTES_MAX)
+_TOO_SLOW = _problem(408, b"the request did not come within %d s" % _BODY_LIMIT_S)
+_NO_HTTP = _problem(400, b"what came is no HTTP/1.1 request")
+_DEFECT = _problem(500, b"a defect of the server's, which its log tells of")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+
+
+class _Connection(asyncio.Protocol):
+    """One client's connection. Methods that begin with on_ are httptools'."""
+
+    def __init__(self, handle: Handler, held: "set[_Connection]") -> None:
+        self._handle, self._held = handle, held
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[tuple[Request, bool]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ends = self._is_incomplete = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._url, self._headers, self._body = b"", dict[bytes, bytes](), list[bytes]()
+        self._head_bytes = self._body_bytes = 0
+
+    # --- the connection -----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._held.add(self)
+        self._wait(_KEEP_ALIVE_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go; what is in work is of no use any more."""
+        del exc
+        self._held.discard(self)
+        self._wait(None)
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came."""
+        if self._ends:
+            return
+        was_incomplete = self._is_incomplete
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:  # to what we do not speak: it is answered, and nothing is read after it
+            self._ends = True
+        except httptools.HttpParserError:
+            self._refuse(_NO_HTTP)
+        if self._is_incomplete and not was_incomplete and not self._ends:
+            self._wait(_BODY_LIMIT_S)
+        if len(self._waiting) > _QUEUE_MAX:
+            self._transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        """Take nothing more from who takes no answers."""
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._transport.resume_reading()
+
+    def end(self) -> None:
+        """Finish what is in work, and close."""
+        self._ends = True
+        if self._task is None:
+            self._transport.close()
+
+    def _wait(self, limit_s: float | None) -> None:
+        """Wait for what comes no longer than that; for ever while something is in work."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if limit_s is None else self._loop.call_later(limit_s, self._tire)
+
+    def _tire(self) -> None:
+        if self._is_incomplete:
+            self._refuse(_TOO_SLOW)
         else:
-            response = body
-        length = b"%d" % len(response.body)
-        told = [(b"content-type", response.kind), (b"content-length", length), *response.headers]
-        await send({"type": "http.response.start", "status": response.status, "headers": told})
-        await send({"type": "http.response.body", "body": response.body})
+            self._transport.close()
+
+    # --- the parser ---------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._begin()
+        self._is_incomplete = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the URL."""
+        self._url += url
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self._headers[name.lower()] = value
+        self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Look whether the body should come at all."""
+        length = self._headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > BODY_BYTES_MAX:
+            self._refuse(_TOO_LARGE)
+        elif self._headers.get(b"expect", b"").lower() == b"100-continue" and self._task is None:
+            self._transport.write(_CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._body.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > BODY_BYTES_MAX:
+            self._refuse(_TOO_LARGE)
+
+    def on_message_complete(self) -> None:
+        """Answer, or let it wait for those before it."""
+        self._is_incomplete = False
+        if self._ends:
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        path = self._url if self._url.startswith(b"/") else _path(self._url)
+        method = self._parser.get_method().decode()
+        request = Request(method, path.partition(b"?")[0].decode("latin-1"), self._headers, body)
+        self._waiting.append((request, self._parser.should_keep_alive()))
+        if self._task is None:
+            self._next()
+
+    def _count_head(self, bytes_count: int) -> None:
+        self._head_bytes += bytes_count
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(_TOO_LONG)
+
+    def _refuse(self, response: Response) -> None:
+        """Answer what cannot be read, unless something before it is in work, and close."""
+        if self._ends:
+            return
+        self._ends, self._is_incomplete = True, False
+        self._waiting.clear()
+        if self._task is None:
+            self._write(response, keeps=False)
+
+    # --- the answer ---------------------------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        self._wait(None)
+        request, keeps = self._waiting.popleft()
+        self._task = self._loop.create_task(self._answer(request, keeps=keeps))
+
+    async def _answer(self, request: Request, *, keeps: bool) -> None:
+        response = _DEFECT
+        try:
+            response = await self._handle(request)
+        finally:  # an exception is a defect of ours: it is answered, and told where the loop tells of them
+            self._task = None
+            if not self._transport.is_closing():
+                self._write(response, keeps=keeps and response is not _DEFECT, has_body=request.method != "HEAD")
+        if self._waiting:
+            self._next()
+            if len(self._waiting) == _QUEUE_MAX:
+                self._transport.resume_reading()
+        elif not self._ends:
+            self._wait(_BODY_LIMIT_S if self._is_incomplete else _KEEP_ALIVE_S)
+
+    def _write(self, response: Response, *, keeps: bool, has_body: bool = True) -> None:
+        keeps = keeps and not (self._ends and not self._waiting)
+        parts = [
+            _LINES[response.status],
+            b"content-type: %b\r\ncontent-length: %d\r\n" % (response.kind, len(response.body)),
+            *(b"%b: %b\r\n" % pair for pair in response.headers),
+            b"\r\n" if keeps else b"connection: close\r\n\r\n",
+        ]
+        if has_body:
+            parts.append(response.body)
+        self._transport.write(b"".join(parts))
+        if not keeps:
+            self._ends = True
+            self._waiting.clear()
+            self._transport.close()
 
 
-async def _body(headers: Mapping[bytes, bytes], receive: Callable[[], Awaitable[_Message]]) -> bytes | Response:
-    """Return a request's body, or what is answered in its place."""
-    length = headers.get(b"content-length", b"")
-    if length.isdigit() and int(length) > BODY_BYTES_MAX:
-        return _TOO_LARGE
-    parts, size = list[bytes](), 0
+def _path(url: bytes) -> bytes:
+    """Return the path of a URL with scheme and host, as a proxy gets it; nothing if there is none."""
     try:
-        async with asyncio.timeout(_BODY_LIMIT_S):
-            while True:
-                message = await receive()
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > BODY_BYTES_MAX:
-                    return _TOO_LARGE
-                if not message.get("more_body"):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-    except TimeoutError:
-        return _TOO_SLOW
-
-
-_CLOSE = ((b"connection", b"close"),)
-_TOO_LARGE = Response(413, b'{"detail":"the body is larger than %d bytes"}' % BODY_BYTES_MAX, headers=_CLOSE)
-_TOO_SLOW = Response(408, b'{"detail":"the body did not come within %d s"}' % _BODY_LIMIT_S, headers=_CLOSE)
+        return bytes(httptools.parse_url(url).path or b"/")
+    except httptools.HttpParserInvalidURLError:
+        return b""
 
 
 def bind(address: str) -> socket.socket:
@@ -133,14 +284,23 @@ def serve(
     close: Callable[[], Awaitable[None]],
 ) -> None:
     """Answer requests until SIGTERM or SIGINT; what is in work then is finished. Raises `Refused` for a certificate."""
-    # uvicorn raises a signal that ended it once more, at the handler that was there before
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    secure = _secure(security)
 
     async def run() -> None:
-        config = _config(App(await open_handler()), security)
+        loop, ended, held = asyncio.get_running_loop(), asyncio.Event(), set[_Connection]()
+        loop.set_exception_handler(_tell)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        handle = await open_handler()
         try:
-            await uvicorn.Server(config).serve(sockets=[bound])
+            made = await loop.create_server(lambda: _Connection(handle, held), sock=bound, ssl=secure, backlog=_BACKLOG)
+            await ended.wait()
+            made.close()
+            deadline_s = loop.time() + _GRACE_S
+            for connection in [*held]:
+                connection.end()
+            while held and loop.time() < deadline_s:  # noqa: ASYNC110  # each ends by itself, and this once
+                await asyncio.sleep(_LOOK_AGAIN_S)
         finally:
             await close()
 
@@ -148,32 +308,27 @@ def serve(
         runner.run(run())
 
 
-def _config(app: App, security: Security) -> uvicorn.Config:
-    if security.certificate is None and (security.key or security.client_ca):  # uvicorn would speak plain HTTP
-        hint = "set FRESHET_SERVER_CERTIFICATE, or neither …_KEY nor …_CLIENT_CA"
-        raise Refused(
-            [Problem("certificate", str(security.key or security.client_ca), "is of no use alone", hint=hint)]
-        )
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_GRACE_S,
-        ssl_certfile=security.certificate,
-        ssl_keyfile=security.key,
-        ssl_ca_certs=None if security.client_ca is None else str(security.client_ca),
-        ssl_cert_reqs=ssl.CERT_NONE if security.client_ca is None else ssl.CERT_REQUIRED,
-    )
+def _tell(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """Tell of an exception that nobody caught, but of none that a client made by going away."""
+    error = context.get("exception")
+    if not isinstance(error, ConnectionError | ssl.SSLError):
+        LOG.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
+
+
+def _secure(security: Security) -> ssl.SSLContext | None:
+    if security.certificate is None:
+        if alone := security.key or security.client_ca:  # else it would speak plain HTTP
+            hint = "set FRESHET_SERVER_CERTIFICATE, or neither …_KEY nor …_CLIENT_CA"
+            raise Refused([Problem("certificate", str(alone), "is of no use alone", hint=hint)])
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        config.load()
+        context.load_cert_chain(security.certificate, security.key)
+        if security.client_ca is not None:
+            context.load_verify_locations(security.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
         hint = "FRESHET_SERVER_CERTIFICATE, …_KEY and …_CLIENT_CA name PEM files"
-        raise Refused(
-            [Problem("certificate", str(security.certificate), f"cannot be used: {error}", hint=hint)]
-        ) from error
-    return config
+        named = str(security.certificate)
+        raise Refused([Problem("certificate", named, f"cannot be used: {error}", hint=hint)]) from error
+    return context

@@ -11,7 +11,7 @@ of another the entity's own rows tell, and what befell others of late (`Signs`).
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from freshet.flows.steps.shards import hashes
 from freshet.schemas.event import EVENT_TIME, NEVER_US
 from freshet.schemas.ledger import Ledger
-from freshet.schemas.part import PartSummary, epoch_of
+from freshet.schemas.part import PartSummary, epoch_of, run_of
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import VERSION, StoredRow, View
 
@@ -42,7 +42,7 @@ class Ticket:
     `floor` is an offline row from before the first look, `seen` the newest place ever seen online before it. `first`
     and `second` are the online rows of both looks, over at `first_at` and `second_at`; `ends` says, by source
     partition, where Kafka ended after the second. `epoch` is the newest that was known to be committed before the
-    first.
+    first; `runs` are those that had by then passed all that another run can have written online before them.
     """
 
     entity: Entity
@@ -54,6 +54,7 @@ class Ticket:
     ends: Mapping[str, int] | None = None
     second_at: datetime | None = None
     epoch: int = 0
+    runs: frozenset[str | None] = frozenset({None})
 
     @property
     def known(self) -> Place | None:
@@ -83,11 +84,42 @@ class Found(StrEnum):
     ABSENT = "absent"
     """It is not offline, and must be."""
     SUPERSEDED = "superseded"
-    """Only a later version of it is offline: a crash came between, and the replay made that one at once."""
+    """A later version of it is offline, and a crash came between: the replay made that one at once, or on the way to it
+    a row that counts as many events, but others, since partitions are read in another order."""
     CUT = "cut"
     """It is not offline, and parts have fewer rows that can be read than were committed: it may be one of those."""
     PENDING = "pending"
     """It may still come, and has not for long."""
+
+
+@dataclass
+class Runs:
+    """The runs of the flow that made parts, and which of them have passed all that one before them wrote online.
+
+    A run that is killed leaves rows online that are not durable. The next one reads their events again, perhaps in
+    another order among partitions: on the way to the same final rows it makes others, and a version that is not final
+    may count as many events, but not the same ones. So until all that Kafka held when a run was first met is
+    committed, an online row may be of the run before it.
+    """
+
+    sole: frozenset[str | None] = frozenset({None})
+    """Those that have passed. Parts that the flow did not make are of none."""
+    _met: set[str | None] = field(default_factory=set)
+    _young: dict[str | None, Mapping[str, int]] = field(default_factory=dict)
+
+    def note(self, parts: Iterable[str], ends: Callable[[], Mapping[str, int]], ledger: Ledger) -> None:
+        """Note parts that are new, and what is durable by now; `ends` asks Kafka, and may raise `Unavailable`."""
+        self._met.update(map(run_of, parts))
+        if unknown := self._met - self.sole - self._young.keys():
+            self._young |= dict.fromkeys(unknown, ends())
+        passed = [
+            run
+            for run, held in self._young.items()
+            if all(ledger.offsets.get(source, 0) >= end for source, end in held.items())
+        ]
+        for run in passed:
+            del self._young[run]
+        self.sole |= frozenset(passed)
 
 
 @dataclass(frozen=True)
@@ -152,9 +184,12 @@ def judgeable(ticket: Ticket, versions: Versions, *, settled: bool, overdue: boo
     if row is None:
         return Judgeable(ticket, None)
     there = versions.get((row.entity, row.event_timestamp), {})
+    is_superseded = any(version > row.version for version in there)
     if settled and row.version in there:
-        return Judgeable(ticket, Found.FOUND, there[row.version])
-    if any(version > row.version for version in there):
+        found = there[row.version]
+        if not is_superseded or run_of(found.row[PART]) in ticket.runs:
+            return Judgeable(ticket, Found.FOUND, found)
+    if is_superseded:
         return Judgeable(ticket, Found.SUPERSEDED)
     return Judgeable(ticket, Found.ABSENT if settled else Found.PENDING)
 

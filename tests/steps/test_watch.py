@@ -17,6 +17,7 @@ from freshet.flows.steps.watch import (
     Memory,
     OfflineRow,
     Place,
+    Runs,
     Signs,
     Ticket,
     Versions,
@@ -28,6 +29,7 @@ from freshet.flows.steps.watch import (
     written_often,
 )
 from freshet.schemas.dtypes import DTYPES
+from freshet.schemas.errors import Unavailable
 from freshet.schemas.ledger import Ledger, ShardMark
 from freshet.schemas.part import PartSummary
 from freshet.schemas.units import instant_us
@@ -133,8 +135,13 @@ def test_what_is_settled_stays_settled_as_more_is_committed(
 # --- what became of it ------------------------------------------------------------------------------------------------
 
 
-def versions(*there: int, seconds: float = 0) -> Versions:
-    return {(("ann",), at(seconds)): {version: OfflineRow({"_version": version}, 1) for version in there}}
+def versions(*there: int, seconds: float = 0, run: str = "a") -> Versions:
+    rows = {version: {"_version": version, PART: named(version, run)} for version in there}
+    return {(("ann",), at(seconds)): {version: OfflineRow(row, 1) for version, row in rows.items()}}
+
+
+def named(epoch: int, run: str) -> str:
+    return f"part-{epoch:010d}-{run}-000000.parquet"
 
 
 def test_nothing_is_said_of_what_is_neither_settled_nor_overdue() -> None:
@@ -142,11 +149,53 @@ def test_nothing_is_said_of_what_is_neither_settled_nor_overdue() -> None:
 
 
 def test_a_settled_row_is_found_by_its_own_version() -> None:
-    made = judgeable(ticket(online("ann", 0, 2), {}), versions(1, 2, 3), settled=True, overdue=False)
+    looked = replace(ticket(online("ann", 0, 2), {}), runs=frozenset({"a"}))
+
+    made = judgeable(looked, versions(1, 2, 3), settled=True, overdue=False)
 
     assert made is not None
     assert made.offline is not None
     assert (made.found, made.offline.row["_version"]) == (Found.FOUND, 2)
+
+
+@pytest.mark.parametrize(("there", "found"), [((1, 2, 3), Found.SUPERSEDED), ((1, 2), Found.FOUND)])
+def test_a_version_that_another_run_made_may_count_other_events_unless_it_is_the_last(
+    there: tuple[int, ...], found: Found
+) -> None:
+    looked = replace(ticket(online("ann", 0, 2), {}), runs=frozenset({"a"}))
+
+    made = judgeable(looked, versions(*there, run="b"), settled=True, overdue=False)
+
+    assert made is not None
+    assert made.found is found
+
+
+def test_a_run_is_alone_once_all_that_kafka_held_when_it_was_met_is_committed() -> None:
+    runs, held = Runs(), {"edits/0": 5, "edits/1": 3}
+    runs.note([named(1, "a"), named(2, "a"), "part-0.parquet"], lambda: held, ledger({"edits/0": 5}))
+    assert runs.sole == {None}
+
+    runs.note([named(3, "a")], lambda: {"edits/0": 99}, ledger({"edits/0": 5, "edits/1": 3}))
+    assert runs.sole == {None, "a"}
+
+    runs.note([named(4, "b")], lambda: {"edits/0": 7}, ledger({"edits/0": 6, "edits/1": 3}))
+    assert runs.sole == {None, "a"}
+    runs.note([], dict, ledger({"edits/0": 7}))
+    assert runs.sole == {None, "a", "b"}
+
+
+def test_a_run_that_was_met_while_kafka_was_away_is_not_forgotten() -> None:
+    runs = Runs()
+
+    def away() -> Mapping[str, int]:
+        raise Unavailable("kafka is away")
+
+    with pytest.raises(Unavailable):
+        runs.note([named(1, "a")], away, ledger({}))
+    runs.note([], lambda: {"edits/0": 5}, ledger({"edits/0": 4}))
+    assert runs.sole == {None}
+    runs.note([], dict, ledger({"edits/0": 5}))
+    assert runs.sole == {None, "a"}
 
 
 @pytest.mark.parametrize("there", [versions(), versions(1), versions(2, seconds=1)])
