@@ -25,10 +25,14 @@ GRACE_S, _LOOK_AGAIN_S = 20.0, 0.1
 
 @dataclass
 class Cluster:
-    """Processes that end together. `said` is what each said last."""
+    """Processes that end together. `said` is what each said last.
+
+    Those of a flow notice by themselves that another one ended; `are_strangers` are told.
+    """
 
     children: list["subprocess.Popen[bytes]"]
     said: list[str]
+    are_strangers: bool = False
 
     @classmethod
     def of_flow(cls, processes_count: int, workers_count: int) -> "Cluster":
@@ -46,7 +50,9 @@ class Cluster:
         """Start workers that answer at one socket."""
         descriptor = bound.fileno()
         words = [["--worker", str(number), "--socket", str(descriptor)] for number in range(workers_count)]
-        return cls.start([(more, {}) for more in words], pass_fds=[descriptor])
+        made = cls.start([(more, {}) for more in words], pass_fds=[descriptor])
+        made.are_strangers = True
+        return made
 
     @classmethod
     def start(cls, made: Sequence[tuple[Sequence[str], Mapping[str, str]]], pass_fds: Sequence[int] = ()) -> "Cluster":
@@ -78,6 +84,8 @@ class Cluster:
                 listener.start()
             while all(child.poll() is None for child in self.children):
                 time.sleep(_LOOK_AGAIN_S)
+            if self.are_strangers:
+                end()
             codes = [child.returncode if self._ended(child) else 0 for child in self.children]
             if asked.is_set():  # one that was not yet listening was ended by the signal itself
                 codes = [0 if code == -signal.SIGTERM else code for code in codes]

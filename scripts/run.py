@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+from typing import NoReturn
 
 from freshet.flows.edges import bytewax, log
 from freshet.flows.live import Run, Workspace, open_live
@@ -78,13 +79,9 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             code = _run(settings, run)
     except FreshetError as error:
         code = complain(error)
-    if code == 0 and not place.addresses:
-        return 0
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Python's own end would let DuckDB print, after the cause, what the exception still holds; and abort where threads
-    # of Bytewax's wait for processes that are gone.
-    os._exit(code)
+    if code or place.addresses:
+        _end(code)
+    return 0
 
 
 def _validate(words: argparse.Namespace, settings: Settings) -> int:
@@ -116,9 +113,15 @@ def _serve(words: argparse.Namespace, settings: Settings) -> int:
     bound = listen(workspace) if words.socket is None else socket.socket(fileno=words.socket)
     if words.workers is not None and words.workers > 1:
         return Cluster.of_server(words.workers, bound).wait()
-    with log.strays():
-        Worker(workspace, words.worker).run(bound)
-    return 0
+    code = 0
+    try:
+        with log.strays():
+            Worker(workspace, words.worker).run(bound)
+    except FreshetError as error:
+        code = complain(error)
+    if words.leashed:
+        _end(code)
+    return code
 
 
 def _run(settings: Settings, run: Run) -> int:
@@ -132,6 +135,17 @@ def _run(settings: Settings, run: Run) -> int:
                 return START_AGAIN
         else:
             return 0
+
+
+def _end(code: int) -> NoReturn:
+    """End at once.
+
+    Python's own end would let DuckDB print, after the cause, what the exception or a thread still holds; and abort
+    where threads of Bytewax's wait for processes that are gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_with_input() -> None:

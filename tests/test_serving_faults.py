@@ -478,11 +478,13 @@ def test_workers_share_one_address_and_sigterm_ends_all(stack: Stack) -> None:
 
 def test_a_worker_that_is_killed_ends_all_with_the_reason(stack: Stack) -> None:
     running = begun(stack, "--workers", "2")
+    until(lambda: stack.log.read_text(errors="replace").count(f" at {running.client.address};") == 2)
     children = psutil.Process(running.process.pid).children()
 
     children[1].kill()
 
     assert stack.ended(running.process, 5) == "freshet: process 1 of 2 was ended by SIGKILL"
+    assert stack.said().splitlines()[-2].endswith("stopped")  # the other one was asked to
     assert not any(child.is_running() for child in children)
 
 
