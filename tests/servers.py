@@ -59,9 +59,12 @@ class Client:
     def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
         """Ask; a body that is not bytes is sent as JSON."""
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        told = (
+            {} if raw is None else {"content-type": "application/json"}
+        )  # without it Feast's own server reads nothing
         guard = {} if self.token is None else {"authorization": f"Bearer {self.token}"}
         with closing(self._connection()) as connection:
-            connection.request(method, path, raw, {**guard, **(headers or {})})
+            connection.request(method, path, raw, {**told, **guard, **(headers or {})})
             answer = connection.getresponse()
             return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
 
