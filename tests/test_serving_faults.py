@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from secured import certificate
-from serving import EVENTS, READ, TODAY, Answer, Client, begun, fill, numbered, opened, serving, view_of
+from servers import EVENTS, READ, TODAY, Answer, Client, begun, fill, numbered, opened, serving, view_of
 from stack import FRESHET, Server, Stack, free_pair, prepared, until
 
 from freshet.flows.edges import http

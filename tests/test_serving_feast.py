@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from feast import FeatureStore, RepoConfig
 from feast.feature_server import get_app
-from serving import READ, TODAY, Client, opened, say_fresh, serving, view_of
+from servers import READ, TODAY, Client, opened, say_fresh, serving, view_of
 from stack import Stack, prepared, until
 
 from freshet.flows.edges.broker import Broker

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import Client, fill, numbered, serving, view_of
+from servers import Client, fill, numbered, serving, view_of
 from stack import SEED, Stack, free_ports, prepared
 
 from freshet.flows.edges.broker import Broker
