@@ -27,6 +27,9 @@ ENDPOINTS = (READ, FEATURES, EVENTS)
 _RETRY = ((b"retry-after", b"1"),)
 _STREAMS = "/streams/"
 _EXPLAINED = 1000
+_LOOK_US_MAX = 5_000_000
+"""What was read of the store's progress holds no longer: nothing is called fresh by it."""
+_NOTHING_KNOWN = Behind()
 
 
 class Reads(Protocol):
@@ -94,6 +97,7 @@ class FeatureServer:
     served: Keeps | None = None
     _progress: Mapping[str, Progress] | None = None
     _behind: Behind = field(default_factory=Behind)
+    _looked_us: int = 0
     _trouble: str = ""
     _in_work: Tally[str] = field(default_factory=Tally)
 
@@ -139,7 +143,8 @@ class FeatureServer:
         except Unavailable as error:
             self._trouble = str(error)
             LOG.warning("how far the online store is cannot be read: %s", error)
-        self._behind = Behind.of(self._progress or {}, self.terms.target_us, self.now_us())
+        self._looked_us = self.now_us()
+        self._behind = Behind.of(self._progress or {}, self.terms.target_us, self._looked_us)
 
     def trouble(self) -> str:
         """Return what was wrong with the online store at the last look, or nothing."""
@@ -167,13 +172,14 @@ class FeatureServer:
             return _invalid(error)
         selection = self.catalog.select(asked)
         entities = asked.entities
-        selection.count(entities)
+        selection.check(entities)
         read = await self.reads.read(selection.questions(entities))
-        columns = selection.answer(entities, read, self._behind, self.now_us())
+        now_us = self.now_us()
+        behind = self._behind if now_us - self._looked_us < _LOOK_US_MAX else _NOTHING_KNOWN
+        columns = selection.answer(entities, read, behind, now_us)
         self._count(columns)
         if self.served is not None:
-            now_us = self.now_us()
-            self.served.keep(selection.rows(entities, read, self._behind, now_us, self.served.is_chosen), now_us)
+            self.served.keep(selection.rows(entities, read, behind, now_us, self.served.is_chosen), now_us)
         return Response(200, _body(columns))
 
     def _count(self, columns: Sequence[Column]) -> None:

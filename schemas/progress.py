@@ -33,8 +33,12 @@ class Progress:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> "Progress":
-        """Read what `to_bytes` wrote."""
-        return cls(*_FORM.unpack(raw))
+        """Read what `to_bytes` wrote; of another form, as another version may write it, nothing is known.
+
+        >>> Progress.from_bytes(b"of another form").is_behind(2_000_000, 1_800_000_000_000_000)
+        True
+        """
+        return cls(*_FORM.unpack(raw)) if len(raw) == _FORM.size else cls(0, 0, 0)
 
     def is_behind(self, target_us: int, now_us: int) -> bool:
         """Say whether events may wait for longer than the freshness target, `target_us`.

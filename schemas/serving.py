@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-ENTITIES_MAX, FEATURES_MAX, EVENTS_MAX = 10_000, 1_000, 1_000
+ENTITIES_MAX, FEATURES_MAX, VALUES_MAX, EVENTS_MAX = 10_000, 1_000, 100_000, 1_000
 """What one request may ask for, or bring."""
 TOLD_MAX, NAME_MAX = 10, 200
 """How many things that are wrong with it are told, and how much of a name: what nobody declared may be without end."""

@@ -22,13 +22,13 @@ from freshet.flows.edges.redis_reads import MemoryReads
 from freshet.flows.server import FeatureServer, Terms
 from freshet.flows.steps.serving import Catalog
 from freshet.schemas.dtypes import DTYPES
-from freshet.schemas.errors import Unavailable
+from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.event import Event, Stream, contract
 from freshet.schemas.ledger import source_key
 from freshet.schemas.online_layout import layouts
 from freshet.schemas.progress import Progress
 from freshet.schemas.record import partition_of
-from freshet.schemas.serving import ServedRow, Status
+from freshet.schemas.serving import ReadRequest, ServedRow, Status
 from freshet.schemas.view import Feature, View
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -229,6 +229,10 @@ def test_nothing_is_called_fresh_once_nobody_says_so_any_more_and_an_idle_entity
     assert status() == "PRESENT"
     rig.now_us += 1
     assert status() == "OUTSIDE_MAX_AGE"
+    rig.all_is_online(rig.now_us)
+    assert status() == "PRESENT"
+    rig.now_us += 5 * SECOND_US  # since the last look
+    assert rig.read(["by_user:edits"], user=["ada"])["edits"]["statuses"] == ["OUTSIDE_MAX_AGE"]
     rig.all_is_online(rig.now_us)
     assert status() == "PRESENT"
     rig.reads.progress = {}
@@ -472,3 +476,15 @@ _JSON = st.recursive(
 )
 def test_no_json_whatever_is_an_error_of_the_servers(body: Any) -> None:
     assert Rig().ask("POST", "/get-online-features", body).status in {200, 404, 422}
+
+
+def test_so_many_values_may_be_asked_for_at_once_and_not_one_more() -> None:
+    views = [view(f"v{number}", {"page": pa.int64()}, edits="int64") for number in range(40)]
+    assert EDITS is not None
+    catalog = Catalog(layouts("shop", views), {"edits": EDITS}, {})
+    asked = {"features": [f"{one.name}:edits" for one in views], "full_feature_names": True}
+    selection = catalog.select(ReadRequest(**asked, entities={"page": []}))
+
+    selection.check({"page": [1] * 2_500})
+    with pytest.raises(Refused, match=r"may ask for 2500 at once, of so many features; got 2501 entities"):
+        selection.check({"page": [1] * 2_501})

@@ -23,6 +23,7 @@ from freshet.schemas.serving import (
     FEATURES_MAX,
     NAME_MAX,
     TOLD_MAX,
+    VALUES_MAX,
     Column,
     Question,
     ReadRequest,
@@ -166,11 +167,12 @@ class Selection:
         """The join keys without which nothing can be read."""
         return frozenset(name for one in self.hashes for name in one.names)
 
-    def count(self, entities: Mapping[str, Sequence[Any]]) -> int:
-        """Return how many entities are asked about; raises `Refused` where join keys are missing, unknown or uneven."""
+    def check(self, entities: Mapping[str, Sequence[Any]]) -> None:
+        """Raise `Refused` where join keys are missing, unknown or uneven, or where too much is asked at once."""
         counts = {len(values) for values in entities.values()}
-        if entities.keys() == self.needed and len(counts) == 1 and max(counts) <= ENTITIES_MAX:
-            return counts.pop()
+        most = min(ENTITIES_MAX, VALUES_MAX // len(self.columns))
+        if entities.keys() == self.needed and len(counts) == 1 and max(counts) <= most:
+            return
         problems = [
             Problem("entity", name, "is needed and not given", hint=f'add "{name}": […] to entities')
             for name in sorted(self.needed - entities.keys())
@@ -183,12 +185,11 @@ class Selection:
             given = islice(entities.items(), TOLD_MAX)
             got = ", ".join(f"{name[:NAME_MAX]}: {len(values)}" for name, values in given)
             problems.append(Problem("request", "entities", "needs as many values of each join key", got))
-        if max(counts) > ENTITIES_MAX:
-            fact = f"may ask for {ENTITIES_MAX} at once"
+        if max(counts) > most:
+            fact = f"may ask for {most} at once, of so many features"
             problems.append(Problem("request", "entities", fact, f"{max(counts)} entities", "ask in parts"))
         if problems:
             raise Refused(problems)
-        return counts.pop()
 
     def questions(self, entities: Mapping[str, Sequence[Any]]) -> list[Question]:
         """Return what is to be read; raises `Refused` for a value that is not of its join key's type."""
