@@ -1,7 +1,8 @@
 """Where a consumer group stands, asked of Kafka itself, whether or not the group is well."""
 
 from collections.abc import Mapping
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
@@ -9,7 +10,11 @@ from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, Resou
 from freshet.flows.edges.kafka import Client, Heard, Kafka
 from freshet.schemas.standing import Standing
 
+T = TypeVar("T")
+
 _RETENTION = "retention.ms"
+_MARGIN_S = 5.0
+"""So much later than it should an answer may come."""
 _UNTOLD = frozenset(
     {
         KafkaError._UNSUPPORTED_FEATURE,  # noqa: SLF001  # the client's own name; the embedded broker has no such call
@@ -48,7 +53,7 @@ class Standings:
     def _offsets(self, wanted: list[TopicPartition], spec: OffsetSpec) -> dict[int, int]:
         try:
             asked = self._admin.list_offsets(dict.fromkeys(wanted, spec), request_timeout=self._kafka.answer_limit_s)
-            return {part.partition: answer.result().offset for part, answer in asked.items()}
+            return {part.partition: self._result(answer).offset for part, answer in asked.items()}
         except KafkaException as error:
             self._admin.poll(0)  # the way to hear what was said in passing
             raise self._kafka.unavailable(self._heard.behind(error)) from error
@@ -70,13 +75,24 @@ class Standings:
             [ConfigResource(ResourceType.TOPIC, topic)], request_timeout=self._kafka.answer_limit_s
         )
         try:
-            (found,) = (answer.result() for answer in asked.values())
+            (found,) = map(self._result, asked.values())
         except KafkaException as error:
             if error.args[0].code() in _UNTOLD:
                 return None
             self._admin.poll(0)
             raise self._kafka.unavailable(self._heard.behind(error)) from error
         return _retention_s(found)
+
+    def _result(self, answer: "Future[T]") -> T:
+        """Wait for an answer. One may never come, whatever request_timeout says: then it is asked anew.
+
+        Seen once, when a broker came back, after `Leader epoch is older than broker epoch`.
+        """
+        try:
+            return answer.result(self._kafka.answer_limit_s + _MARGIN_S)
+        except TimeoutError as error:
+            self._admin = self._kafka.client(AdminClient, error_cb=self._heard)
+            raise self._kafka.unavailable(self._heard.newest or "no answer") from error
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -12,9 +12,10 @@ PARTS: Mapping[str, str] = {
     "where": """\
 Commands are run in the project's folder, with the settings of its processes. With docker compose, `freshet status` is
 `docker compose run --rm status`, `freshet check` is `docker compose run --rm check`; others are as
-`docker compose run --rm --no-deps materializer dlq list`. A process is started by
-`docker compose up --detach materializer`, and what `curl` asks it is in its log as well:
-`docker compose logs --tail 20 materializer`.""",
+`docker compose run --rm --no-deps materializer dlq list`. A part (kafka, valkey, materializer, validator, server,
+producer) is started as by `docker compose up --detach materializer`, stopped and started by
+`docker compose restart materializer`; its log is `docker compose logs --tail 20 materializer`, and
+`docker compose ps --all materializer` has its exit code. Elsewhere your service manager does and knows all that.""",
     "server": """\
 The server's log says more: `docker compose logs --tail 20 server`, or your service manager's. It answers this without
 a token, by https where FRESHET_SERVER_CERTIFICATE is set (each worker also on its own port, from
@@ -23,18 +24,19 @@ FRESHET_METRICS_ADDRESS upwards: `curl -s localhost:9306/healthz`):
     curl -s localhost:6566/healthz""",
     "parts": """\
 {other_parts}
-- **`materializer` is DOWN**: It ended, or never started. Its last log line says why; FreshetMaterializerDead.md goes
-  by it.""",
+- **`materializer` is DOWN**: It ended, or never started: it waits for others as long as FRESHET_PATIENCE says, and
+  then has to be started again, after what it waited for. Its last log line says why it ended (what Rust prints about
+  a panic above it is no cause); FreshetMaterializerDead.md goes by it.""",
     "other_parts": """\
 - **`kafka` is DOWN**: Kafka does not answer at the address shown. Start it, or mend the network or credentials.
 - **`online store` is DOWN**: Redis does not answer, or refuses writes (no memory, read-only): the reason stands
-  there. Mend it.
+  there. Start it (`docker compose up --detach valkey`), or mend that.
 - **`offline store` is DOWN**: The folder cannot be read, or its ledger not. A full disk, a lost mount or other
   permissions are the usual reasons: `df -h` and `ls -l` on the folder.""",
     "restart": """\
-What is down comes first: once it answers, the materializer goes on by itself, or by its next start if it has ended
-meanwhile (after FRESHET_PATIENCE, with exit code 5). It may be started again at any time: it goes on where the last
-commit ended, and no event is lost or counted twice.
+What is down comes first. Once it answers, a materializer that runs still goes on by itself; one that has ended is
+DOWN in `freshet status` until it is started. It may be started at any time, and goes on where the last commit ended: no
+event is lost or counted twice. One that hangs is stopped before, since a second one is refused.
 
     freshet run materializer""",
     "more_threads": """\
@@ -81,7 +83,8 @@ messages wait, and whether it is being worked off.
 
 ## Verify
 
-`freshet status --watch` shows `oldest` falling below {declared}. The alert ends a scrape later.
+`freshet status --watch` shows `oldest` falling below {declared}. The alert ends a scrape later. What it kept silent
+may page then, for what is over: FreshetSkew for FRESHET_QUIET (a minute), FreshetFreshnessBurnsFast for half an hour.
 """,
     "FreshetStopped": """\
 ## Meaning
@@ -108,9 +111,11 @@ under `partitions`.
 {parts}
 - **all parts are ok, every partition has status STOP**: The materializer hangs, or cannot commit.
   `curl -s localhost:9308/healthz` says what it waits for, and so does its log, after `waiting:`.
-- **all parts are ok, only some partitions have STOP**: Kafka has no leader for them, or their reader hangs. With
-  Kafka's own tools: `kafka-topics.sh --bootstrap-server localhost:9092 --describe --topic {topic}`; a partition with
-  `Leader: none` is Kafka's to mend. Otherwise start the materializer again.
+- **all parts are ok, only some partitions have STOP**: Kafka has no leader for them, or their reader hangs, of which
+  neither /healthz nor the log tells. Stop the materializer and start it: a reader that hung goes on. If the same
+  partitions stand still, Kafka's own tool tells of their leaders (in its container, at the address that
+  `freshet status` shows): `kafka-topics.sh --bootstrap-server localhost:9092 --describe --topic {topic}`; a partition
+  with `Leader: none` is Kafka's to mend.
 - **the log ends with `events in a row that cannot be used`**: Producers send what the contract does not allow. Go on
   with FreshetRejectLimitNear.md.
 
@@ -274,8 +279,8 @@ Then do away with the cause, as FreshetLag.md says. If messages are gone already
 ## Meaning
 
 Of the validator's looks at this view, so many found messages that had waited longer than {declared} that the
-allowance of the declared target ({objective}) would be used up within days. Both a long and a short window say so: it
-lasts, and it is not over.
+allowance of the declared target ({objective}) would be used up within days. Both a long and a short window say so, and
+the short one is half an hour for one of the two pairs: it may page for so long after an outage is over.
 
 ## Impact
 
@@ -294,8 +299,10 @@ The first table says of each part whether it answers, and if not, why. The third
 {parts}
 - **the view is STALLED, or its stream `stop` or `stall`**: Go on with FreshetStopped.md.
 - **the view is lagging**: Go on with FreshetLag.md.
-- **the view is fresh or idle now**: It comes and goes. Look on the dashboard when: at bursts (more threads), at
-  restarts (fewer deploys), or at the same time as something else on that machine.
+- **the view is fresh or idle now, and there was an outage within the hour**: That was it, and it is over. There is
+  nothing to do: silence this alert for half an hour.
+- **the view is fresh or idle now, without one**: It comes and goes. Look on the dashboard when: at bursts (more
+  threads), at restarts (fewer deploys), or at the same time as something else on that machine.
 
 ## Mitigate
 
@@ -305,8 +312,8 @@ The first table says of each part whether it answers, and if not, why. The third
 
 ## Verify
 
-`freshet_freshness_burn_rate` of the view, window 5m, is below 1: on its dashboard, or by
-`curl -s localhost:9307/metrics`.
+`freshet_freshness_burn_rate` of the view, window 5m, is below 1 on its dashboard; a validator that was started
+meanwhile begins at 0. The alert ends once that of 30m is small, too.
 """,
     "FreshetFreshnessBurnsSlowly": """\
 ## Meaning
@@ -382,7 +389,7 @@ run while everything else does.
 
 ## Verify
 
-`freshet check` says `ok`. The alert ends once the check has held for FRESHET_QUIET (a minute).
+`freshet check` says `ok`; it may take a minute. The alert ends once the check has held for FRESHET_QUIET (a minute).
 """,
     "FreshetRejects": """\
 ## Meaning
@@ -521,25 +528,28 @@ Values fall as windows empty: counts go to 0 as if nobody did anything. Models s
 
     freshet status
 
-`kafka` is ok, the stream has `in/s` 0 and nothing waiting: then nobody sends.
+`kafka` is ok, the stream has `in/s` 0 and nothing waiting. Where events come in bursts that may be so in between: what
+decides is whether `end_offset` of any partition in `freshet status --json` rises within some minutes. If none
+does, nobody sends.
 
 - **the producers' service is down, or logs errors of Kafka**: It is theirs to mend: address, credentials, quota, a
   full disk of the brokers.
 - **the producers say that they send**: They send to another topic or cluster than `{topics}` at FRESHET_BROKERS.
   Compare both.
-- **it is a holiday, or night**: Silence is right. Silence the alert for such times in Alertmanager.
+- **it was as silent yesterday at this hour**: Silence is right. Silence the alert for such times in Alertmanager.
 - **`in/s` is above 0**: It is over, or events come that are all rejected: `freshet dlq list --since 15m`.
 
 ## Mitigate
 
-Mend the producers. Send one event by hand to see that the topic takes any; it stays there, so take one that is true
-(one JSON document a line):
+Start the producers, or mend them: with docker compose, `docker compose up --detach producer`. Events that a
+producer's log calls not delivered are to be sent again. Send one event by hand to see that the topic takes any; it
+stays there, so take one that is true (one JSON document a line):
 
     freshet produce events.jsonl
 
 ## Verify
 
-`in/s` of `freshet status --watch` is above 0 again.
+`in/s` of `freshet status --watch` is above 0 again, if events come in bursts within a minute or two.
 """,
     "FreshetMaterializerDead": """\
 ## Meaning
@@ -593,7 +603,7 @@ Prometheus has heard nothing of the validator for a minute: it has ended, or han
 ## Impact
 
 Features are not affected. But nobody looks whether they are right; and since the validator exports the lag, alerts
-about lag, skew and freshness cannot fire. Take their silence for nothing.
+about lag, skew, freshness and silence cannot fire. Take their silence for nothing.
 
 {concerned}
 
@@ -604,19 +614,21 @@ about lag, skew and freshness cannot fire. Take their silence for nothing.
     freshet status
 
 The first table says of each part whether it answers, and if not, why. It asks Kafka itself, so the lag it shows is
-true. Of the validator, the last log line says why it ended: `docker compose logs --tail 20 validator`, or your
-service manager's log.
+true. Of the validator, the last line of its log that is no warning says why it ended, if it ended by itself:
+`docker compose logs --tail 20 validator`, or your service manager's log.
 
 - **`freshet status` says that it is ok**: It runs, and only Prometheus does not reach it: FRESHET_METRICS_ADDRESS
   must be an address that Prometheus can reach, and stand in prometheus.yml.
 - **`No module named 'great_expectations'`**: It was installed without the validator's part:
   `pip install freshet[validator]`.
 - **exit code 2**: It refuses its settings or the declaration: the line ends with a hint.
-- **exit code 137, or `Killed`**: It had too little memory: give it more, or a smaller FRESHET_SAMPLE.
+- **exit code 137, or `Killed`, or no reason at all**: It was killed, mostly for too little memory: give it more, or a
+  smaller FRESHET_SAMPLE. If it was the machine that went, there is nothing to mend.
 
 ## Mitigate
 
-Start it. It keeps no state, and may be started at any time, also while Kafka or Redis is away:
+Start it. It keeps no state, and may be started at any time, also while Kafka or Redis is away; it answers after about
+half a minute:
 
     freshet run validator
 
@@ -676,7 +688,8 @@ that exports the lag (FRESHET_LAG_EXPORT: the validator if not set) does not run
 
 ## Impact
 
-If Kafka is away, no feature changes: values stand still. In any case no alert about lag can fire.
+If Kafka is away, no feature changes: values stand still; and producers may end, or give up events, which are lost
+unless they are sent again. In any case no alert about lag or silence can fire.
 
 {concerned}
 
@@ -691,8 +704,9 @@ The first table says of each part whether it answers, and if not, why. It asks K
 - **`kafka` is DOWN**: That is it: Kafka does not answer at the address shown, for the reason shown. The materializer
   waits as long as FRESHET_PATIENCE says, then ends with exit code 5, and has to be started again.
 - **`kafka` is ok, `validator` is DOWN**: Nobody exports the lag. Go on with FreshetValidatorDead.md.
-- **both are ok**: FRESHET_LAG_EXPORT is `off` or names another process; or the validator reaches Kafka at another
-  address than you (its log says `lag is not known`); or the topics do not exist yet: `freshet apply`.
+- **both are ok, and Kafka was away**: Wait half a minute. If the alert stays, stop the validator and start it.
+- **both are ok all the time**: FRESHET_LAG_EXPORT is `off` or names another process; or the validator reaches Kafka at
+  another address than you (its log says `lag is not known`); or the topics do not exist yet: `freshet apply`.
 
 ## Mitigate
 
@@ -703,7 +717,8 @@ see that the materializer still runs, and start it if not:
 
 ## Verify
 
-`freshet status` shows `kafka` and `materializer` as ok, and `waiting` falling to 0.
+`freshet status` shows `kafka` and `materializer` as ok, `waiting` falling to 0, and `in/s` above 0 where events come
+all the time: if not, see to the producers (FreshetSilent.md). The alert ends.
 """,
     "FreshetOfflineVolume": """\
 ## Meaning
@@ -941,8 +956,8 @@ ttl.
 `freshet repair` sets the expiry.""",
     Cause.STALE_ONLINE: """\
 The online store is as it was some time ago, or empty; or events wait for longer than the freshness target.
-If `freshet status` shows messages that wait, go on with FreshetLag.md. If not, the store lost writes, as by a
-failover: `freshet repair`.""",
+If `freshet status` shows messages that wait, go on with FreshetLag.md. If none wait, and some did until a moment ago,
+it is over, and ends after FRESHET_QUIET. Else the store lost writes, as by a failover: `freshet repair`.""",
     Cause.LOST_OFFLINE_WRITE: """\
 An online row is not in the offline store, though committed; or a parquet part is gone; or Kafka has an offset as
 committed that is not durable.

@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -374,6 +375,28 @@ def test_where_the_broker_keeps_everything_nothing_is_said_to_be_deleted(broker:
     standings = Standings(kafka.Kafka(broker.address), "g")
 
     assert standings.retention_s(topic) is None
+    standings.close()
+
+
+class Mute:
+    """An admin client whose answers never come."""
+
+    def list_offsets(self, asked: Mapping[TopicPartition, Any], **_: Any) -> Mapping[TopicPartition, Any]:
+        return {part: Future[Any]() for part in asked}
+
+
+def test_an_answer_that_never_comes_is_given_up_and_the_next_question_is_answered(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.create_topic(topic, 2)
+    standings = Standings(kafka.Kafka(broker.address), "g")
+    monkeypatch.setattr("freshet.flows.edges.standings._MARGIN_S", -9.5)
+    standings._admin = Mute()  # noqa: SLF001  # librdkafka is seldom so
+
+    with pytest.raises(Unavailable, match="no answer"):
+        standings.of(topic, 2)
+
+    assert sorted(standings.of(topic, 2)) == [0, 1]
     standings.close()
 
 

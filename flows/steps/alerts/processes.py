@@ -107,7 +107,8 @@ def of_project(about: About) -> list[Alert]:
             "page",
             "nothing is known of the lag: Kafka does not answer, or nobody exports it",
             "Kafka has not told for a minute how far the materializer is, so no alert about lag can fire. Most often"
-            " Kafka is away, and then the materializer waits for it too. `freshet status` asks Kafka itself.",
+            " Kafka is away, and then the materializer waits for it, too, and ends after FRESHET_PATIENCE."
+            " `freshet status` asks Kafka itself.",
             fires=(
                 Case({f"{sampled}{{{place}}}": "0x20"}, "3m"),  # Kafka went away
                 Case({f"{sampled}{{{place}}}": "0x20", one_sum: "0x20"}, "4m"),  # the exporter stands still
