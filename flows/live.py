@@ -366,15 +366,16 @@ def assemble(
             if beside and settings.leads
             else None
         )
-        if settings.leads:
-            journal.on_commit = _on_commit(outside, pipeline.views, places, committer, metrics)
-            journal.on_through = _on_through(outside, settings.epoch)
-            journal.on_commit(Committed(journal.ledger, 0))  # a crash may have kept Kafka from hearing of it
         ends = (
             {name: outside.offsets.end_offsets(contracts[name].stream.topic, count) for name, count in counts.items()}
-            if settings.until_end
+            if settings.until_end or settings.leads
             else {}
         )
+        if settings.leads:
+            journal.on_commit = _on_commit(outside, pipeline.views, places, committer, metrics)
+            held = {source_key(name, part): end for name, own in ends.items() for part, end in own.items()}
+            journal.on_through = _on_through(outside, settings.epoch, journal, held)
+            journal.on_commit(Committed(journal.ledger, 0))  # a crash may have kept Kafka from hearing of it
     except BaseException:  # whatever it is, the lock must not outlive it
         journal.close()
         raise
@@ -451,8 +452,22 @@ def _on_commit(
     return on_commit
 
 
-def _on_through(outside: Outside, epoch: timedelta) -> Callable[[Mapping[str, int]], None]:
+def _on_through(
+    outside: Outside, epoch: timedelta, journal: Journal, held: Mapping[str, int]
+) -> Callable[[Mapping[str, int]], None]:
+    """Write progress, but not before all that Kafka held at the start is durable.
+
+    A run that was killed may have left rows online that are newer than all that this one has read yet, and lack events
+    that it has: of those it cannot say that they are online.
+    """
+    left = dict(held)
+
     def on_through(through_us: Mapping[str, int]) -> None:
+        offsets = journal.ledger.offsets
+        for key in [key for key, end in left.items() if offsets.get(key, 0) >= end]:
+            del left[key]
+        if left:
+            return
         now_us, every_us = outside.now_us(), count_us(epoch)
         outside.online.write_progress({key: Progress(us, now_us, every_us) for key, us in through_us.items()})
 
