@@ -88,8 +88,7 @@ class LiveReader:
     behind, and one that is too late as if it were not: no later than the look's begin is believed.
 
     The end is what the cluster said last. One that falls silent seems to have nothing new until the client's
-    `socket.timeout.ms` (edges/kafka.py) has passed, some twenty seconds: so long `through_us` rises though nothing is
-    known.
+    `socket.timeout.ms` has passed, about a minute: so long `through_us` rises though nothing is known.
     """
 
     key: str

@@ -42,12 +42,10 @@ _ASK_AGAIN_S = 0.05
 _GROUPLESS = "freshet-no-group"
 # The embedded broker answers an empty fetch no sooner; and each partition has a queue of its own. A broker that has
 # just started may not know its topics yet: librdkafka believes it, and asks again by itself only after five minutes.
-# One that falls silent seems to have nothing new for as long as an answer is waited for, by default a minute.
 _FETCH = {
     "fetch.wait.max.ms": 10,
     "queued.max.messages.kbytes": 16384,
     "topic.metadata.refresh.interval.ms": 5000,
-    "socket.timeout.ms": 10_000,
 }
 _OFFSET_GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001  # the client's own name
 _HINTS = {
