@@ -520,9 +520,9 @@ class Materializer:
         """Answer Prometheus and health checks, and watch, beside the flow."""
         settings, place = self.workspace.settings, self.live.settings.place
         address = settings.metrics_address or settings_.MATERIALIZER_ADDRESS
-        host, _, port = address.rpartition(":")
-        address = f"{host}:{int(port) + place.process}" if port.isdigit() and int(port) else address
-        server = Server(address, self.metrics.registry, self.live.health, self.live.unready)
+        server = Server(
+            settings_.place_of(address, place.process), self.metrics.registry, self.live.health, self.live.unready
+        )
         LOG.info("materializing %s; metrics at http://%s/metrics", self.workspace.pipeline.project, server.address)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         if self.lag is not None:

@@ -5,7 +5,7 @@ import ipaddress
 import logging
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from freshet.flows import settings as settings_
 from freshet.flows.edges import http
@@ -57,7 +57,6 @@ class Worker:
 
     workspace: Workspace
     number: int = 0
-    _held: list[asyncio.Task[None]] = field(default_factory=list)
 
     def run(self, bound: socket.socket) -> None:
         """Answer until SIGTERM or SIGINT. Raises `Refused` and `Unavailable`."""
@@ -86,17 +85,20 @@ class Worker:
             clock_s=time.perf_counter,
             served=served,
         )
-        watched = Server(self._metrics_address(), metrics.registry, server.trouble)
+        address = settings.metrics_address or settings_.SERVER_METRICS_ADDRESS
+        watched = Server(settings_.place_of(address, self.number), metrics.registry, server.trouble)
         host, port = bound.getsockname()[:2]
         LOG.info("serving %s at %s:%d; metrics at http://%s/metrics", pipeline.project, host, port, watched.address)
 
+        watching = list[asyncio.Task[None]]()
+
         async def begin() -> http.Handler:
             await server.look()
-            self._held.append(asyncio.create_task(_watch(server)))
+            watching.append(asyncio.create_task(_watch(server)))
             return server.answer
 
         async def end() -> None:
-            for task in self._held:
+            for task in watching:
                 task.cancel()
             await reads.close()
 
@@ -109,12 +111,6 @@ class Worker:
             if served is not None:
                 served.close()
         LOG.info("stopped")
-
-    def _metrics_address(self) -> str:
-        """Return where this worker's metrics are: one port after the other."""
-        address = self.workspace.settings.metrics_address or settings_.SERVER_METRICS_ADDRESS
-        host, _, port = address.rpartition(":")
-        return f"{host}:{int(port) + self.number}" if port.isdigit() and int(port) else address
 
 
 async def _watch(server: FeatureServer) -> None:

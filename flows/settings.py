@@ -80,6 +80,17 @@ this port and upwards."""
 SERVER_ADDRESS = "127.0.0.1:6566"
 """Where features are served unless a setting says otherwise: the port of Feast's own server."""
 
+
+def place_of(address: str, number: int) -> str:
+    """Return where the process of that number listens: one port after the other, but any where any will do.
+
+    >>> place_of("127.0.0.1:9308", 2), place_of("127.0.0.1:0", 2)
+    ('127.0.0.1:9310', '127.0.0.1:0')
+    """
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + number}" if port.isdigit() and int(port) else address
+
+
 _PREFIX, _KAFKA, _SECRET = "FRESHET_", "kafka.", frozenset({"kafka", "online_store", "webhook", "server_token"})
 _OF_OTHERS = frozenset(
     {"REQUIRE", "TEST_KAFKA", "DATA", "VENV", "KAFKA_DIR", "KAFKA_PORT", "KAFKA_PROPERTIES", "SOAK", "SEED"}

@@ -69,7 +69,7 @@ GAP_HINT = (
 )
 """What to do when a resume offset is gone."""
 _READ_MESSAGES = 2000
-_LARGER = "raise message.max.bytes, here and at the broker"
+LARGER = "raise message.max.bytes, here and at the broker"
 
 T = TypeVar("T")
 
@@ -528,7 +528,7 @@ class Outbox:
                 if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
                     raise self._kafka.unavailable(self._heard.behind(error)) from error
                 got = f"{len(record.value or b'')} bytes"
-                raise Refused([Problem(self._kind, name, "is too large for Kafka", got, _LARGER)]) from error
+                raise Refused([Problem(self._kind, name, "is too large for Kafka", got, LARGER)]) from error
             else:
                 break
         self._producer.poll(0)
@@ -548,7 +548,7 @@ class Outbox:
         elif error.code() < 0:  # librdkafka's own codes: the cluster was not reached
             self._lost.append(error.str())
         else:
-            hint = _LARGER if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else ""
+            hint = LARGER if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else ""
             got = f"{message.topic()}: {error.str()}"
             self.failed.append(Problem(self._kind, name, "was refused by the cluster", got, hint))
 
@@ -560,7 +560,7 @@ class Outbox:
 
     def raise_failed(self) -> None:
         """Raise what the cluster refused: `Refused` for records that are too large, `Unavailable` for the rest."""
-        too_large = [problem for problem in self.failed if problem.hint == _LARGER]
+        too_large = [problem for problem in self.failed if problem.hint == LARGER]
         if too_large:
             raise Refused(too_large)
         if self.failed:

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import Producer as RawProducer
 
-from freshet.flows.edges.kafka import Heard, Kafka, records_of
+from freshet.flows.edges.kafka import LARGER, Heard, Kafka, records_of
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import Contract
 from freshet.schemas.record import Record
 
 _LINGER_MS, _POLL_S, _CLOSE_S = 1, 0.1, 5.0
-_LARGER = "let the topic's max.message.bytes and FRESHET_KAFKA_MESSAGE_MAX_BYTES be larger"
 
 Place = tuple[int, int]
 """Where Kafka has an event: its partition and offset."""
@@ -71,7 +70,7 @@ class Publisher:
         except KafkaException as error:
             if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 got = f"{len(record.value or b'')} bytes"
-                _tell(future, Refused([Problem("event", record.topic, "is too large for Kafka", got, _LARGER)]))
+                _tell(future, Refused([Problem("event", record.topic, "is too large for Kafka", got, LARGER)]))
             else:
                 _tell(future, self._kafka.unavailable(self._heard.behind(error)))
 
