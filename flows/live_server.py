@@ -1,6 +1,7 @@
 """The server as it runs: one worker of it, on Redis, Kafka and a socket."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import socket
@@ -103,9 +104,12 @@ class Worker:
             await reads.close()
 
         security = http.Security(settings.server_certificate, settings.server_key, settings.server_client_ca)
+        gc.collect()
+        gc.freeze()  # what there is by now stays: to look through it again would be a pause of 50 ms
         try:
             http.serve(begin, bound, security, end)
         finally:
+            gc.unfreeze()  # else the interpreter ends with DuckDB's objects alive
             watched.close()
             publisher.close()
             if served is not None:

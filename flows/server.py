@@ -17,7 +17,7 @@ from freshet.flows.steps.serving import Behind, Catalog, Unknown
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import Contract
 from freshet.schemas.progress import Progress
-from freshet.schemas.serving import EVENTS_MAX, NAME_MAX, TOLD_MAX, Column, Question, ReadRequest, ServedRow
+from freshet.schemas.serving import EVENTS_MAX, NAME_MAX, TOLD_MAX, Question, ReadRequest, ServedRow, Status
 
 LOG = logging.getLogger("freshet")
 
@@ -58,8 +58,8 @@ class Counts(Protocol):
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         """Count a request."""
 
-    def served(self, view: str, statuses: Mapping[str, int]) -> None:
-        """Count values, by status in lower case."""
+    def served(self, view: str, counts: Mapping[Status, int]) -> None:
+        """Count values, by status."""
 
 
 class Keeps(Protocol):
@@ -176,22 +176,12 @@ class FeatureServer:
         read = await self.reads.read(selection.questions(entities))
         now_us = self.now_us()
         behind = self._behind if now_us - self._looked_us < _LOOK_US_MAX else _NOTHING_KNOWN
-        columns = selection.answer(entities, read, behind, now_us)
-        self._count(columns)
+        answer = selection.answer(entities, read, behind, now_us)
+        for view, counts in answer.counts.items():
+            self.counts.served(view, counts)
         if self.served is not None:
             self.served.keep(selection.rows(entities, read, behind, now_us, self.served.is_chosen), now_us)
-        return Response(200, _body(columns))
-
-    def _count(self, columns: Sequence[Column]) -> None:
-        """Count values by status; columns of one view share their statuses where no value is null."""
-        alike: dict[int, tuple[Column, int]] = {}
-        for column in columns:
-            if column.view is not None:
-                of = id(column.statuses)
-                alike[of] = column, alike.get(of, (column, 0))[1] + 1
-        for column, times in alike.values():
-            counts = Tally(column.statuses)
-            self.counts.served(column.view or "", {word.lower(): count * times for word, count in counts.items()})
+        return Response(200, answer.body)
 
     async def _publish(self, stream: str, request: Request) -> Response:
         try:
@@ -245,15 +235,6 @@ def _endpoint(path: str) -> str:
     if path.startswith(_STREAMS) and path.endswith("/events"):
         return EVENTS
     return path[1:] if path[1:] in ENDPOINTS[:2] else ""
-
-
-def _body(columns: Sequence[Column]) -> bytes:
-    results = [
-        {"values": column.values, "statuses": column.statuses, "event_timestamps": column.event_timestamps}
-        for column in columns
-    ]
-    names = [column.name for column in columns]
-    return to_json({"metadata": {"feature_names": names}, "results": results}, inf_nan_mode="strings")
 
 
 def _problem(status: int, detail: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Response:

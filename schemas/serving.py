@@ -44,22 +44,18 @@ class ReadRequest(BaseModel):
     include_feature_view_version_metadata: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """Fields that are to be read of some hashes of the online store."""
 
     keys: Sequence[bytes]
     fields: Sequence[bytes]
 
 
-class Column(NamedTuple):
-    """One line of a response: a join key, or a feature of a view, with a value for each entity."""
+class Answer(NamedTuple):
+    """A response, as JSON; and how many values of each view it has by their statuses."""
 
-    name: str
-    view: str | None
-    values: Sequence[Any]
-    statuses: Sequence[str]
-    event_timestamps: Sequence[str]
+    body: bytes
+    counts: Mapping[str, Mapping[Status, int]]
 
 
 @dataclass(frozen=True, slots=True)

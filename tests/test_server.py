@@ -415,7 +415,11 @@ def test_requests_and_values_are_counted_by_what_became_of_them(rig: Rig) -> Non
     rig.ask("GET", "/features")
     rig.ask("POST", "/streams/edits/events", edit())
 
-    assert rig.counted.values == {("by_user", "null_value"): 1, ("by_user", "present"): 1, ("by_user", "not_found"): 2}
+    assert rig.counted.values == {
+        ("by_user", Status.NULL_VALUE): 1,
+        ("by_user", Status.PRESENT): 1,
+        ("by_user", Status.NOT_FOUND): 2,
+    }
     read, features, events = ("get-online-features", 200), ("features", 200), ("events", 202)
     assert rig.counted.requests == {read: 1, ("get-online-features", 422): 1, features: 1, events: 1}
 

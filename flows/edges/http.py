@@ -9,6 +9,7 @@ certificate of a CA of its clients, who has none of theirs is not let in.
 import asyncio
 import http
 import logging
+import math
 import signal
 import socket
 import ssl
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import httptools
 import uvloop
@@ -32,8 +33,7 @@ _QUEUE_MAX = 16
 _JSON = b"application/json"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What was asked. `headers` has names in lower case; of one that is repeated, the last."""
 
     method: str
@@ -42,8 +42,7 @@ class Request:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """What is answered."""
 
     status: int
@@ -87,6 +86,7 @@ class _Connection(asyncio.Protocol):
         self._waiting: deque[tuple[Request, bool]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = self._timer_due_s = math.inf
         self._ends = self._is_incomplete = False
         self._begin()
 
@@ -106,7 +106,8 @@ class _Connection(asyncio.Protocol):
         """Let go; what is in work is of no use any more."""
         del exc
         self._held.discard(self)
-        self._wait(None)
+        if self._timer is not None:
+            self._timer.cancel()
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -142,13 +143,25 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
     def _wait(self, limit_s: float | None) -> None:
-        """Wait for what comes no longer than that; for ever while something is in work."""
+        """Wait for what comes no longer than that; for ever while something is in work.
+
+        A timer that stands is left to find out itself that it came too early: most requests need none of their own.
+        """
+        self._due_s = math.inf if limit_s is None else self._loop.time() + limit_s
+        if self._due_s < self._timer_due_s:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if limit_s is None else self._loop.call_later(limit_s, self._tire)
+        self._timer, self._timer_due_s = self._loop.call_at(self._due_s, self._tire), self._due_s
 
     def _tire(self) -> None:
-        if self._is_incomplete:
+        self._timer, self._timer_due_s = None, math.inf
+        if self._due_s > self._loop.time():
+            if self._due_s < math.inf:
+                self._set_timer()
+        elif self._is_incomplete:
             self._refuse(_TOO_SLOW)
         else:
             self._transport.close()

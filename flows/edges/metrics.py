@@ -22,6 +22,7 @@ from prometheus_client.utils import floatToGoString
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.finding import Cause, Check, Finding, Outcome, Verdict
 from freshet.schemas.rejects import Reason
+from freshet.schemas.serving import Status
 from freshet.schemas.view import Kind, View
 
 FRESHNESS_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
@@ -29,8 +30,6 @@ ROUND_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0017, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 OUTCOMES = ("accepted", "rejected", "duplicate")
 ENDPOINTS = ("get-online-features", "features", "events")
-SERVED_STATUSES = ("present", "null_value", "not_found", "outside_max_age")
-"""What Feast says of a value, in lower case."""
 _STATUS_CLASSES = (2, 4, 5)
 WHOLE_ROW = "*"
 """In place of a feature: the check is about whole rows, parts or partitions, or about several features at once."""
@@ -338,7 +337,7 @@ class ServerMetrics:
             for endpoint in ENDPOINTS
             for first in _STATUS_CLASSES
         }
-        self._served = {view: {status: served.labels(view, status) for status in SERVED_STATUSES} for view in views}
+        self._served = {view: {status: served.labels(view, status.lower()) for status in Status} for view in views}
 
     def request(self, endpoint: str, status_code: int, seconds: float) -> None:
         """Count an answer to one of `ENDPOINTS`.
@@ -350,8 +349,8 @@ class ServerMetrics:
         if status_code < 300:
             self._duration[endpoint].observe(seconds)
 
-    def served(self, view_name: str, counts_by_status: Mapping[str, int]) -> None:
-        """Count the values of a view in an answer, by `SERVED_STATUSES`."""
+    def served(self, view_name: str, counts_by_status: Mapping[Status, int]) -> None:
+        """Count the values of a view in an answer."""
         counters = self._served[view_name]
         for status, count in counts_by_status.items():
             if count:

@@ -23,7 +23,8 @@ class Publisher:
     """Publishes to a Kafka from one event loop. No event is repeated, and their order is kept."""
 
     def __init__(self, kafka: Kafka) -> None:
-        self._kafka, self._heard, self._ends = kafka, Heard(), threading.Event()
+        self._kafka, self._heard = kafka, Heard()
+        self._sent, self._ends = threading.Event(), False
         self._producer = kafka.client(
             RawProducer,
             {"linger.ms": _LINGER_MS},
@@ -65,6 +66,7 @@ class Publisher:
             self._producer.produce(
                 record.topic, record.value, record.key, on_delivery=report, headers=[*record.headers]
             )
+            self._sent.set()
         except BufferError:
             _tell(future, self._kafka.unavailable(self._heard.newest or "too many events wait for its confirmation"))
         except KafkaException as error:
@@ -75,13 +77,18 @@ class Publisher:
                 _tell(future, self._kafka.unavailable(self._heard.behind(error)))
 
     def _poll(self) -> None:
-        while not self._ends.is_set():
-            self._producer.poll(_POLL_S)
+        """Take confirmations while any is missing; else wait, since each look would hold up the loop's own thread."""
+        while not self._ends:
+            self._sent.wait()
+            self._sent.clear()
+            while len(self._producer):
+                self._producer.poll(_POLL_S)
 
     def close(self) -> None:
         """Let what waits be confirmed, for a moment, and send nothing more."""
         self._producer.flush(_CLOSE_S)
-        self._ends.set()
+        self._ends = True
+        self._sent.set()
         self._thread.join()
 
 

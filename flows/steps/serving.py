@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
+
+from pydantic_core import to_json
 
 from freshet.schemas import feast_bytes
 from freshet.schemas.errors import Problem, Refused, listed, nearest
@@ -24,7 +26,7 @@ from freshet.schemas.serving import (
     NAME_MAX,
     TOLD_MAX,
     VALUES_MAX,
-    Column,
+    Answer,
     Question,
     ReadRequest,
     ServedRow,
@@ -36,11 +38,11 @@ from freshet.schemas.view import View
 _KEPT = 1000
 """How many selections are remembered: a model asks for the same features each time."""
 _EVER_US = -(2**63)
-_NO_TIME = "1970-01-01T00:00:00Z"
+_NO_TIME = b'"1970-01-01T00:00:00Z"'
 """What Feast gives where there is no event time."""
-_PRESENT, _NULL, _OUTSIDE, _MISSING = (
-    status.value for status in (Status.PRESENT, Status.NULL_VALUE, Status.OUTSIDE_MAX_AGE, Status.NOT_FOUND)
-)
+_STATUSES = {b'"%b"' % status.encode(): status for status in Status}
+_PRESENT, _NULL, _OUTSIDE, _MISSING = _STATUSES
+_NOTHING, _LINE = feast_bytes.json_of(None), b'{"values":['
 
 Raw = Sequence[bytes | None]
 """The fields of one hash, as HMGET gives them."""
@@ -96,11 +98,9 @@ class _Asked:
     def ttl_us(self) -> int:
         return count_us(self.view.ttl)
 
-    def standings(
-        self, raws: Sequence[Raw], keys: Sequence[Any], behind: Behind, now_us: int
-    ) -> tuple[list[str], list[str]]:
-        """Return the status of each entity's row, and its event time; `keys` has each one's first join key."""
-        statuses, times = list[str](), list[str]()
+    def standings(self, raws: Sequence[Raw], keys: Sequence[Any], behind: Behind, now_us: int) -> "_Standings":
+        """Judge each entity's row; `keys` has each one's first join key."""
+        statuses, times = list[bytes](), list[bytes]()
         oldest_us, late = now_us - self.ttl_us if self.ttl_us else _EVER_US, behind.among(self.view.sources)
         at = self.time_at
         for raw, key in zip(raws, keys, strict=True):
@@ -112,7 +112,7 @@ class _Asked:
             at_us, spelled = _instant(time)
             times.append(spelled)
             statuses.append(_OUTSIDE if at_us < oldest_us or (late and self._waits(key, late)) else _PRESENT)
-        return statuses, times
+        return _Standings(statuses, times)
 
     def _waits(self, key: Any, late: Sequence[tuple[bool, ...]]) -> bool:
         """Say whether events of an entity may wait: of its own partition, or of any if its key does not tell which."""
@@ -120,6 +120,51 @@ class _Asked:
             return True
         raw = str(key).encode()
         return any(parts[partition_of(raw, len(parts))] for parts in late)
+
+
+class _Standings:
+    """What an answer says of a view's rows, an entity each, as JSON; and how many of its values were asked for."""
+
+    __slots__ = ("_features_count", "_nulls_count", "_tail", "_times", "statuses")
+
+    def __init__(self, statuses: list[bytes], times: list[bytes]) -> None:
+        self.statuses, self._times = statuses, times
+        self._tail = _tail(statuses, times)
+        self._features_count = self._nulls_count = 0
+
+    def lines(self, raws: Sequence[Raw], places: Sequence[int]) -> bytes:
+        """Return the lines of some features, each with a value for each entity, as JSON."""
+        spell = feast_bytes.json_of
+        self._features_count += len(places)
+        if len(raws) != 1:
+            return b",".join([self._line([spell(raw[place]) for raw in raws]) for place in places])
+        raw, tail = raws[0], self._tail
+        values = [spell(raw[place]) for place in places]
+        if _NOTHING in values:
+            return b",".join([self._line([value]) for value in values])
+        return b"%b%b%b" % (_LINE, (tail + b"," + _LINE).join(values), tail)
+
+    def _line(self, values: Sequence[bytes]) -> bytes:
+        tail = self._tail
+        if _NOTHING in values:
+            told = zip(values, self.statuses, strict=True)
+            statuses = [_NULL if value == _NOTHING and status is _PRESENT else status for value, status in told]
+            self._nulls_count += statuses.count(_NULL)
+            tail = _tail(statuses, self._times)
+        return b"%b%b%b" % (_LINE, b",".join(values), tail)
+
+    def counts(self) -> dict[Status, int]:
+        """Return how many values there were, by their status."""
+        rows = self.statuses
+        found = {_STATUSES[status]: rows.count(status) * self._features_count for status in {*rows}}
+        if self._nulls_count:
+            found[Status.NULL_VALUE] = self._nulls_count
+            found[Status.PRESENT] -= self._nulls_count
+        return found
+
+
+def _tail(statuses: Sequence[bytes], times: Sequence[bytes]) -> bytes:
+    return b'],"statuses":[%b],"event_timestamps":[%b]}' % (b",".join(statuses), b",".join(times))
 
 
 @dataclass(frozen=True)
@@ -158,8 +203,11 @@ class Selection:
     """Which features are asked for, by name in the answer, and what is to be read for them."""
 
     hashes: tuple[_Hash, ...]
-    columns: tuple[tuple[str, str, int, int, int], ...]
-    """Of each feature: its name in the answer, its view, its hash, the view in the hash, and its field."""
+    names: bytes
+    """The features' names in the answer, as JSON."""
+    runs: tuple[tuple[int, int, tuple[int, ...]], ...]
+    """Of features that follow each other in one view: their hash, the view in the hash, and their fields."""
+    features_count: int
     known: frozenset[str]
 
     @cached_property
@@ -170,7 +218,7 @@ class Selection:
     def check(self, entities: Mapping[str, Sequence[Any]]) -> None:
         """Raise `Refused` where join keys are missing, unknown or uneven, or where too much is asked at once."""
         counts = {len(values) for values in entities.values()}
-        most = min(ENTITIES_MAX, VALUES_MAX // len(self.columns))
+        most = min(ENTITIES_MAX, VALUES_MAX // self.features_count)
         if entities.keys() == self.needed and len(counts) == 1 and max(counts) <= most:
             return
         problems = [
@@ -197,27 +245,31 @@ class Selection:
 
     def answer(
         self, entities: Mapping[str, Sequence[Any]], read: Sequence[Sequence[Raw]], behind: Behind, now_us: int
-    ) -> list[Column]:
-        """Return the lines of the answer: first the join keys, then the features as they were asked for."""
-        count = len(next(iter(entities.values())))
-        present, no_times = [_PRESENT] * count, [_NO_TIME] * count
-        found = [Column(name, None, values, present, no_times) for name, values in entities.items()]
-        standings, plain = self._standings(entities, read, behind, now_us), feast_bytes.plain
-        for name, view, at, view_at, place in self.columns:
-            statuses, times = standings[at][view_at]
-            values = [plain(raw[place]) for raw in read[at]]
-            if None in values:
-                statuses = [
-                    _NULL if value is None and status is _PRESENT else status
-                    for value, status in zip(values, statuses, strict=True)
-                ]
-            found.append(Column(name, view, values, statuses, times))
-        return found
+    ) -> Answer:
+        """Return the response: first the join keys, then the features as they were asked for.
+
+        It is put together from pieces of JSON, most of which are the same for all features of a view: no value becomes
+        an object of Python's first.
+        """
+        standings = self._standings(entities, read, behind, now_us)
+        names, lines = [to_json(name) for name in entities], list[bytes]()
+        for values in entities.values():
+            count = len(values)
+            tail = _tail([_PRESENT] * count, [_NO_TIME] * count)
+            lines.append(b'{"values":%b%b' % (to_json(values, inf_nan_mode="strings")[:-1], tail))
+        for at, view_at, places in self.runs:
+            lines.append(standings[at][view_at].lines(read[at], places))
+        names.append(self.names)
+        body = b'{"metadata":{"feature_names":[%b]},"results":[%b]}' % (b",".join(names), b",".join(lines))
+        views = zip(self.hashes, standings, strict=True)
+        return Answer(
+            body, {asked.view.name: own.counts() for one, of in views for asked, own in zip(one.asked, of, strict=True)}
+        )
 
     def _standings(
         self, entities: Mapping[str, Sequence[Any]], read: Sequence[Sequence[Raw]], behind: Behind, now_us: int
-    ) -> list[list[tuple[list[str], list[str]]]]:
-        """Return statuses and event times, an entity each, by hash and view."""
+    ) -> list[list[_Standings]]:
+        """Return what is said of rows, by hash and view."""
         found = []
         for one, raws in zip(self.hashes, read, strict=True):
             keys = entities[one.names[0]]
@@ -246,14 +298,14 @@ def _served(
     asked: _Asked, names: Sequence[str], raw: Raw, values: tuple[Any, ...], behind: Behind, now_us: int
 ) -> ServedRow:
     time, version = raw[asked.time_at], raw[asked.time_at + 1]
-    (status,), _ = asked.standings([raw], values[:1], behind, now_us)
+    (status,) = asked.standings([raw], values[:1], behind, now_us).statuses
     by_name = dict(zip(names, values, strict=True))
     return ServedRow(
         asked.view.name,
         tuple(by_name[name] for name in asked.view.entity_names),
         None if time is None else _instant(time)[0],
         0 if time is None else version_of(time, version),
-        Status(status),
+        _STATUSES[status],
         {name: feast_bytes.decode(raw[place]) for name, place in asked.places.items()},
     )
 
@@ -293,12 +345,12 @@ class Catalog:
         places = {
             asked.view.name: (at, in_hash) for at, one in enumerate(made) for in_hash, asked in enumerate(one.asked)
         }
-        columns = tuple(
-            (name, view, at, in_hash, made[at].asked[in_hash].places[feature])
-            for name, (view, feature) in zip(names, references, strict=True)
-            for at, in_hash in [places[view]]
-        )
-        return Selection(tuple(made), columns, self.join_keys)
+        runs = []
+        for view, group in groupby(references, lambda reference: reference[0]):
+            at, in_hash = places[view]
+            fields = made[at].asked[in_hash].places
+            runs.append((at, in_hash, tuple(fields[name] for _, name in group)))
+        return Selection(tuple(made), b",".join(map(to_json, names)), tuple(runs), len(references), self.join_keys)
 
     def _references(self, features: tuple[str, ...], service: str | None) -> list[tuple[str, str]]:
         if bool(features) == (service is not None):
@@ -353,13 +405,13 @@ class Catalog:
 
 
 @lru_cache(10_000)
-def _instant(time: bytes) -> tuple[int, str]:
+def _instant(time: bytes) -> tuple[int, bytes]:
     """Return a stored time in microseconds since the epoch, and as JSON has it.
 
     >>> _instant(bytes.fromhex("0880c2d6cb06"))
-    (1769316608000000, '2026-01-25T04:50:08Z')
+    (1769316608000000, b'"2026-01-25T04:50:08Z"')
     """
     seconds, nanos = feast_bytes.decode_time(time)
     spelled = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     digits = f".{nanos:09d}"[: 10 if nanos % 1000 else 7 if nanos % 1_000_000 else 4] if nanos else ""
-    return seconds * 1_000_000 + nanos // 1000, f"{spelled}{digits}Z"
+    return seconds * 1_000_000 + nanos // 1000, f'"{spelled}{digits}Z"'.encode()

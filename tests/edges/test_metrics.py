@@ -21,7 +21,6 @@ from freshet.flows.edges.metrics import (
     OUTCOMES,
     REQUEST_BUCKETS,
     ROUND_BUCKETS,
-    SERVED_STATUSES,
     Histogram,
     Metrics,
     Server,
@@ -32,6 +31,7 @@ from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused
 from freshet.schemas.finding import Cause, Check, Finding, Frame, Outcome, Verdict
 from freshet.schemas.rejects import Reason
+from freshet.schemas.serving import Status
 from freshet.schemas.view import Feature, View
 
 STREAMS, VIEWS = ("clicks", "orders"), ("by_user", "by_page")
@@ -234,8 +234,8 @@ def test_every_label_set_of_a_server_is_zero_from_the_start(serving: ServerMetri
         for status in ("2xx", "4xx", "5xx"):
             assert value("freshet_requests_total", {"endpoint": endpoint, "status": status}) == 0
     for view in VIEWS:
-        for status in SERVED_STATUSES:
-            assert value("freshet_served_values_total", {"feature_view": view, "status": status}) == 0
+        for status in Status:
+            assert value("freshet_served_values_total", {"feature_view": view, "status": status.lower()}) == 0
 
 
 @pytest.mark.parametrize("bound", [BOUND, timedelta(milliseconds=10), timedelta(minutes=1)])
@@ -266,14 +266,14 @@ def test_requests_are_counted_by_the_class_of_their_answers_and_only_good_ones_h
 
 
 def test_values_that_were_served_are_counted_by_status(serving: ServerMetrics) -> None:
-    serving.served("by_user", {"present": 3, "not_found": 0, "outside_max_age": 2})
-    serving.served("by_user", {"present": 1})
+    serving.served("by_user", {Status.PRESENT: 3, Status.NOT_FOUND: 0, Status.OUTSIDE_MAX_AGE: 2})
+    serving.served("by_user", {Status.PRESENT: 1})
 
     found = {
         status: serving.registry.get_sample_value(
             "freshet_served_values_total", {"feature_view": "by_user", "status": status}
         )
-        for status in SERVED_STATUSES
+        for status in map(str.lower, Status)
     }
     assert {"present": 4, "null_value": 0, "not_found": 0, "outside_max_age": 2} == found
 

@@ -1,6 +1,8 @@
 """Declared SQL at work: against plain DuckDB, against a slow window in Python, and against attacks."""
 
 import os
+import threading
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -358,3 +360,7 @@ def test_a_query_that_takes_too_long_is_interrupted_and_the_connection_goes_on()
             connection.sql(long).fetchall()
 
         assert connection.sql("SELECT 1").fetchall() == [(1,)]
+        while any(thread.name == "sql-deadlines" for thread in threading.enumerate()):  # nothing has one now
+            time.sleep(0.05)
+        with pytest.raises(duckdb.InterruptException), deadline(connection, 0.2):
+            connection.sql(long).fetchall()

@@ -43,7 +43,8 @@ def engine(*, memory_limit: str = "512MB") -> duckdb.DuckDBPyConnection:
 class _Watchdog:
     """One thread that counts ticks for all connections: a `threading.Timer` a call would cost more than the call."""
 
-    TICK_SECONDS = 0.1
+    TICK_SECONDS, IDLE_TICKS_MAX = 0.1, 10
+    """After so many with nothing to count the thread ends: each time it wakes it holds up whoever serves."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,22 +59,26 @@ class _Watchdog:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._watch, name="sql-deadlines", daemon=True)
                 self._thread.start()
-                atexit.register(
-                    self._stop
-                )  # else the interpreter ends with its frame, and DuckDB's objects in it, alive
 
     def disarm(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Stop counting; afterwards the connection is not interrupted any more."""
         with self._lock:
             self._ticks_left.pop(connection, None)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Count no more."""
         self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
+        if (thread := self._thread) is not None:
+            thread.join()
 
     def _watch(self) -> None:
+        idle_ticks = 0
         while not self._stopped.wait(self.TICK_SECONDS):
+            with self._lock:
+                idle_ticks = 0 if self._ticks_left else idle_ticks + 1
+                if idle_ticks > self.IDLE_TICKS_MAX:
+                    self._thread = None
+                    return
             self._tick()
 
     def _tick(self) -> None:
@@ -86,6 +91,7 @@ class _Watchdog:
 
 
 _WATCHDOG = _Watchdog()
+atexit.register(_WATCHDOG.stop)  # else the interpreter ends with its frame, and DuckDB's objects in it, alive
 
 
 @contextmanager

@@ -1,0 +1,55 @@
+"""Values in Feast's bytes, and as JSON."""
+
+import json
+import math
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from freshet.schemas.feast_bytes import encode, json_of
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIMES = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  # the zone follows
+_KINDS: dict[pa.DataType, st.SearchStrategy[Any]] = {
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.int32(): st.integers(-(2**31), 2**31 - 1),
+    pa.float64(): st.floats(allow_nan=False),
+    pa.float32(): st.floats(allow_nan=False, width=32),
+    pa.string(): st.text(),
+    pa.binary(): st.binary(),
+    pa.bool_(): st.booleans(),
+    pa.timestamp("us", "UTC"): _TIMES.map(lambda at: at.replace(microsecond=0)),
+}
+
+
+def spelled(value: Any) -> Any:
+    match value:
+        case bytes():
+            return b64encode(value).decode()
+        case datetime():
+            return (value - _EPOCH) // timedelta(seconds=1)
+        case float() if math.isinf(value):
+            return "Infinity" if value > 0 else "-Infinity"
+        case list():
+            return [spelled(item) for item in value]
+    return value
+
+
+@pytest.mark.parametrize("kind", _KINDS, ids=str)
+@given(data=st.data())
+def test_a_value_is_the_same_in_json_as_it_was_stored(kind: pa.DataType, data: st.DataObject) -> None:
+    values = data.draw(st.lists(_KINDS[kind], min_size=1, max_size=4))
+
+    assert [json.loads(json_of(one)) for one in encode(pa.array(values, kind))] == spelled(values)
+    (whole,) = encode(pa.array([values], pa.list_(kind)))
+    assert json.loads(json_of(whole)) == spelled(values)
+
+
+def test_what_no_number_can_be_is_null_in_the_store_and_in_json_and_inside_a_list_a_word() -> None:
+    assert [json_of(one) for one in encode(pa.array([math.nan, None], pa.float64()))] == [b"null", b"null"]
+    assert json_of(encode(pa.array([[math.nan]], pa.list_(pa.float64())))[0]) == b'["NaN"]'
