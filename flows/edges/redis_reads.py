@@ -15,15 +15,13 @@ import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.connection import SSLConnection
 
-from freshet.flows.edges.redis import MemoryOnlineStore
+from freshet.flows.edges.redis import Command, MemoryOnlineStore, packed
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.progress import Progress, progress_key
 from freshet.schemas.serving import Question
 
 _LOOKS = 10
 """How often in a deadline it is looked whether it has passed."""
-
-Command = tuple[bytes | str, ...]
 
 
 class RedisReads:
@@ -147,7 +145,7 @@ class _Link(asyncio.Protocol):
         assert self._transport is not None, "asked before it was connected"
         waiting = _Waiting(len(commands), self._loop.create_future(), self._loop.time())
         self._waiting.append(waiting)
-        self._transport.write(b"".join(_packed(command) for command in commands))
+        self._transport.write(b"".join(packed(command) for command in commands))
         if self._look is None:
             self._look = self._loop.call_later(self._deadline_s / _LOOKS, self._look_at_deadline)
         return await waiting.told
@@ -197,11 +195,6 @@ class _Link(asyncio.Protocol):
             self.give_up(Unavailable(f"online store Redis at {self._address} {fact}"))
         else:
             self._look = self._loop.call_later(self._deadline_s / _LOOKS, self._look_at_deadline)
-
-
-def _packed(command: Command) -> bytes:
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub has a tuple of one
-    return packed
 
 
 class _Waiting:
