@@ -3,6 +3,7 @@
 The real one is named by FRESHET_TEST_KAFKA (scripts/kafka start prints its address).
 """
 
+import contextlib
 import socket
 import time
 import uuid
@@ -384,6 +385,9 @@ class Mute:
     def list_offsets(self, asked: Mapping[TopicPartition, Any], **_: Any) -> Mapping[TopicPartition, Any]:
         return {part: Future[Any]() for part in asked}
 
+    def poll(self, _: float) -> None:
+        """Hear nothing."""
+
 
 def test_an_answer_that_never_comes_is_given_up_and_the_next_question_is_answered(
     broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
@@ -397,6 +401,19 @@ def test_an_answer_that_never_comes_is_given_up_and_the_next_question_is_answere
         standings.of(topic, 2)
 
     assert sorted(standings.of(topic, 2)) == [0, 1]
+    standings.close()
+
+
+def test_a_new_epoch_of_the_leader_costs_one_question_at_most(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 1)
+    standings = Standings(kafka.Kafka(broker.address), "g")
+    assert standings.of(topic, 1) == {0: Standing(0, 0, None)}
+
+    broker.elect(topic, 0)
+
+    with contextlib.suppress(Unavailable):
+        standings.of(topic, 1)
+    assert standings.of(topic, 1) == {0: Standing(0, 0, None)}
     standings.close()
 
 
