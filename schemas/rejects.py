@@ -1,8 +1,10 @@
 """An event that cannot be used is a value: it keeps its bytes, its place and the reason.
 
-As a record of the topic `<topic>.dlq` it is a dead letter: its key, value, headers and time as they were, and behind
-them Kafka Connect's `__connect.errors.*` headers, UTF-8 strings that its tools read, and `freshet.reason`. One that was
-sent again leaves a receipt there: a record of the same key whose header `freshet.redriven` names the event.
+As a record of the topic `<topic>.dlq` it is a dead letter: its key, value and headers as they were, and behind them
+Kafka Connect's `__connect.errors.*` headers, UTF-8 strings that its tools read, then `freshet.reason`, and
+`freshet.time`: the event's own Kafka time, milliseconds since 1970 in decimal. The record's time is that of its
+writing: Kafka deletes by it, and a letter with an old one would be gone within minutes. One that was sent again leaves
+a receipt there: a record of the same key whose header `freshet.redriven` names the event.
 """
 
 import re
@@ -80,7 +82,7 @@ class Reject:
         return Origin(self.topic, self.partition, self.offset)
 
 
-REASON, REDRIVEN = "freshet.reason", "freshet.redriven"
+REASON, REDRIVEN, TIME = "freshet.reason", "freshet.redriven", "freshet.time"
 _CONNECT = "__connect.errors."
 _OURS = (_CONNECT, "freshet.")
 _ORIGIN = re.compile(r"([^/@]+)/(\d{1,9})@(\d{1,18})", re.ASCII)
@@ -107,8 +109,7 @@ def dead_letter_topic(topic: str) -> str:
 
 def dead_letter(reject: Reject, group: str) -> Record:
     """Return an event as its dead letter; `group` is the consumer group that gave it up."""
-    topic = dead_letter_topic(reject.topic)
-    return Record(topic, reject.key, reject.value, dead_letter_headers(reject, group), reject.timestamp_ms)
+    return Record(dead_letter_topic(reject.topic), reject.key, reject.value, dead_letter_headers(reject, group))
 
 
 def dead_letter_headers(reject: Reject, group: str) -> Headers:
@@ -125,6 +126,8 @@ def dead_letter_headers(reject: Reject, group: str) -> Headers:
         f"{_CONNECT}exception.message": reject.detail,
         REASON: reject.reason.value,
     }
+    if reject.timestamp_ms >= 0:
+        said[TIME] = str(reject.timestamp_ms)
     written = ((name, text.encode(errors="backslashreplace")) for name, text in said.items())
     return (*_foreign(reject.headers), *written)
 
@@ -132,7 +135,10 @@ def dead_letter_headers(reject: Reject, group: str) -> Headers:
 def reject_of(
     key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]] | None, timestamp_ms: int
 ) -> Reject | None:
-    """Return the event that a record of a dead-letter topic keeps; None if it is no dead letter of ours."""
+    """Return the event that a record of a dead-letter topic keeps; None if it is no dead letter of ours.
+
+    Without a time of its own it has the record's.
+    """
     held = dict(headers or ())  # the last of a repeated header holds
     reason = _text(held.get(REASON))
     topic = _text(held.get(f"{_CONNECT}topic"))
@@ -140,6 +146,8 @@ def reject_of(
     if reason not in set(Reason) or not topic or not (_NUMBER.fullmatch(partition) and _NUMBER.fullmatch(offset)):
         return None
     detail = _text(held.get(f"{_CONNECT}exception.message"))
+    own_time = _text(held.get(TIME))
+    timestamp_ms = int(own_time) if _NUMBER.fullmatch(own_time) else timestamp_ms
     place = (topic, int(partition), int(offset))
     return Reject(*place, Reason(reason), detail, key, value, _foreign(headers or ()), timestamp_ms)
 

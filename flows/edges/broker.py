@@ -10,6 +10,7 @@ each line of its input with `ok` or with what went wrong:
 
     topic NAME PARTITIONS    make a topic
     down, up                 drop all connections and refuse new ones; accept them again
+    elect NAME PARTITION     begin a new epoch of the partition's leader
     end of input             ends the child, so it never outlives its parent
 """
 
@@ -82,6 +83,10 @@ class Broker:
         """End the outage."""
         self._ask("up")
 
+    def elect(self, topic: str, partition: int) -> None:
+        """Begin a new epoch of a partition's leader, as a broker that comes back does; here it is the same one."""
+        self._ask(f"elect {topic} {partition}")
+
     def close(self) -> None:
         """End the child and wait for it; closing twice is closing once."""
         if self._said.closed:
@@ -147,6 +152,7 @@ def _library() -> ctypes.CDLL:
         ("mock_cluster_new", pointer, [pointer, number]),
         ("mock_cluster_bootstraps", text, [pointer]),
         ("mock_topic_create", number, [pointer, text, number, number]),
+        ("mock_partition_set_leader", number, [pointer, text, ctypes.c_int32, ctypes.c_int32]),
         ("mock_broker_set_down", number, [pointer, ctypes.c_int32]),
         ("mock_broker_set_up", number, [pointer, ctypes.c_int32]),
         ("mock_set_controller_id", number, [pointer, ctypes.c_int32]),
@@ -168,6 +174,8 @@ def _obey(library: ctypes.CDLL, cluster: int, line: str) -> str:
             code = library.rd_kafka_mock_broker_set_down(cluster, _BROKER_ID)
         case ["up"]:
             code = library.rd_kafka_mock_broker_set_up(cluster, _BROKER_ID)
+        case ["elect", name, partition]:
+            code = library.rd_kafka_mock_partition_set_leader(cluster, name.encode(), int(partition), _BROKER_ID)
         case _:
             return "unknown command"
     return "ok" if code == 0 else str(library.rd_kafka_err2str(code).decode())

@@ -38,6 +38,12 @@ from freshet.schemas.rejects import dead_letter_topic
 _ANSWER_LIMIT_S = 10.0
 _PROBE_LIMIT_S = 0.5
 _PROBE_PAUSE_S_MAX = 5.0
+_QUIET_S = 10.0
+"""After so long without a word about a partition, the cluster is asked."""
+_RENEWAL_S = 10.0
+"""So long a client may be at a loss, from its making on, before it is made anew."""
+_STALL_S = 30.0
+"""So long messages that are there may fail to come before the client is made anew."""
 _ASK_AGAIN_S = 0.05
 _GROUPLESS = "freshet-no-group"
 # The embedded broker answers an empty fetch no sooner; and each partition has a queue of its own. A broker that has
@@ -138,12 +144,26 @@ class Client:
 
     def __init__(self, kafka: Kafka, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> None:
         self.kafka, self.heard = kafka, Heard()
-        self.consumer = kafka.client(Consumer, tuned, error_cb=self.heard, enable_auto_commit=False, **fixed)
+        self._tuned, self._fixed = tuned, fixed
+        self.consumer = self._made()
+
+    def _made(self) -> Consumer:
+        return self.kafka.client(Consumer, self._tuned, error_cb=self.heard, enable_auto_commit=False, **self._fixed)
+
+    def renew(self) -> None:
+        """Make the client anew; nothing is assigned to it.
+
+        One that is told by a broker that starts or stops that the cluster has no brokers drops every one it knew, and
+        then connects to none any more. Source: https://github.com/confluentinc/librdkafka/issues/5301.
+        """
+        self.consumer.close()
+        self.consumer = self._made()
 
     def ask(self, question: Callable[[Consumer, float], T]) -> T:
         """Return the answer; the question is given the consumer and a limit in seconds.
 
-        It is asked again, up to that limit, while a partition or group that is new or moves has no leader.
+        It is asked again, up to that limit, while a partition or group that is new or moves has no leader. After a
+        failure the next question is asked by a new client.
         """
         deadline = time.monotonic() + self.kafka.answer_limit_s
         while True:
@@ -152,6 +172,7 @@ class Client:
             except KafkaException as error:
                 if error.args[0].code() not in _ELECTING or time.monotonic() > deadline:
                     self.consumer.poll(0)  # the way to hear what was said in passing
+                    self.renew()
                     raise self.kafka.unavailable(self.heard.behind(error)) from error
             time.sleep(_ASK_AGAIN_S)
 
@@ -238,6 +259,9 @@ class PartitionReader:
 
     `position` is the offset that is read next, `end_offset` the one after the last message that is known to be there.
     With `accept_gap` a start that is gone is moved to the first offset that is there; otherwise it is `Refused`.
+
+    librdkafka's client is not trusted to say that it is cut off: where it is quiet the cluster is asked, and a client
+    that stays at a loss, or to which messages that are there do not come, is made anew.
     """
 
     def __init__(
@@ -259,7 +283,6 @@ class PartitionReader:
             auto_offset_reset="error",
             enable_partition_eof=True,
         )
-        self._consumer = self._client.consumer
         self._failing_since: float | None = None
         self._probe_at = 0.0
         try:
@@ -272,8 +295,13 @@ class PartitionReader:
         except (Refused, Unavailable):
             self.close()
             raise
-        start = OFFSET_BEGINNING if start_offset is None else start_offset
-        self._consumer.assign([TopicPartition(topic, partition, start)])
+        self._start = OFFSET_BEGINNING if start_offset is None else start_offset
+        self._assign()
+
+    def _assign(self) -> None:
+        """Have the client read on."""
+        self._client.consumer.assign([TopicPartition(self.topic, self.partition, self._start)])
+        self._made_at = self._came_at = self._heard_at = time.monotonic()
 
     @property
     def at_end(self) -> bool:
@@ -298,27 +326,25 @@ class PartitionReader:
         is no longer in the partition is `Refused`.
         """
         good: list[Message] = []
-        for message in self._consumer.consume(messages_count, wait_s):
+        for message in self._client.consumer.consume(messages_count, wait_s):
             error = message.error()
             if error is None:
                 good.append(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # the client's own name for it
-                self.position = max(
-                    self.position, message.offset()
-                )  # past a transaction's markers, which are no message
+                self._advance(message.offset())  # past a transaction's markers, which are no message
             else:
                 self._heed(error)
         if good:
             self._be_well()
-        elif self._client.heard.newest:
+        elif self._client.heard.newest or not self.well or time.monotonic() - self._heard_at > _QUIET_S:
             self._probe()
-        _, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, self.partition), cached=True)
+        _, high = self._client.consumer.get_watermark_offsets(self._place, cached=True)
         self.end_offset = max(self.end_offset, int(high))
         return self._as_poll(good) if good else None
 
     def _as_poll(self, messages: Sequence[Message]) -> Poll:
         offsets = np.array([message.offset() for message in messages], np.int64)
-        self.position = max(self.position, int(offsets[-1]) + 1)
+        self._advance(int(offsets[-1]) + 1)
         self.end_offset = max(self.end_offset, self.position)
         headers = [message.headers() for message in messages]
         return Poll(
@@ -344,26 +370,46 @@ class PartitionReader:
         self._client.heard(error)
 
     def _probe(self) -> None:
-        """Ask whether an outage is over: an idle partition that is well again brings no message to tell by."""
+        """Ask whether all is well: an idle partition brings no message to tell by, and librdkafka may not know."""
         now = time.monotonic()
-        if self._failing_since is None:
+        if self.well and self._client.heard.newest:
             self._failing_since = now
         if now < self._probe_at:
             return
         limit_s = min(_PROBE_LIMIT_S, self._client.kafka.patience_s)
         try:
-            self._consumer.get_watermark_offsets(TopicPartition(self.topic, self.partition), timeout=limit_s)
+            _, high = self._client.consumer.get_watermark_offsets(self._place, timeout=limit_s)
         except KafkaException as error:
-            failing_s = now - self._failing_since
-            if failing_s > self._client.kafka.patience_s:
+            since = self._failing_since = now if self._failing_since is None else self._failing_since
+            if now - since > self._client.kafka.patience_s:
                 cause = self._client.heard.behind(error)
                 raise self._client.kafka.unavailable(f"{self.topic}/{self.partition}: {cause}") from error
-            self._probe_at = now + min(failing_s, _PROBE_PAUSE_S_MAX)  # twice as long each time
+            self._probe_at = now + min(now - since, _PROBE_PAUSE_S_MAX)  # twice as long each time
+            if now - max(since, self._made_at) > _RENEWAL_S:
+                self._renew()
         else:
             self._be_well()
+            self.end_offset = max(self.end_offset, int(high))
+            if not self.at_end and now - self._came_at > _STALL_S:
+                self._renew()
 
     def _be_well(self) -> None:
         self._failing_since, self._client.heard.newest = None, ""
+        self._heard_at = time.monotonic()
+
+    def _renew(self) -> None:
+        """Go on with a new client where this one was."""
+        self._client.renew()
+        self._assign()
+
+    def _advance(self, position: int) -> None:
+        """Note how far was read."""
+        self.position = self._start = max(self.position, position)
+        self._came_at = time.monotonic()
+
+    @property
+    def _place(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
 
     def _refuse_position(self, low: int, high: int) -> NoReturn:
         fact = f"partition {self.partition} does not have the offset {self.position} that is to be read next"
@@ -371,7 +417,7 @@ class PartitionReader:
 
     def close(self) -> None:
         """Let go of the partition."""
-        self._consumer.close()
+        self._client.consumer.close()
 
 
 def records(kafka: Kafka, topic: str) -> Iterator[Poll]:

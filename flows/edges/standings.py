@@ -8,6 +8,7 @@ from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPar
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from freshet.flows.edges.kafka import Client, Heard, Kafka
+from freshet.schemas.errors import Unavailable
 from freshet.schemas.standing import Standing
 
 T = TypeVar("T")
@@ -55,8 +56,7 @@ class Standings:
             asked = self._admin.list_offsets(dict.fromkeys(wanted, spec), request_timeout=self._kafka.answer_limit_s)
             return {part.partition: self._result(answer).offset for part, answer in asked.items()}
         except KafkaException as error:
-            self._admin.poll(0)  # the way to hear what was said in passing
-            raise self._kafka.unavailable(self._heard.behind(error)) from error
+            raise self._unanswered(error) from error
 
     def written_at_s(self, topic: str, partition: int, offset: int) -> float | None:
         """Return when a message was written, or the next that is there; None if there is none. Raises `Unavailable`."""
@@ -79,20 +79,26 @@ class Standings:
         except KafkaException as error:
             if error.args[0].code() in _UNTOLD:
                 return None
-            self._admin.poll(0)
-            raise self._kafka.unavailable(self._heard.behind(error)) from error
+            raise self._unanswered(error) from error
         return _retention_s(found)
 
     def _result(self, answer: "Future[T]") -> T:
-        """Wait for an answer. One may never come, whatever request_timeout says: then it is asked anew.
-
-        Seen once, when a broker came back, after `Leader epoch is older than broker epoch`.
-        """
+        """Wait for an answer. One may never come, whatever request_timeout says."""
         try:
             return answer.result(self._kafka.answer_limit_s + _MARGIN_S)
         except TimeoutError as error:
-            self._admin = self._kafka.client(AdminClient, error_cb=self._heard)
-            raise self._kafka.unavailable(self._heard.newest or "no answer") from error
+            raise self._unanswered(None) from error
+
+    def _unanswered(self, error: KafkaException | None) -> Unavailable:
+        """Return what to raise; the next question is asked by a new client.
+
+        Once a broker came back, one goes on asking for offsets under the epoch that the partition's leader had before,
+        and is refused, until what it knows of the cluster is a quarter of an hour old.
+        """
+        self._admin.poll(0)  # the way to hear what was said in passing
+        said = (self._heard.newest or "no answer") if error is None else self._heard.behind(error)
+        self._admin, self._heard.newest = self._kafka.client(AdminClient, error_cb=self._heard), ""
+        return self._kafka.unavailable(said)
 
     def close(self) -> None:
         """Let go of the connection."""

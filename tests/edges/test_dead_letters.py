@@ -152,6 +152,17 @@ def test_without_a_time_of_its_own_a_letter_has_that_of_its_writing(cluster: Clu
     assert letters(cluster, topic)[0].reject.timestamp_ms > 1_767_225_600_000  # 2026
 
 
+def test_an_event_of_long_ago_is_kept_as_long_as_any(cluster: Cluster, topic: str) -> None:
+    """Kafka deletes by a record's time."""
+    sink = cluster.dead_letters(GROUP)
+    sink.put([reject(topic, 1, timestamp_ms=5)])
+    sink.flush()
+
+    [kept] = [int(time) for poll in cluster.records(f"{topic}.dlq") for time in poll.timestamps_ms]
+    assert kept > 1_767_225_600_000  # 2026
+    assert letters(cluster, topic)[0].reject.timestamp_ms == 5
+
+
 def test_dead_letters_without_a_topic_are_refused_at_once(cluster: Cluster) -> None:
     topic = f"test-{uuid.uuid4().hex}"
     sink = cluster.dead_letters(GROUP)

@@ -3,6 +3,7 @@
 The real one is named by FRESHET_TEST_KAFKA (scripts/kafka start prints its address).
 """
 
+import contextlib
 import socket
 import time
 import uuid
@@ -14,7 +15,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Producer as RawProducer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import AwareDatetime
@@ -384,6 +385,9 @@ class Mute:
     def list_offsets(self, asked: Mapping[TopicPartition, Any], **_: Any) -> Mapping[TopicPartition, Any]:
         return {part: Future[Any]() for part in asked}
 
+    def poll(self, _: float) -> None:
+        """Hear nothing."""
+
 
 def test_an_answer_that_never_comes_is_given_up_and_the_next_question_is_answered(
     broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
@@ -397,6 +401,19 @@ def test_an_answer_that_never_comes_is_given_up_and_the_next_question_is_answere
         standings.of(topic, 2)
 
     assert sorted(standings.of(topic, 2)) == [0, 1]
+    standings.close()
+
+
+def test_a_new_epoch_of_the_leader_costs_one_question_at_most(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 1)
+    standings = Standings(kafka.Kafka(broker.address), "g")
+    assert standings.of(topic, 1) == {0: Standing(0, 0, None)}
+
+    broker.elect(topic, 0)
+
+    with contextlib.suppress(Unavailable):
+        standings.of(topic, 1)
+    assert standings.of(topic, 1) == {0: Standing(0, 0, None)}
     standings.close()
 
 
@@ -764,6 +781,78 @@ def test_an_outage_that_passes_is_forgotten_even_where_no_message_comes(topic: s
 
         assert read(reader, 1)[0].values == [b"after"]
         reader.close()
+
+
+class Stranded:
+    """A consumer that has dropped every broker it knew, and neither says so nor connects to one any more."""
+
+    def consume(self, *_: object) -> list[Any]:
+        return []
+
+    def get_watermark_offsets(self, _: TopicPartition, *, cached: bool = False, **__: float) -> tuple[int, int]:
+        if not cached:
+            raise KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN))  # noqa: SLF001  # the client's own name
+        return -1, -1
+
+    def poll(self, _: float) -> None:
+        """Hear nothing."""
+
+    def close(self) -> None:
+        """Let go of nothing."""
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a reader wait shorter, though longer than a client may take to begin."""
+    for name, limit_s in {"_QUIET_S": 0.1, "_RENEWAL_S": 2.0, "_STALL_S": 2.0}.items():
+        monkeypatch.setattr(f"freshet.flows.edges.kafka.{name}", limit_s)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_client_that_lost_every_broker_without_a_word_is_not_well_and_reads_on_as_a_new_one(
+    broker: Broker, topic: str
+) -> None:
+    broker.create_topic(topic, 1)
+    server = embedded(broker)
+    server.append(topic, 0, b"before")
+    reader = kafka.PartitionReader(kafka.Kafka(broker.address), topic, 0, 1)
+    read(reader, 1)
+    reader._client.consumer.close()  # noqa: SLF001  # librdkafka is seldom so
+    reader._client.consumer = Stranded()  # noqa: SLF001
+    server.append(topic, 0, b"after")
+
+    poll_until(reader, lambda: not reader.well)
+
+    assert read(reader, 1)[0].values == [b"after"]
+    assert reader.well
+    reader.close()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_client_to_which_nothing_is_delivered_though_it_is_there_is_made_anew(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 1)
+    server = embedded(broker)
+    server.append(topic, 0, b"before")
+    reader = kafka.PartitionReader(kafka.Kafka(broker.address), topic, 0, 1)
+    read(reader, 1)
+    reader._client.consumer.unassign()  # noqa: SLF001  # so that it is answered, and reads nothing
+    server.append(topic, 0, b"after")
+
+    assert read(reader, 1)[0].values == [b"after"]
+    reader.close()
+
+
+def test_a_question_that_fails_is_not_asked_of_the_same_client_again(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 1)
+    offsets = kafka.GroupOffsets(kafka.Kafka(broker.address), "g")
+    offsets._client.consumer.close()  # noqa: SLF001  # librdkafka is seldom so
+    offsets._client.consumer = Stranded()  # noqa: SLF001
+
+    with pytest.raises(Unavailable):
+        offsets.end_offsets(topic, 1)
+
+    assert offsets.end_offsets(topic, 1) == {0: 0}
+    offsets.close()
 
 
 def test_events_sent_during_an_outage_that_passes_are_delivered_once_and_in_order(topic: str) -> None:

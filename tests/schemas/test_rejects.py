@@ -108,9 +108,7 @@ def test_an_event_that_failed_again_is_a_letter_and_no_receipt(reject: Reject) -
 def test_a_dead_letter_has_the_words_of_kafka_connect() -> None:
     letter = dead_letter(LATE, GROUP)
 
-    assert (letter.topic, letter.key, letter.value, letter.timestamp_ms) == (
-        "wiki_edits.dlq", b"ada", b"{}", 1_772_366_400_500,
-    )  # fmt: skip
+    assert (letter.topic, letter.key, letter.value, letter.timestamp_ms) == ("wiki_edits.dlq", b"ada", b"{}", -1)
     assert letter.headers[:2] == (("freshet-version", b"1"), ("x", None))
     assert texts(letter.headers[2:]) == {
         "__connect.errors.topic": "wiki_edits",
@@ -122,7 +120,17 @@ def test_a_dead_letter_has_the_words_of_kafka_connect() -> None:
         "__connect.errors.exception.class.name": "freshet.schemas.rejects.Reason.LATE",
         "__connect.errors.exception.message": "too old",
         "freshet.reason": "late",
+        "freshet.time": "1772366400500",
     }
+
+
+@pytest.mark.parametrize("own_time", [None, b"", b"-1", b"yesterday"])
+def test_a_letter_without_a_time_of_its_own_has_the_record_s(own_time: bytes | None) -> None:
+    headers = (*dead_letter(LATE, GROUP).headers, ("freshet.time", own_time))
+
+    found = reject_of(b"ada", b"{}", headers, 7)
+
+    assert found == replace(LATE, timestamp_ms=7)
 
 
 def test_half_a_surrogate_in_a_detail_is_escaped() -> None:
