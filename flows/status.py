@@ -55,7 +55,7 @@ class StatusReader:
             time.sleep(BETWEEN_S)
         before, now = self._before, self._seen()
         self._before = now
-        newest = self._asked_of_kafka(lambda: self._newest(now.lags)) or {}
+        ages_s = self._asked_of_kafka(lambda: self._last_event_ages_s(now.lags)) or {}
         validator = self._scraped("validator", self.workspace.settings.validator_address)
         self._ask_server()
         self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
@@ -64,7 +64,7 @@ class StatusReader:
         found = self._asked("offline store", str(self.workspace.offline_root), ledger.read)
         written_at_s = None if found is None else ledger.written_at_s()
         streams = [
-            self._stream(name, before, now, newest, letters.get(contract.stream.topic))
+            self._stream(name, before, now, ages_s, letters.get(contract.stream.topic))
             for name, contract in self.workspace.contracts.items()
         ]
         target_s = self.workspace.source.declaration.servingRequirements.freshnessTarget.bound.total_seconds()
@@ -98,8 +98,10 @@ class StatusReader:
         self._lag = self._lag or self.workspace.lag_reader(_LIMIT_S)
         return self._lag.look(at_s)
 
-    def _newest(self, lags: Lags) -> Mapping[tuple[str, int], float | None]:
-        return self._lag.newest_at_s(lags) if self._lag else {}
+    def _last_event_ages_s(self, lags: Lags) -> dict[tuple[str, int], float]:
+        newest = self._lag.newest_at_s(lags) if self._lag else {}
+        answered_s = time.time()  # later than `lags`: what came since then must not seem to come from the future
+        return {place: answered_s - at_s for place, at_s in newest.items() if at_s is not None}
 
     def _ping(self) -> None:
         if self._online is None:
@@ -159,7 +161,7 @@ class StatusReader:
         name: str,
         before: _Look,
         now: _Look,
-        newest: Mapping[tuple[str, int], float | None],
+        ages_s: Mapping[tuple[str, int], float],
         letters_count: int | None,
     ) -> StreamStatus:
         topic = self.workspace.contracts[name].stream.topic
@@ -171,8 +173,8 @@ class StatusReader:
             came = sum(lags[part].end_offset - earlier[part].end_offset for part in lags) / length_s
             waits = sum(lags[part].messages_count - earlier[part].messages_count for part in lags)
             done = max(0.0, came - waits / length_s)
-        ages_s = {part: now.at_s - at_s for (of, part), at_s in newest.items() if of == topic and at_s is not None}
-        return StreamStatus(name, topic, lags, came, done, letters_count, ages_s)
+        own_s = {part: age_s for (of, part), age_s in ages_s.items() if of == topic}
+        return StreamStatus(name, topic, lags, came, done, letters_count, own_s)
 
     def _view(
         self,

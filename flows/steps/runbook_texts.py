@@ -707,8 +707,8 @@ The first table says of each part whether it answers, and if not, why. It asks K
 
 - **`kafka` is DOWN**: That is it: Kafka does not answer at the address shown, for the reason shown. The materializer
   waits as long as FRESHET_PATIENCE says, then ends with exit code 5, and has to be started again.
-- **`kafka` is DOWN with `no leader for …`**: A broker of the cluster is down or cut off, which led the partitions that are named
-  there: start it, or mend the network. Until then nothing is known of the topic's other partitions either.
+- **`kafka` is DOWN with `no leader for …`**: A broker of the cluster is down or cut off, which led the partitions that
+  are named there: start it, or mend the network. Until then nothing is known of the topic's other partitions either.
 - **`kafka` is ok, `validator` is DOWN**: Nobody exports the lag. Go on with FreshetValidatorDead.md.
 - **both are ok, and Kafka was away**: Wait half a minute. If the alert stays, stop the validator and start it.
 - **both are ok all the time**: FRESHET_LAG_EXPORT is `off` or names another process; or the validator reaches Kafka at

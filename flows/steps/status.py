@@ -246,7 +246,7 @@ def screen(report: Report) -> str:
             (
                 one.stream,
                 _status(one),
-                _UNKNOWN if one.last_event_age_s is None else _ago(one.last_event_age_s),
+                _came(one.last_event_age_s),
                 _rate(one.in_per_s),
                 _rate(one.done_per_s),
                 _number(one.messages_count),
@@ -336,12 +336,18 @@ def _state(view: ViewStatus) -> str:
 
 
 def _ago(seconds: float) -> str:
-    """Write how long ago something was; a clock that is ahead by little is none.
+    return f"{span(max(0.0, seconds))} ago"
 
-    >>> [_ago(one) for one in (12.3, 0.0, -0.4, -75.0)]
-    ['12 s ago', '0 s ago', '0 s ago', '75 s ahead']
+
+def _came(seconds: float | None) -> str:
+    """Write how long ago a message says that it was written; a clock that is ahead by little is none.
+
+    >>> [_came(one) for one in (None, 12.3, 0.0, -0.4, -75.0)]
+    ['-', '12 s ago', '0 s ago', '0 s ago', '75 s ahead']
     """
-    return f"{span(-seconds)} ahead" if seconds < -_AHEAD_S else f"{span(max(0.0, seconds))} ago"
+    if seconds is None:
+        return _UNKNOWN
+    return f"{span(-seconds)} ahead" if seconds < -_AHEAD_S else _ago(seconds)
 
 
 def _number(count: int | None) -> str:
