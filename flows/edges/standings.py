@@ -60,8 +60,8 @@ class Standings:
         """Return when each partition's newest message was written, by the time that it carries; None if unknown.
 
         `ends` are the offsets after the last messages. Kafka is asked for the greatest time, of all partitions at
-        once; where it does not know that (before 3.0, the embedded broker) the last messages are read. Raises
-        `Unavailable`.
+        once, in which a transaction's end counts, too; where it does not know that (before 3.0, the embedded broker)
+        the last messages are read. Raises `Unavailable`.
         """
         wanted = [TopicPartition(topic, part) for part, end in ends.items() if end > 0]
         found = dict.fromkeys(ends, 0)
