@@ -33,6 +33,9 @@ class Standings(Protocol):
     def written_at_s(self, topic: str, partition: int, offset: int) -> float | None:
         """Return when a message was written, or the next that is there; None if there is none."""
 
+    def newest_at_s(self, topic: str, ends: Mapping[int, int]) -> dict[int, float | None]:
+        """Return when each partition's newest message was written, by the time that it carries; None if unknown."""
+
     def retention_s(self, topic: str) -> float | None:
         """Return how long Kafka keeps a topic's messages; None if for ever, or if it does not say."""
 
@@ -57,6 +60,17 @@ class LagReader:
                 known = self._known.setdefault((topic, part), PartitionLag(self._target_s))
                 found[topic, part] = known.look(standing, now_s, retention_s, self._written(topic, part))
         return found
+
+    def newest_at_s(self, lags: Lags) -> dict[tuple[str, int], float | None]:
+        """Return when the newest message of each partition was written, as far as Kafka knows. Raises `Unavailable`."""
+        ends: dict[str, dict[int, int]] = {}
+        for (topic, part), lag in lags.items():
+            ends.setdefault(topic, {})[part] = lag.end_offset
+        return {
+            (topic, part): at_s
+            for topic, own in ends.items()
+            for part, at_s in self._standings.newest_at_s(topic, own).items()
+        }
 
     def _written(self, topic: str, part: int) -> Callable[[int], float | None]:
         return lambda offset: self._standings.written_at_s(topic, part, offset)

@@ -55,6 +55,7 @@ class StatusReader:
             time.sleep(BETWEEN_S)
         before, now = self._before, self._seen()
         self._before = now
+        ages_s = self._asked_of_kafka(lambda: self._last_event_ages_s(now.lags)) or {}
         validator = self._scraped("validator", self.workspace.settings.validator_address)
         self._ask_server()
         self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
@@ -63,7 +64,7 @@ class StatusReader:
         found = self._asked("offline store", str(self.workspace.offline_root), ledger.read)
         written_at_s = None if found is None else ledger.written_at_s()
         streams = [
-            self._stream(name, before, now, letters.get(contract.stream.topic))
+            self._stream(name, before, now, ages_s, letters.get(contract.stream.topic))
             for name, contract in self.workspace.contracts.items()
         ]
         target_s = self.workspace.source.declaration.servingRequirements.freshnessTarget.bound.total_seconds()
@@ -96,6 +97,11 @@ class StatusReader:
     def _lags(self, at_s: float) -> Lags:
         self._lag = self._lag or self.workspace.lag_reader(_LIMIT_S)
         return self._lag.look(at_s)
+
+    def _last_event_ages_s(self, lags: Lags) -> dict[tuple[str, int], float]:
+        newest = self._lag.newest_at_s(lags) if self._lag else {}
+        answered_s = time.time()  # later than `lags`: what came since then must not seem to come from the future
+        return {place: answered_s - at_s for place, at_s in newest.items() if at_s is not None}
 
     def _ping(self) -> None:
         if self._online is None:
@@ -150,7 +156,14 @@ class StatusReader:
         self._parts[name] = Part(name, where)
         return answer
 
-    def _stream(self, name: str, before: _Look, now: _Look, letters_count: int | None) -> StreamStatus:
+    def _stream(
+        self,
+        name: str,
+        before: _Look,
+        now: _Look,
+        ages_s: Mapping[tuple[str, int], float],
+        letters_count: int | None,
+    ) -> StreamStatus:
         topic = self.workspace.contracts[name].stream.topic
         lags = {part: lag for (of, part), lag in now.lags.items() if of == topic}
         earlier = {part: lag for (of, part), lag in before.lags.items() if of == topic}
@@ -160,7 +173,8 @@ class StatusReader:
             came = sum(lags[part].end_offset - earlier[part].end_offset for part in lags) / length_s
             waits = sum(lags[part].messages_count - earlier[part].messages_count for part in lags)
             done = max(0.0, came - waits / length_s)
-        return StreamStatus(name, topic, lags, came, done, letters_count)
+        own_s = {part: age_s for (of, part), age_s in ages_s.items() if of == topic}
+        return StreamStatus(name, topic, lags, came, done, letters_count, own_s)
 
     def _view(
         self,
@@ -181,6 +195,8 @@ class StatusReader:
         return ViewStatus(
             view=name,
             state=state_of(own, target_s, findings, Cause.STALE_ONLINE),
+            stalled_count=sum(stream.stalled_count for stream in own),
+            partitions_count=sum(len(stream.lags) for stream in own),
             features_count=len(view.features),
             rows_per_s=max(0.0, rows[1] - rows[0]) / (now.at_s - before.at_s) if has_rates else None,
             freshness_p99_s=quantile(now.samples, "freshet_freshness_seconds", 0.99, feature_view=name, kind="event"),

@@ -2,7 +2,8 @@
 
 Every part is asked by itself, so it works while some are down, and says which. Exits 0 if all is well, 1 if something
 is late, stopped or found, 5 if a part does not answer. `late in` is when the first message passes the declared
-freshness, as it goes now; `lost in` when Kafka deletes the first message that waits.
+freshness, as it goes now; `lost in` when Kafka deletes the first message that waits; `last event` how long ago the
+newest message was written, as Kafka says, whether or not the flow is well.
 """
 
 import argparse

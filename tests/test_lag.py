@@ -82,6 +82,17 @@ def test_a_materializer_that_stops_is_told_of_and_so_is_when_it_goes_on() -> Non
     assert (shop.value("kafka_consumergroup_lag"), shop.status()) == (0.0, ["OK"])
 
 
+def test_when_the_last_message_came_is_known_of_a_topic_that_stands_still_and_a_flow_that_is_down() -> None:
+    shop = Shop()
+    shop.passes(3, sent=1)
+    last_s = shop.now_s
+
+    shop.passes(500)
+
+    newest = shop.reader.newest_at_s(shop.reader.look(shop.now_s))
+    assert newest == {(TOPIC, 0): None, (TOPIC, 1): last_s}
+
+
 def test_while_kafka_does_not_answer_only_when_it_last_did_is_shown() -> None:
     shop = Shop()
     shop.passes(3, sent=1)

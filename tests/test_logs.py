@@ -51,3 +51,7 @@ def test_every_line_is_an_event_through_an_outage_to_the_end(server: Server, tmp
     assert f"Redis at 127.0.0.1:{server.port} cannot be used: ConnectionError: " in last["message"]
     assert any(event["logger"] == "stderr" and "panicked" in event["message"] for event in events(told))
     assert "stopped" == events(stack.log)[-1]["message"]
+    for log in (told, stack.log):
+        assert [] == [event for event in events(log) if event["logger"] == "py.warnings"], (
+            "libraries warn who builds on them"
+        )

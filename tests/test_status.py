@@ -1,17 +1,23 @@
-"""Which parts a status screen has: all that there must be, and a server where there is one."""
+"""What a status screen has of each part: all parts that there must be, a server where there is one, streams as Kafka tells."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 from prometheus_client import CollectorRegistry
 from stack import free_ports
 
 from freshet.flows import settings as settings_
+from freshet.flows.edges import kafka
+from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.metrics import Server
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.status import StatusReader
-from freshet.flows.steps.status import Part, Report
+from freshet.flows.steps.status import Part, Report, screen
+from freshet.schemas.rejects import dead_letter_topic
 
 NOBODY = "127.0.0.1:1"
 OTHERS = ["kafka", "online store", "offline store", "materializer", "validator"]
@@ -45,3 +51,50 @@ def test_a_server_is_a_part_only_where_one_is_said_to_be_or_answers(
         assert looked(project).parts[-1] == Part("server", server.address, "redis is away")
     finally:
         server.close()
+
+
+TOPIC = "wiki_edits"
+PARTITIONS = 4
+
+
+@pytest.fixture
+def kafka_of_project() -> Iterator[Broker]:
+    with Broker.start() as broker:
+        for topic in (TOPIC, dead_letter_topic(TOPIC)):
+            broker.create_topic(topic, PARTITIONS)
+        yield broker
+
+
+def test_when_the_last_event_came_is_told_of_an_idle_topic_though_the_flow_is_down(
+    project: Path, kafka_of_project: Broker
+) -> None:
+    brokers = kafka_of_project.address
+    (before,) = looked(project, brokers=brokers).streams
+    assert before.last_event_age_s is None, "nothing ever came"
+
+    producer = Producer(kafka.Kafka(brokers).config())
+    for partition, age_s in ((1, 3600), (2, 7200)):
+        producer.produce(TOPIC, b"{}", partition=partition, timestamp=int((time.time() - age_s) * 1000))
+    assert producer.flush(30) == 0
+    report = looked(project, brokers=brokers)
+
+    (stream,) = report.streams
+    assert sorted(stream.last_event_ages_s) == [1, 2]
+    assert 3600 <= stream.last_event_ages_s[1] < 7200 <= stream.last_event_ages_s[2]
+    assert stream.last_event_age_s == stream.last_event_ages_s[1]
+    assert " min ago " in screen(report)
+
+
+def test_partitions_without_a_leader_are_said_beside_kafka(project: Path, kafka_of_project: Broker) -> None:
+    kafka_of_project.lead(TOPIC, 3, is_led=False)
+
+    found = looked(project, brokers=kafka_of_project.address).parts[0]
+
+    assert (found.name, found.where) == ("kafka", kafka_of_project.address)
+    assert found.trouble.endswith(f"no leader for {TOPIC}/3 (1 of {PARTITIONS} partitions)")
+
+
+def test_a_validator_that_does_not_answer_is_not_said_never_to_have_validated(project: Path) -> None:
+    shown = screen(looked(project))
+
+    assert f"last validation unknown: no answer from the validator at {NOBODY};" in shown

@@ -9,6 +9,7 @@ process, and must not see a fork, so `Broker` runs this module as a child. The c
 each line of its input with `ok` or with what went wrong:
 
     topic NAME PARTITIONS    make a topic
+    lead NAME PARTITION ID   have broker ID lead a partition, or none, if it is -1
     down, up                 drop all connections and refuse new ones; accept them again
     elect NAME PARTITION     begin a new epoch of the partition's leader
     end of input             ends the child, so it never outlives its parent
@@ -31,6 +32,7 @@ from freshet.schemas.errors import Unavailable
 _LIBRARIES = ("confluent_kafka.libs/librdkafka-*", "confluent_kafka/.dylibs/librdkafka*", "librdkafka*")
 _PRODUCER = 0  # rd_kafka_type_t: the cluster lives in a client, of either type
 _BROKER_ID = 1  # the mock cluster counts its brokers from here
+_NOBODY_ID = -1
 _REBALANCE_DELAY_MS = 100
 _END_LIMIT_S = 5.0
 _REASON_BYTES = 500
@@ -74,6 +76,10 @@ class Broker:
         assert len(name.split()) == 1, "a name without spaces"
         assert partitions_count > 0, "a topic with partitions"
         self._ask(f"topic {name} {partitions_count}")
+
+    def lead(self, topic: str, partition: int, *, is_led: bool) -> None:
+        """Take a partition its leader away, as the loss of a cluster's broker does, or give it back."""
+        self._ask(f"lead {topic} {partition} {_BROKER_ID if is_led else _NOBODY_ID}")
 
     def down(self) -> None:
         """Drop every connection and refuse new ones, as an outage does; what was written stays."""
@@ -170,6 +176,9 @@ def _obey(library: ctypes.CDLL, cluster: int, line: str) -> str:
             code = library.rd_kafka_mock_topic_create(cluster, name.encode(), int(partitions_count), 1)
             exists = int(confluent_kafka.KafkaError.TOPIC_ALREADY_EXISTS)
             code = 0 if code == exists else code
+        case ["lead", name, partition, broker_id]:
+            leads = library.rd_kafka_mock_partition_set_leader
+            code = leads(cluster, name.encode(), int(partition), int(broker_id))
         case ["down"]:
             code = library.rd_kafka_mock_broker_set_down(cluster, _BROKER_ID)
         case ["up"]:

@@ -58,6 +58,7 @@ _HINTS = {
     r"SASL authentication|Authentication failed": "user and password are FRESHET_KAFKA_SASL_USERNAME and …_PASSWORD",
     "certificate verify failed": "FRESHET_KAFKA_SSL_CA_LOCATION names the file of the CA that signed its certificate",
     "authorization failed": "its ACLs must let this user describe, read and write",
+    "no leader for": "a broker of the cluster is down or cut off: start it, or mend the network",
     r"security\.protocol|SSL handshake|ApiVersionRequest": "FRESHET_KAFKA_SECURITY_PROTOCOL is what it speaks there",
 }
 """What to look at, by what librdkafka says."""

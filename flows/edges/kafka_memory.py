@@ -282,6 +282,14 @@ class MemoryStandings:
         there = kept.records[max(offset, kept.low) :]
         return there[0].timestamp_ms / 1000 if there else None
 
+    def newest_at_s(self, topic: str, ends: Mapping[int, int]) -> dict[int, float | None]:
+        """Return when each partition's newest message was written, by the time that it carries; None if unknown."""
+        there = {part: self._topics[topic][part] for part in ends}
+        newest_ms = {
+            part: max((one.timestamp_ms for one in kept.records[kept.low :]), default=0) for part, kept in there.items()
+        }
+        return {part: at_ms / 1000 if at_ms > 0 else None for part, at_ms in newest_ms.items()}
+
     def retention_s(self, topic: str) -> float | None:
         """Return None: all is kept for ever."""
         assert topic in self._topics, topic

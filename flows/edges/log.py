@@ -2,7 +2,7 @@
 
 An object has `time` (UTC), `level`, `logger`, `process` (what this process does) and `message`; `cause` and `trace` if
 an exception is told of; and whatever fields the caller gave. Warnings, and exceptions that nobody caught, in any
-thread, are told the same way.
+thread, are told the same way; but not warnings of libraries, which are for who builds on them, not for who runs this.
 """
 
 import contextlib
@@ -10,22 +10,28 @@ import json
 import logging
 import os
 import sys
+import sysconfig
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, TextIO
 
 LOG = logging.getLogger("freshet")
 
 _ENDS, _STRAY, _STRAY_LIMIT_S = "freshet: ", "stderr", 2.0
+_INSTALLED = tuple(f"{Path(sysconfig.get_path(name))}{os.sep}" for name in ("stdlib", "purelib", "platlib"))
+_OURS = tuple(f"{Path(__file__).parents[2] / name}{os.sep}" for name in ("flows", "schemas", "scripts"))
+"""Folders whose code is a library's, and those below them, if this is installed, whose code is not."""
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 """What every record has; anything else is a field that a caller gave."""
 
 
 def begin(form: str, process: str) -> None:
-    """Log from now on as `json`, or as `text`; libraries are heard from ERROR on, and warnings in JSON."""
+    """Log from now on as `json`, or as `text`; libraries are heard from ERROR on, and their warnings not at all."""
     formatter = Json(process) if form == "json" else Text()
     heard = {"": logging.ERROR, "freshet": logging.INFO, "py.warnings": logging.WARNING, _STRAY: logging.WARNING}
     for name, level in heard.items():
@@ -38,6 +44,36 @@ def begin(form: str, process: str) -> None:
         sys.excepthook = _unhandled
         threading.excepthook = lambda told: _unhandled(told.exc_type, told.exc_value, told.exc_traceback)
         sys.unraisablehook = lambda told: _unhandled(told.exc_type, told.exc_value, told.exc_traceback)
+    _leave_out_warnings_of_libraries()
+
+
+def _leave_out_warnings_of_libraries() -> None:
+    """Show warnings about our code and a project's only. A filter would not do: Feast, imported, sets its own."""
+    show = warnings.showwarning
+
+    def shown(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not _is_of_library(filename):
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = shown
+
+
+def _is_of_library(filename: str) -> bool:
+    """Say whether code is a library's, by its file; so is what no line of Python is to blame for.
+
+    >>> [_is_of_library(one) for one in (json.__file__, "sys", "<frozen importlib>", __file__, "/shop/events.py")]
+    [True, True, True, False, False]
+    """
+    if filename == "sys" or filename.startswith("<frozen"):
+        return True
+    return filename.startswith(_INSTALLED) and not filename.startswith(_OURS)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """Where a consumer group stands, asked of Kafka itself, whether or not the group is well."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from freshet.flows.edges.kafka import Client, Heard, Kafka
@@ -16,6 +17,7 @@ T = TypeVar("T")
 _RETENTION = "retention.ms"
 _MARGIN_S = 5.0
 """So much later than it should an answer may come."""
+_LEADERLESS = (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION)
 _UNTOLD = frozenset(
     {
         KafkaError._UNSUPPORTED_FEATURE,  # noqa: SLF001  # the client's own name; the embedded broker has no such call
@@ -40,7 +42,10 @@ class Standings:
         """
         wanted = [TopicPartition(topic, partition) for partition in range(count)]
         commits = self._client.ask(lambda consumer, limit_s: consumer.committed(wanted, timeout=limit_s))
-        first, end = (self._offsets(wanted, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        try:
+            first, end = (self._listed(wanted, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        except KafkaException as error:
+            raise self._unanswered(error, topic) from error
         found = {}
         for commit in commits:
             if commit.error is not None:
@@ -48,15 +53,61 @@ class Standings:
             part = commit.partition
             is_there = commit.offset != OFFSET_INVALID
             at_s = _seconds(commit.metadata) if is_there else None
-            found[part] = Standing(first[part], end[part], commit.offset if is_there else None, at_s)
+            found[part] = Standing(first[part].offset, end[part].offset, commit.offset if is_there else None, at_s)
         return found
 
-    def _offsets(self, wanted: list[TopicPartition], spec: OffsetSpec) -> dict[int, int]:
+    def newest_at_s(self, topic: str, ends: Mapping[int, int]) -> dict[int, float | None]:
+        """Return when each partition's newest message was written, by the time that it carries; None if unknown.
+
+        `ends` are the offsets after the last messages. Kafka is asked for the greatest time, of all partitions at
+        once, in which a transaction's end counts, too; where it does not know that (before 3.0, the embedded broker)
+        the last messages are read. Raises `Unavailable`.
+        """
+        wanted = [TopicPartition(topic, part) for part, end in ends.items() if end > 0]
+        found = dict.fromkeys(ends, 0)
         try:
-            asked = self._admin.list_offsets(dict.fromkeys(wanted, spec), request_timeout=self._kafka.answer_limit_s)
-            return {part.partition: self._result(answer).offset for part, answer in asked.items()}
+            told = self._listed(wanted, OffsetSpec.max_timestamp()) if wanted else {}
+            found |= {part: one.timestamp for part, one in told.items()}
         except KafkaException as error:
-            raise self._unanswered(error) from error
+            if error.args[0].code() not in _UNTOLD:
+                raise self._unanswered(error, topic) from error
+        untold = [TopicPartition(topic, part.partition, ends[part.partition] - 1) for part in wanted]
+        untold = [part for part in untold if found[part.partition] <= 0]
+        if untold:
+            found |= self._client.ask(lambda consumer, limit_s: self._read_last(consumer, untold, limit_s))
+        return {part: at_ms / 1000 if at_ms > 0 else None for part, at_ms in found.items()}
+
+    def _listed(self, wanted: Sequence[TopicPartition], spec: OffsetSpec) -> dict[int, Any]:
+        asked = self._admin.list_offsets(dict.fromkeys(wanted, spec), request_timeout=self._kafka.answer_limit_s)
+        return {part.partition: self._result(answer) for part, answer in asked.items()}
+
+    def _leaderless(self, topic: str) -> str:
+        """Say which partitions have no leader; nothing if all have one by now, or nobody says."""
+        try:
+            parts = self._admin.list_topics(topic, timeout=self._kafka.answer_limit_s).topics[topic].partitions
+        except KafkaException:
+            return ""
+        found = [f"{topic}/{part}" for part, told in sorted(parts.items()) if told.leader < 0]
+        return f"no leader for {', '.join(found)} ({len(found)} of {len(parts)} partitions)" if found else ""
+
+    def _read_last(self, consumer: Consumer, wanted: list[TopicPartition], limit_s: float) -> dict[int, int]:
+        """Return the time in milliseconds of the last message of each partition that still has it."""
+        deadline, found, ended = time.monotonic() + limit_s, dict[int, int](), set[int]()
+        consumer.assign(wanted)
+        try:
+            while len(ended) < len(wanted):
+                message = consumer.poll(max(0.0, deadline - time.monotonic()))
+                if message is None:
+                    raise self._kafka.unavailable(self._client.heard.newest or "no answer")
+                error = message.error()
+                if error is None:
+                    found[message.partition()] = message.timestamp()[1]
+                elif error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001  # the client's own name
+                    raise self._kafka.unavailable(error.str())
+                ended.add(message.partition())
+        finally:
+            consumer.unassign()
+        return found
 
     def written_at_s(self, topic: str, partition: int, offset: int) -> float | None:
         """Return when a message was written, or the next that is there; None if there is none. Raises `Unavailable`."""
@@ -79,7 +130,7 @@ class Standings:
         except KafkaException as error:
             if error.args[0].code() in _UNTOLD:
                 return None
-            raise self._unanswered(error) from error
+            raise self._unanswered(error, topic) from error
         return _retention_s(found)
 
     def _result(self, answer: "Future[T]") -> T:
@@ -89,14 +140,18 @@ class Standings:
         except TimeoutError as error:
             raise self._unanswered(None) from error
 
-    def _unanswered(self, error: KafkaException | None) -> Unavailable:
+    def _unanswered(self, error: KafkaException | None, topic: str = "") -> Unavailable:
         """Return what to raise; the next question is asked by a new client.
 
         Once a broker came back, one goes on asking for offsets under the epoch that the partition's leader had before,
         and is refused, until what it knows of the cluster is a quarter of an hour old.
         """
         self._admin.poll(0)  # the way to hear what was said in passing
-        said = (self._heard.newest or "no answer") if error is None else self._heard.behind(error)
+        if error is None:
+            said = self._heard.newest or "no answer"
+        else:
+            leaderless = self._leaderless(topic) if error.args[0].code() in _LEADERLESS else ""
+            said = leaderless or self._heard.behind(error)
         self._admin, self._heard.newest = self._kafka.client(AdminClient, error_cb=self._heard), ""
         return self._kafka.unavailable(said)
 

@@ -28,7 +28,8 @@ FRESHET_METRICS_ADDRESS upwards: `curl -s localhost:9306/healthz`):
   then has to be started again, after what it waited for. Its last log line says why it ended (what Rust prints about
   a panic above it is no cause); FreshetMaterializerDead.md goes by it.""",
     "other_parts": """\
-- **`kafka` is DOWN**: Kafka does not answer at the address shown. Start it, or mend the network or credentials.
+- **`kafka` is DOWN**: Kafka does not answer at the address shown. Start it, or mend the network or credentials. With
+  `no leader for …` it does, but the broker that leads these partitions is away.
 - **`online store` is DOWN**: Redis does not answer, or refuses writes (no memory, read-only): the reason stands
   there. Start it (`docker compose up --detach valkey`), or mend that.
 - **`offline store` is DOWN**: The folder cannot be read, or its ledger not. A full disk, a lost mount or other
@@ -105,17 +106,18 @@ Rows of entities in this partition are not updated. Nothing is lost while Kafka 
 
     freshet status
 
-The first table says of each part whether it answers, and if not, why. `freshet status --json` has every partition
-under `partitions`.
+The first table says of each part whether it answers, and if not, why. The second table has `stop (3 of 8)` where that
+is true of three of eight partitions; `freshet status --json` has every one under `partitions`.
 
 {parts}
+- **`kafka` is DOWN with `no leader for …`**: Until they have one, nothing is shown of the topic's other partitions
+  either.
 - **all parts are ok, every partition has status STOP**: The materializer hangs, or cannot commit.
   `curl -s localhost:9308/healthz` says what it waits for, and so does its log, after `waiting:`.
-- **all parts are ok, only some partitions have STOP**: Kafka has no leader for them, or their reader hangs, of which
-  neither /healthz nor the log tells. Stop the materializer and start it: a reader that hung goes on. If the same
-  partitions stand still, Kafka's own tool tells of their leaders (in its container, at the address that
-  `freshet status` shows): `kafka-topics.sh --bootstrap-server localhost:9092 --describe --topic {topic}`; a partition
-  with `Leader: none` is Kafka's to mend.
+- **all parts are ok, only some partitions have STOP**: Their reader hangs, of which neither /healthz nor the log tells.
+  Stop the materializer and start it: a reader that hung goes on. If the same partitions stand still, Kafka's own tool
+  tells of their leaders (in its container, at the address that `freshet status` shows):
+  `kafka-topics.sh --bootstrap-server localhost:9092 --describe --topic {topic}`.
 - **the log ends with `events in a row that cannot be used`**: Producers send what the contract does not allow. Go on
   with FreshetRejectLimitNear.md.
 
@@ -145,7 +147,7 @@ Rows of entities in this partition are not updated; others are. Nothing is lost 
     freshet status
 
 The first table says of each part whether it answers, and if not, why. `freshet status --json` has every partition
-under `partitions`.
+under `partitions`; `stall (1 of 8)` in the second table is one of eight.
 
 {parts}
 - **all parts are ok**: The message behind the committed offset cannot be got past. The materializer's log names
@@ -528,9 +530,10 @@ Values fall as windows empty: counts go to 0 as if nobody did anything. Models s
 
     freshet status
 
-`kafka` is ok, the stream has `in/s` 0 and nothing waiting. Where events come in bursts that may be so in between: what
-decides is whether `end_offset` of any partition in `freshet status --json` rises within some minutes. If none
-does, nobody sends.
+`kafka` is ok, the stream has `in/s` 0 and nothing waiting. `last event` says how long ago the newest message was
+written, by the time that it carries; `freshet status --json` has that of each partition. If that is longer than
+producers are ever silent, nobody sends. Should they send old times: whether `end_offset` of any partition rises
+within some minutes decides.
 
 - **the producers' service is down, or logs errors of Kafka**: It is theirs to mend: address, credentials, quota, a
   full disk of the brokers.
@@ -549,7 +552,7 @@ stays there, so take one that is true (one JSON document a line):
 
 ## Verify
 
-`in/s` of `freshet status --watch` is above 0 again, if events come in bursts within a minute or two.
+`last event` of `freshet status --watch` is seconds ago again, if events come in bursts within a minute or two.
 """,
     "FreshetMaterializerDead": """\
 ## Meaning
@@ -614,7 +617,8 @@ about lag, skew, freshness and silence cannot fire. Take their silence for nothi
     freshet status
 
 The first table says of each part whether it answers, and if not, why. It asks Kafka itself, so the lag it shows is
-true. Of the validator, the last line of its log that is no warning says why it ended, if it ended by itself:
+true; and at which address the validator does not answer. The last line of its log says why it ended, if it ended by
+itself:
 `docker compose logs --tail 20 validator`, or your service manager's log.
 
 - **`freshet status` says that it is ok**: It runs, and only Prometheus does not reach it: FRESHET_METRICS_ADDRESS
@@ -703,6 +707,8 @@ The first table says of each part whether it answers, and if not, why. It asks K
 
 - **`kafka` is DOWN**: That is it: Kafka does not answer at the address shown, for the reason shown. The materializer
   waits as long as FRESHET_PATIENCE says, then ends with exit code 5, and has to be started again.
+- **`kafka` is DOWN with `no leader for …`**: A broker of the cluster is down or cut off, which led the partitions that
+  are named there: start it, or mend the network. Until then nothing is known of the topic's other partitions either.
 - **`kafka` is ok, `validator` is DOWN**: Nobody exports the lag. Go on with FreshetValidatorDead.md.
 - **both are ok, and Kafka was away**: Wait half a minute. If the alert stays, stop the validator and start it.
 - **both are ok all the time**: FRESHET_LAG_EXPORT is `off` or names another process; or the validator reaches Kafka at
@@ -910,7 +916,7 @@ The first table says of each part whether it answers, and if not, why. The third
 - **the view is STALLED, or its stream `stop` or `stall`**: Go on with FreshetStopped.md.
 - **the view is lagging**: Go on with FreshetLag.md.
 - **the view is fresh or idle, the share is about that of some partitions**: One of them is stuck or is not written of:
-  `freshet status --json` has every partition under `partitions`. See FreshetStopped.md.
+  `stop (1 of 8)` in the second table says of how many, `freshet status --json` of which. See FreshetStopped.md.
 - **the view is fresh or idle, all its values are old**: The server reads another Redis or database than the
   materializer writes to, or its clock is wrong: compare FRESHET_ONLINE_STORE of both, and `date` on both machines.
 - **the view has a `ttl:`, and only idle entities are old**: They are kept since another view of the same entity has a

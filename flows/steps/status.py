@@ -14,7 +14,10 @@ from freshet.flows.steps.freshness import State
 from freshet.flows.steps.lag import Lag
 
 _WORST = (Status.STOP, Status.STALL, Status.REWIND, Status.WARN, Status.OK)
+_STOPPED = frozenset({Status.STOP, Status.STALL})
 _UNKNOWN = "-"
+_AHEAD_S = 1.0
+"""By so much a producer's clock may be ahead without being told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class Part:
 class StreamStatus:
     """How far the materializer is with a stream, the worst of its partitions first in everything.
 
-    `in_per_s` messages come, `done_per_s` are made durable.
+    `in_per_s` messages come, `done_per_s` are made durable. `last_event_ages_s` say how long ago the newest message of
+    a partition was written, by the time that it carries, where that is known: below 0 if its producer's clock is ahead.
     """
 
     stream: str
@@ -39,6 +43,17 @@ class StreamStatus:
     in_per_s: float | None = None
     done_per_s: float | None = None
     dead_letters_count: int | None = None
+    last_event_ages_s: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def last_event_age_s(self) -> float | None:
+        """How long ago the newest message of all was written."""
+        return _least(self.last_event_ages_s.values())
+
+    @property
+    def stalled_count(self) -> int:
+        """In how many partitions messages wait while nothing gets done."""
+        return sum(lag.status in _STOPPED for lag in self.lags.values())
 
     @property
     def status(self) -> Status | None:
@@ -83,7 +98,10 @@ def _least(values: Any) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class ViewStatus:
-    """How a feature view does. Of `findings`, open ones, there are so many by cause; None if nobody looks."""
+    """How a feature view does. Of `findings`, open ones, there are so many by cause; None if nobody looks.
+
+    Of the `partitions_count` partitions of its streams `stalled_count` stand still.
+    """
 
     view: str
     state: State
@@ -92,6 +110,8 @@ class ViewStatus:
     freshness_p99_s: float | None = None
     entities_count: int | None = None
     findings: Mapping[str, int] | None = None
+    stalled_count: int = 0
+    partitions_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +129,10 @@ class Report:
     rejects: Mapping[str, int] | None = None
     validated_age_s: float | None = None
 
+    def silent_at(self, name: str) -> str:
+        """Return where a part is that does not answer; nothing if it does."""
+        return next((part.where for part in self.parts if part.name == name and part.trouble), "")
+
     @property
     def is_down(self) -> bool:
         """Whether a part does not answer."""
@@ -119,7 +143,7 @@ class Report:
         """Whether something is found, late or stopped."""
         found = any(sum((view.findings or {}).values()) for view in self.views)
         late = any(view.state in {State.LAGGING, State.STALLED, State.BREACHED} for view in self.views)
-        stopped = any(stream.status in {Status.STOP, Status.STALL, Status.REWIND} for stream in self.streams)
+        stopped = any(stream.status in _STOPPED | {Status.REWIND} for stream in self.streams)
         return found or late or stopped
 
 
@@ -133,7 +157,7 @@ def state_of(
     if not all(stream.lags for stream in streams):
         return State.UNKNOWN
     is_late = any((stream.age_s or 0.0) > target_s for stream in streams)
-    if is_late and any(stream.status in {Status.STOP, Status.STALL} for stream in streams):
+    if is_late and any(stream.status in _STOPPED for stream in streams):
         return State.STALLED
     if findings and findings.get(breach_cause):
         return State.BREACHED
@@ -155,10 +179,14 @@ def as_json(report: Report) -> dict[str, Any]:
             "drain_s": one.drain_s,
             "breach_s": one.breach_s,
             "retention_left_s": one.retention_left_s,
+            "last_event_age_s": one.last_event_age_s,
             "in_per_s": one.in_per_s,
             "done_per_s": one.done_per_s,
             "dead_letters_count": one.dead_letters_count,
-            "partitions": [{"partition": number, **asdict(lag)} for number, lag in sorted(one.lags.items())],
+            "partitions": [
+                {"partition": number, **asdict(lag), "last_event_age_s": one.last_event_ages_s.get(number)}
+                for number, lag in sorted(one.lags.items())
+            ],
         }
         for one in report.streams
     ]
@@ -199,15 +227,26 @@ def screen(report: Report) -> str:
         [(part.name, "DOWN" if part.trouble else "ok", part.trouble or part.where) for part in report.parts],
         left=3,
     )
-    lines += ["", f"durable up to epoch {_number(report.epoch)}, {_ago(report.checkpoint_age_s)};"]
-    lines[-1] += f" validated {_ago(report.validated_age_s)}; rejects {_counts(report.rejects)}"
-    lines += [""]
+    lines += ["", f"{_durable(report)}; {_validated(report)}; rejects {_counts(report.rejects)}", ""]
     lines += _table(
-        ("stream", "is", "in/s", "done/s", "waiting", "oldest", "done in", "late in", "lost in", "dead letters"),
+        (
+            "stream",
+            "is",
+            "last event",
+            "in/s",
+            "done/s",
+            "waiting",
+            "oldest",
+            "done in",
+            "late in",
+            "lost in",
+            "dead letters",
+        ),
         [
             (
                 one.stream,
-                (one.status or _UNKNOWN).lower(),
+                _status(one),
+                _came(one.last_event_age_s),
                 _rate(one.in_per_s),
                 _rate(one.done_per_s),
                 _number(one.messages_count),
@@ -226,7 +265,7 @@ def screen(report: Report) -> str:
         [
             (
                 one.view,
-                one.state.upper() if one.state in {State.STALLED, State.BREACHED} else one.state.value,
+                _state(one),
                 _rate(one.rows_per_s),
                 span(one.freshness_p99_s),
                 _number(one.entities_count),
@@ -269,8 +308,46 @@ def span(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} days" if seconds else "0 s"
 
 
-def _ago(seconds: float | None) -> str:
-    return "never, as far as is known" if seconds is None else f"{span(max(0.0, seconds))} ago"
+def _durable(report: Report) -> str:
+    if where := report.silent_at("offline store"):
+        return f"last commit unknown: no answer from the offline store at {where}"
+    if report.checkpoint_age_s is None:
+        return "nothing durable yet"
+    return f"durable up to epoch {_number(report.epoch)}, {_ago(report.checkpoint_age_s)}"
+
+
+def _validated(report: Report) -> str:
+    if where := report.silent_at("validator"):
+        return f"last validation unknown: no answer from the validator at {where}"
+    return "not validated yet" if report.validated_age_s is None else f"validated {_ago(report.validated_age_s)}"
+
+
+def _status(stream: StreamStatus) -> str:
+    word = (stream.status or _UNKNOWN).lower()
+    alike = sum(lag.status is stream.status for lag in stream.lags.values())
+    is_told = stream.status in _STOPPED | {Status.REWIND} and len(stream.lags) > 1
+    return f"{word} ({alike} of {len(stream.lags)})" if is_told else word
+
+
+def _state(view: ViewStatus) -> str:
+    word = view.state.upper() if view.state in {State.STALLED, State.BREACHED} else view.state.value
+    is_told = view.state is State.STALLED and view.partitions_count > 1
+    return f"{word} ({view.stalled_count} of {view.partitions_count} partitions)" if is_told else word
+
+
+def _ago(seconds: float) -> str:
+    return f"{span(max(0.0, seconds))} ago"
+
+
+def _came(seconds: float | None) -> str:
+    """Write how long ago a message says that it was written; a clock that is ahead by little is none.
+
+    >>> [_came(one) for one in (None, 12.3, 0.0, -0.4, -75.0)]
+    ['-', '12 s ago', '0 s ago', '0 s ago', '75 s ahead']
+    """
+    if seconds is None:
+        return _UNKNOWN
+    return f"{span(-seconds)} ahead" if seconds < -_AHEAD_S else _ago(seconds)
 
 
 def _number(count: int | None) -> str:

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Producer as RawProducer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import AwareDatetime
+from stack import until
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
@@ -353,6 +354,65 @@ def test_when_a_message_was_written_can_be_asked(cluster: Cluster, topic: str, l
     assert standings.written_at_s(topic, 1, 2) is None
     assert standings.written_at_s(topic, 0, 0) is None
     standings.close()
+
+
+def test_when_the_newest_message_of_each_partition_was_written_can_be_asked_of_any_that_stands_still(
+    cluster: Cluster, topic: str, log: Callable[..., Reader]
+) -> None:
+    del log
+    for partition, seconds in ((1, 1_700_000_000), (1, 1_700_000_001), (2, 1_600_000_000)):
+        cluster.append(topic, partition, b"a", timestamp_ms=seconds * 1000 + 123)
+    standings = cluster.standings(f"group-{topic}")
+    ends = {part: standing.end for part, standing in standings.of(topic, 3).items()}
+
+    assert standings.newest_at_s(topic, ends) == {0: None, 1: 1_700_000_001.123, 2: 1_600_000_000.123}
+    cluster.append(topic, 1, b"b", timestamp_ms=1_700_000_002_000)
+    assert standings.newest_at_s(topic, {**ends, 1: 3}) == {0: None, 1: 1_700_000_002.0, 2: 1_600_000_000.123}
+    assert standings.newest_at_s(topic, {0: 0}) == {0: None}
+    standings.close()
+
+
+@pytest.mark.kafka
+def test_a_transaction_counts_as_written_when_it_ended(real_kafka: str, topic: str) -> None:
+    server = kafka.Kafka(real_kafka)
+    kafka.create_topics(server, {topic: 1})
+    producer = RawProducer(server.config(transactional_id=topic))
+    producer.init_transactions(LIMIT_S)
+    producer.begin_transaction()
+    producer.produce(topic, b"a", partition=0, timestamp=1_700_000_000_000)
+    producer.commit_transaction(LIMIT_S)
+    standings = Standings(server, "g")
+    until(lambda: standings.of(topic, 1)[0].end == 2)  # the message, and the marker, which Kafka writes soon after
+
+    newest_at_s = standings.newest_at_s(topic, {0: 2})[0]
+    assert newest_at_s is not None
+    assert newest_at_s > 1_700_000_000.0, "its end, not its message"
+    standings.close()
+
+
+def test_partitions_without_a_leader_are_named_until_they_have_one(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 4)
+    standings = Standings(kafka.Kafka(broker.address), "g")
+    for partition in (1, 3):
+        broker.lead(topic, partition, is_led=False)
+
+    said = f"no leader for {topic}/1, {topic}/3 \\(2 of 4 partitions\\). Hint: a broker of the cluster is down"
+    for ask in (lambda: standings.of(topic, 4), lambda: standings.newest_at_s(topic, dict.fromkeys(range(4), 1))):
+        with pytest.raises(Unavailable, match=said):
+            ask()
+
+    for partition in (1, 3):
+        broker.lead(topic, partition, is_led=True)
+    until(lambda: not refuses(lambda: standings.of(topic, 4)))
+    standings.close()
+
+
+def refuses(ask: Callable[[], object]) -> bool:
+    try:
+        ask()
+    except Unavailable:
+        return True
+    return False
 
 
 @pytest.mark.kafka
@@ -724,6 +784,7 @@ def publish(cluster: kafka.Kafka) -> None:
         lambda cluster: kafka.GroupOffsets(cluster, "g").committed("t", 1),
         lambda cluster: kafka.GroupOffsets(cluster, "g").end_offsets("t", 1),
         lambda cluster: Standings(cluster, "g").of("t", 1),
+        lambda cluster: Standings(cluster, "g").newest_at_s("t", {0: 1}),
         lambda cluster: Standings(cluster, "g").written_at_s("t", 0, 0),
         lambda cluster: Standings(cluster, "g").retention_s("t"),
         publish,
@@ -735,6 +796,7 @@ def publish(cluster: kafka.Kafka) -> None:
         "committed",
         "end_offsets",
         "standings",
+        "newest",
         "written",
         "retention",
         "producer",

@@ -56,6 +56,21 @@ def test_an_exception_is_one_line_with_the_root_of_it(where: str) -> None:
     assert event["level"] in {"ERROR", "CRITICAL"}
 
 
+WARNS = """import json, pydantic, warnings
+warnings.simplefilter("always")  # as Feast does when it is imported
+for file in FILES: exec(compile("import warnings; warnings.warn('odd', DeprecationWarning)", file, "exec"))
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_warnings_about_our_code_and_a_projects_are_told_and_those_about_libraries_are_not(form: str) -> None:
+    ours = said(WARNS.replace("FILES", "(log.__file__, '/shop/events.py')"), form)
+    of_libraries = said(WARNS.replace("FILES", "(json.__file__, pydantic.__file__, 'sys')"), form)
+
+    assert ours.count("DeprecationWarning: odd") == 2
+    assert of_libraries == ""
+
+
 def test_our_own_events_do_not_wait_behind_what_others_print() -> None:
     program = "import os\nwith log.strays():\n  os.write(2, b'stray')\n  LOG.info('ours'); os._exit(0)"
 

@@ -21,7 +21,8 @@ BEHIND = Lag(900, 120, 9.5, True, Status.WARN, math.inf, 0.0, 3600.0)
 
 
 def stream(*lags: Lag, **changes: Any) -> StreamStatus:
-    return replace(StreamStatus("edits", "wiki.edits", dict(enumerate(lags)), 40.0, 38.0, 3), **changes)
+    ages_s = {number: 12.0 + number for number, _ in enumerate(lags)}
+    return replace(StreamStatus("edits", "wiki.edits", dict(enumerate(lags)), 40.0, 38.0, 3, ages_s), **changes)
 
 
 def report(*streams: StreamStatus, **changes: Any) -> Report:
@@ -52,6 +53,7 @@ def test_of_a_stream_that_kafka_does_not_tell_of_nothing_is_known() -> None:
     found = stream()
 
     assert (found.status, found.messages_count, found.age_s, found.drain_s, found.breach_s) == (None,) * 5
+    assert found.last_event_age_s is None
 
 
 @pytest.mark.parametrize(
@@ -107,11 +109,11 @@ part             where
 kafka      ok    localhost:9092
 validator  DOWN  connection refused
 
-durable up to epoch 77, 400 ms ago; validated 3 s ago; rejects 2 late
+durable up to epoch 77, 400 ms ago; last validation unknown: no answer from the validator at 127.0.0.1:9307; rejects 2 late
 
-stream  is    in/s  done/s  waiting  oldest  done in  late in  lost in  dead letters
-edits   warn    40      38      120    10 s    never      0 s   60 min  3
-visits  -        -       -        -       -        -        -        -  -
+stream  is    last event  in/s  done/s  waiting  oldest  done in  late in  lost in  dead letters
+edits   warn    12 s ago    40      38      120    10 s    never      0 s   60 min  3
+visits  -              -     -       -        -       -        -        -        -  -
 
 view            is       rows/s     p99  entities  features  findings
 edits_by_user   lagging      80  150 ms     1,200         4  2 dtype, 1 missing_entity
@@ -121,10 +123,47 @@ rows should be online within 2 s"""
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "durable up to epoch 77, 400 ms ago; validated 3 s ago;"),
+        ({"validated_age_s": None}, "; not validated yet;"),
+        ({"checkpoint_age_s": None, "epoch": None}, "nothing durable yet;"),
+        (
+            {"parts": [Part("offline store", "rows", "no such disk")], "checkpoint_age_s": None, "epoch": None},
+            "last commit unknown: no answer from the offline store at rows;",
+        ),
+        (
+            {"parts": [Part("validator", "127.0.0.1:9307", "connection refused")], "validated_age_s": None},
+            "last validation unknown: no answer from the validator at 127.0.0.1:9307;",
+        ),
+    ],
+)
+def test_what_nobody_answers_is_unknown_and_not_said_never_to_have_been(changes: Mapping[str, Any], said: str) -> None:
+    assert said in screen(report(**changes))
+
+
+def test_the_screen_says_in_how_many_partitions_a_stream_stands_still() -> None:
+    stopped = stream(WELL, replace(BEHIND, status=Status.STOP), WELL)
+    view = ViewStatus("edits_by_user", State.STALLED, 4, stalled_count=stopped.stalled_count, partitions_count=3)
+
+    lines = screen(report(stopped, views=[view])).splitlines()
+
+    assert any(line.startswith("edits   stop (1 of 3)  ") for line in lines), lines
+    assert any(line.startswith("edits_by_user  STALLED (1 of 3 partitions)  ") for line in lines), lines
+    assert "stop  " in screen(report(stream(replace(BEHIND, status=Status.STOP)))), "one partition is all there is"
+
+
+def test_a_message_whose_producers_clock_is_ahead_is_said_to_be() -> None:
+    assert " 50 min ahead " in screen(report(stream(WELL, last_event_ages_s={0: -3000.0})))
+
+
 def test_the_json_has_all_of_it_and_is_json_whatever_is_infinite_or_unknown() -> None:
     found = json.loads(json.dumps(as_json(report(stream(WELL, BEHIND))), allow_nan=False))
 
     (one,) = found["streams"]
+    assert one["last_event_age_s"] == 12.0
+    assert [part["last_event_age_s"] for part in one["partitions"]] == [12.0, 13.0]
     assert (one["status"], one["messages_count"], one["drain_s"], one["breach_s"]) == ("WARN", 120, "never", 0.0)
     assert [part["status"] for part in one["partitions"]] == ["OK", "WARN"]
     assert (found["at"], found["is_down"], found["is_unwell"]) == ("2026-01-02T03:04:05.000+00:00", False, False)
