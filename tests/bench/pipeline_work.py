@@ -105,7 +105,11 @@ def features_of(count: int, windows: Sequence[str]) -> tuple[Feature, ...]:
         ("int64", "max(amount) OVER {window}"),
         ("float64", "min(seconds) OVER {window}"),
         ("float64", _SHARE),
-        *(("int64", f"sum(amount) FILTER (WHERE section = '{section}') OVER {{window}}") for section in SECTIONS[1:]),
+        *(
+            ("int64", f"{function} FILTER (WHERE section = '{section}') OVER {{window}}")
+            for function in ("sum(amount)", "count(*)")
+            for section in SECTIONS[1:]
+        ),
     )
     made = []
     for number in range(count):
