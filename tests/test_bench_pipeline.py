@@ -94,6 +94,52 @@ def test_a_backlog_goes_through_and_its_parts_are_measured(tmp_path: Path, monke
     assert KINDS["growth"] not in page
 
 
+def test_one_thing_grows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--only", "growth", "--axes", "share of one user", "--growth-events", str(EVENTS))
+
+    recorded, page = lines_of(*words, folder=tmp_path, monkeypatch=monkeypatch)
+
+    few, hot = recorded
+    assert (few["value"], hot["value"]) == ("0%", "50%")
+    assert hot["rows_count"] == few["rows_count"] == EVENTS
+    assert hot["online_count"] < few["online_count"]  # of one user only the newest row of a batch is written
+    assert "| share of one user | 50% | 3,000 | 1 |" in page
+
+
+def test_a_start_restores_what_a_run_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, page = lines_of("--only", "start", "--restored", str(EVENTS), folder=tmp_path, monkeypatch=monkeypatch)
+
+    assert [line["restored_count"] for line in recorded] == [0, EVENTS]
+    for line in recorded:
+        assert line["events_count"] == line["rows_count"] == 100  # only those that came after
+        assert line["entities_count"] >= line["restored_count"]
+        assert 0 < line["first_row_s"] < line["whole_s"]
+    assert f"| {EVENTS:,} | 1 | " in page
+
+
+def test_a_replay_makes_the_rows_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, page = lines_of(
+        "--only", "replay", "--growth-events", str(EVENTS), folder=tmp_path, monkeypatch=monkeypatch
+    )
+
+    assert [line["file"] for line in recorded] == ["parquet", "ndjson"]
+    assert all(line["rows_count"] == EVENTS for line in recorded)
+    assert "| ndjson | 3,000 | 1 | " in page
+
+
+def test_rows_are_seen_as_soon_as_they_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--only", "freshness", "--rate", "400", "--shares", "0.5", "--seconds", "2")
+
+    recorded, page = lines_of(*words, folder=tmp_path, monkeypatch=monkeypatch)
+
+    assert {line["of"] for line in recorded} == {"event", "correction", "decay"}
+    for line in recorded:
+        assert line["rate"] == 200
+        assert line["count"] == (200 if line["of"] == "decay" else 100)  # each second event is watched
+        assert 0 < line["p50_ms"] <= line["p99_ms"] <= line["max_ms"]
+    assert "| 50% | 200 | decay | 200 | " in page
+
+
 def test_a_page_holds_medians_and_ratios_of_what_was_measured_in_one_turn() -> None:
     whole = {"events_count": 1000, "rows_count": 2000, "online_count": 500, "peak_mb": 300.0, "first_row_s": 2.0}
     whole |= {"kind": "end-to-end", "redis_cpu_s": 0.1, "whole_s": 9.0, "cpu_s": 3.0, "start_cpu_s": 2.0}

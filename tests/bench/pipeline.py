@@ -15,6 +15,11 @@ the embedded Valkey. Each case has a project and a Redis of its own, with nothin
 - limits: consuming, decoding, SQL, windows, encoding, Redis, parquet, each alone, on the same events, with the functions that the
   flow calls; and how much of that the whole reaches.
 - growth: entities, features, windows, processes, a user who has half of all events; a backlog of --growth-events.
+- freshness: visits as they happen, at 10, 50 and 70 % of what end-to-end does (or --rate), for --seconds; from produced, or due
+  by time alone, until Redis answers with the row. Corrections: events late by half a second to five. Rows by time alone: of
+  one more feature, with a window of five seconds that decays each second, in runs of their own.
+- start: from the start of the process to its first row, with nothing to restore, and with the state of --restored entities.
+- replay: `freshet replay` of what a run over --growth-events archived, as parquet, and of the same events as JSON.
 
 Only ratios travel between machines. Writes a table to tests/bench/results-pipeline.md, and each case as a line of JSON beside it.
 """
@@ -23,21 +28,26 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+from pipeline_pace import CORRECTION, DECAY, DECAY_EVERY_S, DECAY_WINDOW_S, EVENT
 from pipeline_results import KINDS, report
 from pipeline_rig import Cluster, Project, told
-from pipeline_work import ENTITIES_COUNT, FEATURES, Feature, Visits, features_of
+from pipeline_work import ENTITIES_COUNT, FEATURES, START, STREAM, Feature, Visits, features_of
 from serving_rig import Child
 
-from freshet.schemas.errors import FreshetError
+from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.materializer import archive_name
+from freshet.schemas.errors import FreshetError, Unavailable
 
 RESULTS = Path(__file__).with_name("results-pipeline.md")
 Note = Callable[[dict[str, Any]], None]
@@ -113,10 +123,92 @@ def growth(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
             note({"kind": "growth", "axis": axis, "value": value, "repeat": repeat, **found})
 
 
+# --- freshness, start, replay -----------------------------------------------------------------------------------------
+
+DECAYING = Feature(
+    "visits_count_soon", "int64", "count(*) OVER {window}", f"{DECAY_WINDOW_S} seconds", f"{DECAY_EVERY_S} s"
+)
+"""What makes rows by time alone while one waits; only where these are measured."""
+
+
+def saturated(cluster: Cluster, words: argparse.Namespace) -> float:
+    """Return the rate that is taken for the saturated one: that of a backlog."""
+    if words.rate is None:
+        with Project.made(cluster, cluster.backlog(visits(words))) as project:
+            words.rate = project.materialize(words.events)["events_per_s"]
+    return float(words.rate)
+
+
+def freshness(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
+    """Send visits as they happen, and see how soon their rows can be read; of each kind of row by itself."""
+    rate = saturated(cluster, words)
+    for repeat in range(words.repeat):
+        for share in words.shares:
+            for kinds, more in (([EVENT, CORRECTION], ()), ([DECAY], (DECAYING,))):
+                topic = cluster.new_topic()
+                with Project.made(cluster, topic, (*FEATURES, *more)) as project, child_of("pipeline_pace") as child:
+                    process = project.start()
+                    try:
+                        task = {
+                            "rate": share * rate,
+                            "warm_s": words.seconds / 4,
+                            "seconds": words.seconds,
+                            "kinds": kinds,
+                        }
+                        found = child.ask(environment=project.environment, topic=topic, seed=repeat, **task)
+                        if process.has_ended():
+                            raise Unavailable(f"the materializer has ended:\n{process.said()}")
+                    finally:
+                        process.end()
+                shared = {"share": share, "repeat": repeat, "rate": found["rate"], "turn_p99_ms": found["turn_p99_ms"]}
+                for of, told_of in found["kinds"].items():
+                    note({"kind": "freshness", **shared, "of": of, **told_of, "peak_mb": process.peak_mb})
+
+
+def start(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
+    """Start with nothing to restore, and with the state of many entities."""
+    few = 100
+    for repeat in range(words.repeat):
+        for restored in (0, words.restored):
+            topic = cluster.new_topic()
+            with Project.made(cluster, topic) as project:
+                if restored:
+                    cluster.produce(topic, Visits(restored, restored, in_turn=True).messages())
+                    project.materialize(restored)
+                later = Visits(few, few, seed=2, start=START + timedelta(milliseconds=restored))
+                cluster.produce(topic, later.messages())
+                found = project.materialize(restored + few)
+            note({"kind": "start", "restored_count": restored, "repeat": repeat, **found})
+
+
+def replay(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
+    """Replay what a run archived, as parquet and as JSON."""
+    topic, count = cluster.backlog(visits(words, count=words.growth_events)), words.growth_events
+    with Project.made(cluster, topic) as project:
+        project.materialize(count)
+        archived = OfflineStore(project.workspace.offline_root).read(archive_name(STREAM))
+        files = {kind: project.root / f"visits.{kind}" for kind in ("parquet", "ndjson")}
+        one = project.root / "one.ndjson"
+        pq.write_table(archived, files["parquet"])
+        with files["ndjson"].open("wb") as file:
+            file.writelines(value + b"\n" for _, value, _ in visits(words, count=count).messages())
+        one.write_bytes(next(visits(words).messages())[1] + b"\n")
+        for repeat in range(words.repeat):
+            begun = project.replay(one)
+            for kind, path in files.items():
+                found = project.replay(path)
+                found |= {"seconds": found["whole_s"] - begun["whole_s"], "cpu_s": found["cpu_s"] - begun["cpu_s"]}
+                found |= {name: math.nan for name in ("seconds", "cpu_s") if found[name] <= 0}  # too few events to tell
+                note({"kind": "replay", "file": kind, "repeat": repeat, "events_count": count, **found})
+
+
 MEASURES: dict[str, Callable[[Cluster, argparse.Namespace, Note], None]] = {
     "end-to-end": end_to_end,
     "limits": limits,
+    "replay": replay,
     "growth": growth,
+    "start": start,
+    "freshness": freshness,
 }
 
 
@@ -154,6 +246,11 @@ def kinds(text: str) -> list[str]:
     return [kind for kind in KINDS if kind in found]
 
 
+def shares(text: str) -> list[float]:
+    """Read numbers with commas between."""
+    return [float(word) for word in text.split(",")]
+
+
 def arguments() -> argparse.ArgumentParser:
     """Return the arguments."""
     words = argparse.ArgumentParser(
@@ -164,6 +261,14 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument("--entities", type=int, default=ENTITIES_COUNT, metavar="N", help="of how many users (100000)")
     words.add_argument("--growth-events", type=int, default=300_000, metavar="N", help="the same for growth (300000)")
     words.add_argument("--axes", type=lambda text: text.split(","), help="only these of growth: entities,features,…")
+    words.add_argument(
+        "--rate", type=float, metavar="N", help="events a second taken as saturated (that of end-to-end)"
+    )
+    words.add_argument("--shares", type=shares, default=[0.1, 0.5, 0.7], help="of which shares of it (0.1,0.5,0.7)")
+    words.add_argument("--seconds", type=float, default=30.0, metavar="N", help="how long freshness is looked at (30)")
+    words.add_argument(
+        "--restored", type=int, default=1_000_000, metavar="N", help="how many entities a start restores"
+    )
     words.add_argument("--repeat", type=int, default=3, help="how often each is measured (3)")
     words.add_argument("--kafka", metavar="HOST:PORT", default=os.environ.get("FRESHET_TEST_KAFKA"), help="a Kafka")
     words.add_argument("--embedded", action="store_true", help="the embedded broker, for few events")

@@ -208,16 +208,16 @@ def starts(lines: Sequence[Line]) -> list[str]:
 def replays(lines: Sequence[Line]) -> list[str]:
     """Return the table of replays."""
     told = (
-        "`freshet replay` of the archived events of such a run, eight features, one worker; CPU of the process by what it does"
-        " with one event tells what one core does. The start is left out: it is that of a replay of one event."
+        "`freshet replay` of the archived events of such a run, eight features, one worker. A core: by CPU"
+        " seconds, user and system. The start is left out: what a replay of one event takes."
     )
     made = [
         told,
         "",
-        "| file | decay | events | n | rows/s | events/s | rows/s a core | CPU s a million events | peak MB |",
+        "| file | events | n | rows/s | events/s | rows/s a core | CPU s a million events | peak MB |",
     ]
-    made.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for key, own in grouped(lines, "file", "decay", "events_count").items():
+    made.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for key, own in grouped(lines, "file", "events_count").items():
         cells = [
             spread([line["rows_count"] / line["seconds"] for line in own]),
             spread([line["events_count"] / line["seconds"] for line in own]),
