@@ -130,7 +130,7 @@ def limits(lines: Sequence[Line], whole: Sequence[Line]) -> list[str]:
     told = (
         "Each part alone, on the same events, in one process with nothing beside it, with the functions that the flow"
         f" calls; about {figure(lines[-1]['turn_events'])} events at once and {figure(lines[-1]['commit_events'])} a parquet part, as the flow"
-        " did. Rows are told as the events they came of. CPU is of that process, so of Redis and Kafka none."
+        " did. Rows are told as the events they came of. CPU is that of the process, without Kafka's; of Redis alone, Redis's."
     )
     made = [told, "", "| part | events/s | CPU µs an event | share of the sum of CPU |", "| --- | ---: | ---: | ---: |"]
     cpus = {name: [1e6 * one["parts"][name]["cpu_s"] / one["events_count"] for one in lines] for name in PARTS}

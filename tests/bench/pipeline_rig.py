@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pipeline_work import (
     FEATURES,
@@ -44,6 +44,7 @@ from freshet.flows.live import Workspace
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.ledger import Ledger
+from freshet.schemas.progress import progress_key
 from freshet.schemas.rejects import dead_letter_topic
 from freshet.scripts.apply import apply
 from freshet.scripts.embedded import FRESHET
@@ -51,7 +52,7 @@ from freshet.scripts.embedded import FRESHET
 REPO = Path(__file__).parent.parent.parent
 RUN_LIMIT_S, _ANSWER_LIMIT_S = 3600.0, 60.0
 _WRITES = f"freshet:{PROJECT}:writes"
-_LOOK_S, _LOOK_AT_MEMORY_S = 0.02, 0.2
+_LOOK_S, _LOOK_FURTHER_S = 0.02, 0.5
 _PRODUCER = {"linger.ms": 20, "batch.size": 1_000_000, "queue.buffering.max.messages": 200_000}
 
 
@@ -70,14 +71,12 @@ def free_port_pair() -> int:
 
 
 class Cluster:
-    """A Kafka: one that is there, at `address`; else one of our own, embedded or real, which ends with `parts`."""
+    """A Kafka: the embedded one, or one that is there, at `address`, or else a real one of our own; ours end with `parts`."""
 
     def __init__(self, parts: contextlib.ExitStack, address: str | None, *, is_embedded: bool = False) -> None:
-        self._broker = parts.enter_context(Broker.start()) if is_embedded and address is None else None
-        if self._broker is not None:
-            address = self._broker.address
+        self._broker = parts.enter_context(Broker.start()) if is_embedded else None
         self.kind = "embedded broker" if is_embedded else "Apache Kafka"
-        self.address = _real(parts) if address is None else address
+        self.address = self._broker.address if self._broker is not None else address or _real(parts)
         self._topics: dict[Visits, str] = {}
         self._parts = parts
 
@@ -108,7 +107,7 @@ class Cluster:
 
     def _forget(self, names: list[str]) -> None:
         for gone in self.kafka().client(AdminClient).delete_topics(names).values():
-            with contextlib.suppress(Exception):  # a Kafka that ends with the bench needs no cleaning
+            with contextlib.suppress(KafkaException):  # whoever keeps a Kafka can clean it, and ours goes away
                 gone.result(_ANSWER_LIMIT_S)
 
     def backlog(self, visits: Visits) -> str:
@@ -207,7 +206,7 @@ class Watched:
 
     def has_ended(self) -> bool:
         """Look, also at its memory; raises `Unavailable` with what it said if it ended badly."""
-        if time.monotonic() - self._looked > _LOOK_AT_MEMORY_S:
+        if time.monotonic() - self._looked > _LOOK_FURTHER_S:
             self._looked = time.monotonic()
             for pid in members(self.child.pid):
                 kb = most_memory_kb(pid)
@@ -243,10 +242,15 @@ class Watched:
 
     def end(self) -> None:
         """Have it end, and wait."""
-        if self.child.returncode is None:
-            self.child.terminate()
-            with contextlib.suppress(Unavailable):
-                self.wait()
+        if self.child.returncode is not None:
+            return
+        self.child.terminate()
+        deadline = time.monotonic() + _ANSWER_LIMIT_S
+        with contextlib.suppress(Unavailable):  # that it ended badly is nothing new
+            while not self.has_ended():
+                if time.monotonic() > deadline:
+                    self.child.kill()
+                time.sleep(_LOOK_S)
 
 
 # --- a project --------------------------------------------------------------------------------------------------------
@@ -325,7 +329,7 @@ class Project:
             def look() -> None:
                 if not first_row and int(client.get(_WRITES) or 0) > before["trips_count"]:
                     first_row[:] = time.time(), tree_cpu_s(process.child.pid)
-                if time.monotonic() - looked[0] > _LOOK_AT_MEMORY_S:
+                if time.monotonic() - looked[0] > _LOOK_FURTHER_S:
                     looked[0] = time.monotonic()
                     self._note_commit(commits)
 
@@ -336,7 +340,8 @@ class Project:
                 process.end()
             self._note_commit(commits)
             counted = self._counted(client)
-            redis_mb, entities_count = client.info("memory")["used_memory_peak"] / 2**20, client.dbsize()
+            redis_mb = client.info("memory")["used_memory_peak"] / 2**20
+            entities_count = client.dbsize() - client.exists(_WRITES, progress_key(PROJECT))
         spent = {name: value - before[name] for name, value in counted.items()}
         if counted["accepted_count"] != events_count:
             raise Unavailable(f"{counted['accepted_count']} of {events_count} events were accepted:\n{process.said()}")
