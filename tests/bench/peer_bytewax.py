@@ -143,7 +143,3 @@ def main() -> None:
     task, meter, lates = Task.told(), Meter(), list[int]()
     run_main(flow(task, meter, lates))
     meter.tell(task.events_count, late_count=sum(lates))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,6 @@ dropped, and an event out of order is not put in its place.
 """
 
 import math
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -188,7 +187,3 @@ def push_alone() -> None:
     for made in frames:
         online.push(made)
     meter.tell(count)
-
-
-if __name__ == "__main__":
-    push_alone() if sys.argv[2:] == ["alone"] else main()

@@ -124,7 +124,3 @@ def main() -> None:
         window.agg(**aggregations, at_ms=Newest()).current().sink(Sink(Online(task, meter, short), task.batch))
     app.run()
     meter.tell(task.events_count)
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ sliding windows of ten minutes and an hour. Each system has a project, a Redis a
   are one ms apart, so few fall out of a window in so short a backlog: that is cheaper for all.
 - What is online at the end is compared with what the windows' own definition says, of the twenty busiest users and 180 others.
 - Feast is tuned: no request looks after the registry's file, no write asks what stands there already.
-- Sizes of batches are tried first on a fifth of the events, and the fastest is kept. Then systems take turns, and another one
+- Sizes of batches are tried first on a fifth of the events; the one with the least CPU is kept. Then systems take turns, and another one
   begins each time, so that a noisy machine hits all alike. The table has medians, and the least and greatest. A share of ours is
   of two that were measured in one turn. Only shares travel between machines.
 

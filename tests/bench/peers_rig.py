@@ -69,7 +69,7 @@ class Peer:
     """None: what it has online is not for looking at."""
     is_split: bool = False
     """Each window is a view of its own."""
-    words: tuple[str, ...] = ()
+    entry: str = "main"
     environment: str | None = None
     """The name of its own one."""
     share: float = 1.0
@@ -84,7 +84,7 @@ PEERS = {
     "bytewax-fold": Peer("peer_bytewax", last_hopping, is_split=True),
     "quix-hopping": Peer(**_QUIX, since=longest_hopping, more={"windows": "hopping", "changelog": False}),
     "quix-sliding": Peer(**_QUIX, share=0.1, more={"windows": "sliding", "changelog": False}),
-    "push-alone": Peer("peer_push", None, words=("alone",)),
+    "push-alone": Peer("peer_push", None, entry="push_alone"),
 }
 
 
@@ -128,14 +128,15 @@ def run(name: str, cluster: Cluster, visits: Visits, batch: int) -> dict[str, An
         _register(project)
         folder = project.root / "peer"
         folder.mkdir()
-        if "alone" in peer.words:
+        if peer.entry == "push_alone":
             (folder / "events").write_bytes(b"\n".join(value for _, value, _ in visits.messages()))
         group = f"{name}-{uuid.uuid4().hex[:8]}"
         repo = str(project.root / "peer_repo")
         task = Task(cluster.address, topic, group, visits.count, repo, str(folder), batch, peer.more)
         python = python_of(peer.environment)
         assert python is not None
-        command = (python, str(HERE / f"{peer.module}.py"), json.dumps(dataclasses.asdict(task)), *peer.words)
+        code = f"import sys; sys.path.insert(0, {str(HERE)!r}); from {peer.module} import {peer.entry}; {peer.entry}()"
+        command = (python, "-c", code, json.dumps(dataclasses.asdict(task)))
         with redis.Redis.from_url(project.redis_url) as client:
             before_s = _cpu_s(client)
             process = Watched(command, {}, project.root / "peer.log")
@@ -156,7 +157,7 @@ def _told(process: Watched) -> dict[str, Any]:
     lines = process.log.read_text(encoding="utf-8", errors="replace").splitlines()
     line = next((line for line in reversed(lines) if line.startswith('{"events_count"')), None)
     if line is None:
-        raise Unavailable(f"{process.command[1]} told nothing:\n{process.said()}")
+        raise Unavailable(f"{process.command[-2]} told nothing:\n{process.said()}")
     found: dict[str, Any] = json.loads(line)
     return found
 
