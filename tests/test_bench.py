@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import peers_results
 import pytest
 import serving_results
 from results import ANY, COLD, HOT, Case, cases_of, interval, is_localised, report
@@ -137,12 +138,16 @@ def test_a_bench_that_is_not_there_is_answered_with_those_that_are() -> None:
     done = subprocess.run([REPO / "scripts" / "bench", "nothing"], capture_output=True, text=True, check=False)
 
     assert done.returncode == 2
-    assert "there is: commits serving validator windows\n" in done.stderr
+    assert "there is: commits peers serving validator windows\n" in done.stderr
 
 
 @pytest.mark.parametrize("recorded", sorted((REPO / "tests/bench").glob("results-*.jsonl")), ids=lambda path: path.stem)
 def test_recorded_results_make_the_page_that_stands_beside_them(recorded: Path) -> None:
-    reports = {"results-validator": report, "results-serving": serving_results.report}
+    reports = {
+        "results-peers": peers_results.report,
+        "results-serving": serving_results.report,
+        "results-validator": report,
+    }
     lines = recorded.read_text(encoding="utf-8").splitlines()
     page = recorded.with_suffix(".md").read_text(encoding="utf-8")
 

@@ -18,6 +18,7 @@ PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 LOCKS = {
     "requirements.lock": [*PROJECT["dependencies"], *EXTRAS["validator"], *EXTRAS["embedded"], *EXTRAS["dev"]],
+    "tests/bench/quix.lock": ["quixstreams", "feast"],
     "tests/oracles/schemathesis.lock": ["schemathesis"],
     "deploy/build.lock": ["setuptools"],
     "deploy/materializer.lock": PROJECT["dependencies"],
