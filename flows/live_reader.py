@@ -87,8 +87,8 @@ class LiveReader:
     producers give (`CreateTime`) may lie. Of a partition that is behind, one that is too early makes it seem further
     behind, and one that is too late as if it were not: no later than the look's begin is believed.
 
-    The end is what the cluster said last. One that falls silent seems to have nothing new until the client's
-    `socket.timeout.ms` has passed, about a minute: so long `through_us` rises though nothing is known.
+    The end is what the cluster said last. One that falls silent seems to have nothing new until it is asked, some ten
+    seconds later (edges/kafka.py): so long `through_us` rises though nothing is known.
     """
 
     key: str
