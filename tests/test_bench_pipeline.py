@@ -3,6 +3,7 @@
 import doctest
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,17 @@ def test_a_visit_is_what_the_contract_says_and_kafka_has_its_own_time() -> None:
         assert ms == first_ms + number * STEP_MS
         assert visit["at"].endswith(f".{ms % 1000:03d}Z")
     assert len({json.loads(value)["id"] for _, value, _ in made}) == len(made)
+
+
+@pytest.mark.parametrize("step_ms", [0.25, 60_000])
+def test_visits_may_last_for_any_time_and_none_lies_in_kafkas_future(step_ms: float) -> None:
+    made = list(Visits(1000, 100, step_ms=step_ms).messages())
+
+    times_ms = [datetime.fromisoformat(json.loads(value)["at"]).timestamp() * 1000 for _, value, _ in made]
+    assert abs(times_ms[-1] - times_ms[0] - 999 * step_ms) < 1
+    assert times_ms == sorted(times_ms)
+    assert all(at_ms <= kafka_ms for at_ms, (_, _, kafka_ms) in zip(times_ms, made, strict=True))
+    assert [ms for *_, ms in made] == [ms for *_, ms in Visits(1000, 100).messages()]
 
 
 def test_half_of_all_visits_are_one_users_if_so_asked() -> None:

@@ -14,7 +14,8 @@ the embedded Valkey. Each case has a project and a Redis of its own, with nothin
   must have been accepted.
 - limits: consuming, decoding, SQL, windows, encoding, Redis, parquet, each alone, on the same events, with the functions that the
   flow calls; and how much of that the whole reaches.
-- growth: entities, features, windows, processes, a user who has half of all events; a backlog of --growth-events.
+- growth: entities, features, windows, processes, a user who has half of all events; a backlog of --growth-events. Where
+  windows grow, so does the event time of the backlog, which is two windows long; elsewhere few windows fill up.
 - freshness: visits as they happen, at 10, 50 and 70 % of what end-to-end does (or --rate), for --seconds; from produced, or due
   by time alone, until Redis answers with the row. Corrections: events late by half a second to five. Rows by time alone: of
   one more feature, with a window of five seconds that decays each second, in runs of their own.
@@ -48,6 +49,7 @@ from serving_rig import Child
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.materializer import archive_name
 from freshet.schemas.errors import FreshetError, Unavailable
+from freshet.schemas.units import duration
 
 RESULTS = Path(__file__).with_name("results-pipeline.md")
 Note = Callable[[dict[str, Any]], None]
@@ -94,17 +96,20 @@ def limits(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
 
 # --- growth -----------------------------------------------------------------------------------------------------------
 
+SPAN_WINDOWS = 2
+"""How many windows long a backlog is that measures them: so that events leave them again."""
 WINDOWS = ("1 minute", "10 minutes", "1 hour", "1 day", "7 days", "30 days")
 
 
-def axes() -> Iterator[tuple[str, str, dict[str, Any], Sequence[Feature], Sequence[str]]]:
+def axes(words: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any], Sequence[Feature], Sequence[str]]]:
     """Give each case of growth: what grows, how far, of which events, which features, and words of the command."""
     for entities in (1_000, 100_000, 1_000_000):
         yield "entities", f"{entities:,}", {"entities_count": entities}, FEATURES, ()
     for count in (1, 4, 16, 64):
         yield "features", str(count), {}, features_of(count, ("10 minutes", "1 hour")), ()
     for window in WINDOWS:
-        yield "window", window, {}, features_of(8, (window,)), ()
+        step_ms = SPAN_WINDOWS * duration(window).total_seconds() * 1000 / words.growth_events
+        yield "window", window, {"step_ms": step_ms}, features_of(8, (window,)), ()
     for processes in (1, 2):
         yield "processes", str(processes), {}, FEATURES, ("--processes", str(processes))
     for share in (0.0, 0.5):
@@ -114,7 +119,7 @@ def axes() -> Iterator[tuple[str, str, dict[str, Any], Sequence[Feature], Sequen
 def growth(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
     """Let one thing grow at a time."""
     for repeat in range(words.repeat):
-        for axis, value, of_visits, features, more in axes():
+        for axis, value, of_visits, features, more in axes(words):
             if words.axes and axis not in words.axes:
                 continue
             topic = cluster.backlog(visits(words, **{"count": words.growth_events, **of_visits}))

@@ -147,7 +147,8 @@ class Visits:
     """Which events there are; the same ones for the same numbers.
 
     Users follow a Zipf law over so many entities; or they come one after another, if `in_turn`. `hot_share` of all events
-    are about one user more, `u0`.
+    are about one user more, `u0`. Kafka's own time rises by a millisecond an event, the events' time by `step_ms`: they end
+    together, or begin so if that is less, so no event lies in Kafka's future.
     """
 
     count: int
@@ -159,7 +160,7 @@ class Visits:
     in_turn: bool = False
 
     def columns(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """Give the events' values, some at a time: `ms` since the epoch, `user`, `seconds`, `amount`, `section`."""
+        """Give the events' values, some at a time, and their times and Kafka's: `at_ms`, `kafka_ms`, since the epoch."""
         chance = np.random.default_rng(self.seed)
         shares = np.arange(1, self.entities_count + 1, dtype=np.float64) ** -ZIPF
         bounds = np.cumsum(shares) / shares.sum()
@@ -168,10 +169,18 @@ class Visits:
         for first in range(0, self.count, _BATCH_EVENTS):
             count = min(_BATCH_EVENTS, self.count - first)
             users = 1 + np.searchsorted(bounds, chance.random(count), side="right")
+            numbers = np.arange(first, first + count)
             if self.in_turn:
-                users = 1 + np.arange(first, first + count) % self.entities_count
+                users = 1 + numbers % self.entities_count
+            kafka_ms = start_ms + numbers * STEP_MS
+            behind = (
+                (self.count - numbers) * (self.step_ms - STEP_MS)
+                if self.step_ms > STEP_MS
+                else numbers * (STEP_MS - self.step_ms)
+            )
             yield {
-                "ms": start_ms + (np.arange(first, first + count) * self.step_ms).astype(np.int64),
+                "at_ms": kafka_ms - np.floor(behind).astype(np.int64),
+                "kafka_ms": kafka_ms,
                 "user": np.where(chance.random(count) < self.hot_share, 0, users),
                 "seconds": np.round(chance.gamma(2.0, 30.0, count), 3),
                 "amount": chance.integers(0, 1000, count),
@@ -179,7 +188,7 @@ class Visits:
             }
 
     def messages(self) -> Iterator[tuple[bytes, bytes, int]]:
-        """Give each event as Kafka is to hold it: key, value, and the time in ms since the epoch.
+        """Give each event as Kafka is to hold it: key, value, and its own time in ms since the epoch.
 
         >>> key, value, ms = next(Visits(1).messages())
         >>> key, ms
@@ -189,8 +198,8 @@ class Visits:
         """
         number = 0
         for columns in self.columns():
-            times = columns["ms"].astype("datetime64[ms]").astype(str).tolist()
-            values = (columns[name].tolist() for name in ("ms", "user", "seconds", "amount", "section"))
+            times = columns["at_ms"].astype("datetime64[ms]").astype(str).tolist()
+            values = (columns[name].tolist() for name in ("kafka_ms", "user", "seconds", "amount", "section"))
             for at, ms, user, seconds, amount, section in zip(times, *values, strict=True):
                 yield (
                     b"u%d" % user,
