@@ -92,7 +92,7 @@ def consume(opened: Sequence[kafka.PartitionReader], clock: Clock) -> int:
     with clock.on("consume", events_count):
         while left:
             for reader in opened:
-                for message in reader._consumer.consume(POLL_MESSAGES, 0):  # noqa: SLF001  # beneath what it makes of them
+                for message in reader._client.consumer.consume(POLL_MESSAGES, 0):  # noqa: SLF001  # beneath what it makes of them
                     if message.error() is None:
                         count += 1
                         if message.offset() + 1 >= left[reader.partition]:
