@@ -26,6 +26,7 @@ from freshet.flows import materializer
 from freshet.flows import settings as settings_
 from freshet.flows.committer import OffsetCommitter, Offsets
 from freshet.flows.edges import bytewax, kafka, log
+from freshet.flows.edges.collector import undisturbed
 from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.metrics import Metrics, Server
 from freshet.flows.edges.parquet import OfflineStore
@@ -254,7 +255,7 @@ class Live:
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
         try:
-            with self.stop.on_signals():
+            with self.stop.on_signals(), undisturbed():
                 bytewax.run(self.dataflow, self.edges.failure, epoch=self.settings.epoch, place=self.settings.place)
             self.finish()
         finally:

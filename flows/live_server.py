@@ -1,7 +1,6 @@
 """The server as it runs: one worker of it, on Redis, Kafka and a socket."""
 
 import asyncio
-import gc
 import ipaddress
 import logging
 import socket
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 from freshet.flows import settings as settings_
 from freshet.flows.edges import http
+from freshet.flows.edges.collector import undisturbed
 from freshet.flows.edges.metrics import Server, ServerMetrics
 from freshet.flows.edges.publisher import Publisher
 from freshet.flows.edges.redis_reads import RedisReads
@@ -104,12 +104,10 @@ class Worker:
             await reads.close()
 
         security = http.Security(settings.server_certificate, settings.server_key, settings.server_client_ca)
-        gc.collect()
-        gc.freeze()  # what there is by now stays: to look through it again would be a pause of 50 ms
         try:
-            http.serve(begin, bound, security, end)
+            with undisturbed():
+                http.serve(begin, bound, security, end)
         finally:
-            gc.unfreeze()  # else the interpreter ends with DuckDB's objects alive
             watched.close()
             publisher.close()
             if served is not None:

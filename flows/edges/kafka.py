@@ -6,6 +6,7 @@ librdkafka's defaults that would lose or split data are set otherwise: a read fr
 
 import contextlib
 import functools
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from freshet.schemas.event import VERSION_HEADER, Contract, Event
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import NO_TIME_MS, Record, header
 from freshet.schemas.rejects import dead_letter_topic
+
+LOG = logging.getLogger("freshet")
 
 _ANSWER_LIMIT_S = 10.0
 _PROBE_LIMIT_S = 0.5
@@ -400,6 +403,7 @@ class PartitionReader:
 
     def _renew(self) -> None:
         """Go on with a new client where this one was."""
+        LOG.warning("%s/%d: its client is at a loss, and made anew at %d", self.topic, self.partition, self.position)
         self._client.renew()
         self._assign()
 
