@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pipeline_work import (
     FEATURES,
@@ -36,6 +36,7 @@ from serving_rig import tree_cpu_s
 from freshet.flows import settings
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
+from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.project import PACKAGED
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.valkey import Valkey
@@ -43,13 +44,15 @@ from freshet.flows.live import Workspace
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.ledger import Ledger
+from freshet.schemas.progress import progress_key
 from freshet.schemas.rejects import dead_letter_topic
 from freshet.scripts.apply import apply
 from freshet.scripts.embedded import FRESHET
 
 REPO = Path(__file__).parent.parent.parent
 RUN_LIMIT_S, _ANSWER_LIMIT_S = 3600.0, 60.0
-_LOOK_S, _LOOK_AT_MEMORY_S = 0.02, 0.2
+_WRITES = f"freshet:{PROJECT}:writes"
+_LOOK_S, _LOOK_FURTHER_S = 0.02, 0.5
 _PRODUCER = {"linger.ms": 20, "batch.size": 1_000_000, "queue.buffering.max.messages": 200_000}
 
 
@@ -68,14 +71,12 @@ def free_port_pair() -> int:
 
 
 class Cluster:
-    """A Kafka: one that is there, at `address`; else one of our own, embedded or real, which ends with `parts`."""
+    """A Kafka: the embedded one, or one that is there, at `address`, or else a real one of our own; ours end with `parts`."""
 
     def __init__(self, parts: contextlib.ExitStack, address: str | None, *, is_embedded: bool = False) -> None:
-        self._broker = parts.enter_context(Broker.start()) if is_embedded and address is None else None
-        if self._broker is not None:
-            address = self._broker.address
+        self._broker = parts.enter_context(Broker.start()) if is_embedded else None
         self.kind = "embedded broker" if is_embedded else "Apache Kafka"
-        self.address = _real(parts) if address is None else address
+        self.address = self._broker.address if self._broker is not None else address or _real(parts)
         self._topics: dict[Visits, str] = {}
         self._parts = parts
 
@@ -106,7 +107,7 @@ class Cluster:
 
     def _forget(self, names: list[str]) -> None:
         for gone in self.kafka().client(AdminClient).delete_topics(names).values():
-            with contextlib.suppress(Exception):  # a Kafka that ends with the bench needs no cleaning
+            with contextlib.suppress(KafkaException):  # whoever keeps a Kafka can clean it, and ours goes away
                 gone.result(_ANSWER_LIMIT_S)
 
     def backlog(self, visits: Visits) -> str:
@@ -205,7 +206,7 @@ class Watched:
 
     def has_ended(self) -> bool:
         """Look, also at its memory; raises `Unavailable` with what it said if it ended badly."""
-        if time.monotonic() - self._looked > _LOOK_AT_MEMORY_S:
+        if time.monotonic() - self._looked > _LOOK_FURTHER_S:
             self._looked = time.monotonic()
             for pid in members(self.child.pid):
                 kb = most_memory_kb(pid)
@@ -241,10 +242,15 @@ class Watched:
 
     def end(self) -> None:
         """Have it end, and wait."""
-        if self.child.returncode is None:
-            self.child.terminate()
-            with contextlib.suppress(Unavailable):
-                self.wait()
+        if self.child.returncode is not None:
+            return
+        self.child.terminate()
+        deadline = time.monotonic() + _ANSWER_LIMIT_S
+        with contextlib.suppress(Unavailable):  # that it ended badly is nothing new
+            while not self.has_ended():
+                if time.monotonic() > deadline:
+                    self.child.kill()
+                time.sleep(_LOOK_S)
 
 
 # --- a project --------------------------------------------------------------------------------------------------------
@@ -295,6 +301,19 @@ class Project:
         """Start a materializer."""
         return Watched((*FRESHET, "run", "materializer", *words), self.environment, self.root / "materializer.log")
 
+    def replay(self, file: Path) -> dict[str, Any]:
+        """Replay a file; return what it took, the start of the process with it."""
+        with tempfile.TemporaryDirectory(prefix="freshet-pipeline-") as folder:
+            out = Path(folder) / "rows"
+            command = (*FRESHET, "replay", str(file), "--out", str(out))
+            process = Watched(command, self.environment, self.root / "replay.log")
+            try:
+                whole_s = process.wait() - process.started
+            finally:
+                process.end()
+            rows_count = OfflineStore(out).read(VIEW).num_rows
+        return {"rows_count": rows_count, "whole_s": whole_s, "cpu_s": process.cpu_s, "peak_mb": process.peak_mb}
+
     def ledger(self) -> tuple[float, Ledger] | None:
         """Return the ledger, and when it was written; None before the first commit."""
         file = LedgerFile(self.workspace.offline_root)
@@ -302,53 +321,60 @@ class Project:
         return None if written_s is None or found is None else (written_s, found)
 
     def materialize(self, events_count: int, *words: str) -> dict[str, Any]:
-        """Materialize all that is in Kafka; return how fast, and what it took."""
-        client = redis.Redis.from_url(self.redis_url)
-        first_row_s, start_cpu_s = list[float](), list[float]()
-        commits: list[tuple[float, int]] = []
-        looked = [0.0]
+        """Materialize all that is in Kafka, so many events by then; return how fast, and what it took."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            before, commits, first_row = self._counted(client), list[tuple[float, int]](), list[float]()
+            looked = [0.0]
 
-        def look() -> None:
-            if not first_row_s and client.exists(f"freshet:{PROJECT}:writes"):
-                first_row_s.append(time.time())
-                start_cpu_s.append(tree_cpu_s(process.child.pid))
-            if time.monotonic() - looked[0] > _LOOK_AT_MEMORY_S:
-                looked[0] = time.monotonic()
-                self._note_commit(commits)
+            def look() -> None:
+                if not first_row and int(client.get(_WRITES) or 0) > before["trips_count"]:
+                    first_row[:] = time.time(), tree_cpu_s(process.child.pid)
+                if time.monotonic() - looked[0] > _LOOK_FURTHER_S:
+                    looked[0] = time.monotonic()
+                    self._note_commit(commits)
 
-        process = self.start("--until-end", *words)
-        try:
-            ended = process.wait(look)
-        finally:
-            process.end()
-        self._note_commit(commits)
-        last_s, ledger = self.ledger() or (math.nan, None)
-        assert ledger is not None, "it has committed"
-        accepted = sum(mark.accepted_count for mark in ledger.partitions.values())
-        if accepted != events_count:
-            raise Unavailable(f"{accepted} of {events_count} events were accepted:\n{process.said()}")
-        stats = client.info("commandstats")
-        redis_cpu = client.info("cpu")
-        found = {
-            "events_count": events_count,
-            "rows_count": ledger.rows_counts[VIEW],
-            "online_count": stats["cmdstat_evalsha"]["calls"],
-            "trips_count": int(client.get(f"freshet:{PROJECT}:writes") or 0),
-            "commits_count": ledger.epoch,
-            "entities_count": client.dbsize(),
+            process = self.start("--until-end", *words)
+            try:
+                ended = process.wait(look)
+            finally:
+                process.end()
+            self._note_commit(commits)
+            counted = self._counted(client)
+            redis_mb = client.info("memory")["used_memory_peak"] / 2**20
+            entities_count = client.dbsize() - client.exists(_WRITES, progress_key(PROJECT))
+        spent = {name: value - before[name] for name, value in counted.items()}
+        if counted["accepted_count"] != events_count:
+            raise Unavailable(f"{counted['accepted_count']} of {events_count} events were accepted:\n{process.said()}")
+        first_row_s, start_cpu_s = first_row or (commits[-1][0], math.nan)
+        end_s = commits[-1][0] - process.started
+        return {
+            "events_count": spent["accepted_count"],
+            **{name: spent[name] for name in ("rows_count", "online_count", "trips_count", "commits_count")},
+            "entities_count": entities_count,
+            "events_per_s": pace(commits, int(spent["accepted_count"]), commits[-1][0] - first_row_s),
             "whole_s": ended - process.started,
-            "first_row_s": (first_row_s[0] if first_row_s else last_s) - process.started,
-            "end_s": last_s - process.started,
+            "first_row_s": first_row_s - process.started,
+            "end_s": end_s,
             "cpu_s": process.cpu_s,
-            "start_cpu_s": start_cpu_s[0] if start_cpu_s else math.nan,
-            "redis_cpu_s": redis_cpu["used_cpu_user"] + redis_cpu["used_cpu_sys"],
+            "start_cpu_s": start_cpu_s,
+            "redis_cpu_s": spent["redis_cpu_s"],
             "peak_mb": process.peak_mb,
-            "redis_mb": client.info("memory")["used_memory_peak"] / 2**20,
+            "redis_mb": redis_mb,
             "offline_mb": _size(self.workspace.offline_root) / 2**20,
         }
-        client.close()
-        found["events_per_s"] = pace(commits, events_count, found["end_s"] - found["first_row_s"])
-        return found
+
+    def _counted(self, client: redis.Redis) -> dict[str, float]:
+        """Return what both stores count by now."""
+        _, ledger = self.ledger() or (0.0, None)
+        cpu, calls = client.info("cpu"), client.info("commandstats").get("cmdstat_evalsha", {})
+        return {
+            "accepted_count": sum(mark.accepted_count for mark in ledger.partitions.values()) if ledger else 0,
+            "rows_count": ledger.rows_counts.get(VIEW, 0) if ledger else 0,
+            "commits_count": ledger.epoch if ledger else 0,
+            "online_count": calls.get("calls", 0),
+            "trips_count": int(client.get(_WRITES) or 0),
+            "redis_cpu_s": cpu["used_cpu_user"] + cpu["used_cpu_sys"],
+        }
 
     def _note_commit(self, commits: list[tuple[float, int]]) -> None:
         known = self.ledger()

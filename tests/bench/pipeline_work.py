@@ -62,6 +62,7 @@ class Feature:
     dtype: str
     expression: str
     window: str
+    decay: str | None = None
 
     @property
     def sql(self) -> str:
@@ -129,7 +130,9 @@ def declaration(online_url: str, features: Sequence[Feature] = FEATURES, decay: 
         "project": PROJECT,
         "windows": windows,
         "featureDefinitions": [
-            {"name": one.name, "dtype": one.dtype, "source": STREAM, "transformation": one.sql} for one in features
+            {"name": one.name, "dtype": one.dtype, "source": STREAM, "transformation": one.sql}
+            | ({} if one.decay is None else {"decay": one.decay})
+            for one in features
         ],
         "servingRequirements": {"onlineLatency": "p99 < 10ms", "freshnessTarget": "p99 < 2s"},
         "infrastructure": {"onlineStore": online_url, "offlineStore": "data/offline", "computeEngine": "bytewax"},
@@ -143,7 +146,8 @@ def declaration(online_url: str, features: Sequence[Feature] = FEATURES, decay: 
 class Visits:
     """Which events there are; the same ones for the same numbers.
 
-    Users follow a Zipf law over so many entities. `hot_share` of all events are about one user more, `u0`.
+    Users follow a Zipf law over so many entities; or they come one after another, if `in_turn`. `hot_share` of all events
+    are about one user more, `u0`.
     """
 
     count: int
@@ -152,6 +156,7 @@ class Visits:
     hot_share: float = 0.0
     start: datetime = START
     step_ms: float = STEP_MS
+    in_turn: bool = False
 
     def columns(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """Give the events' values, some at a time: `ms` since the epoch, `user`, `seconds`, `amount`, `section`."""
@@ -163,6 +168,8 @@ class Visits:
         for first in range(0, self.count, _BATCH_EVENTS):
             count = min(_BATCH_EVENTS, self.count - first)
             users = 1 + np.searchsorted(bounds, chance.random(count), side="right")
+            if self.in_turn:
+                users = 1 + np.arange(first, first + count) % self.entities_count
             yield {
                 "ms": start_ms + (np.arange(first, first + count) * self.step_ms).astype(np.int64),
                 "user": np.where(chance.random(count) < self.hot_share, 0, users),
