@@ -64,8 +64,8 @@ def measured(system: str, cluster: Cluster, events_count: int, batch: int) -> di
     topic = cluster.backlog(visits)
     with Project.made(cluster, topic) as project:
         found = project.materialize(events_count)
-    rate = found["events_per_s"]
-    return {**found, "rows_count": found["online_count"], "seconds": events_count / rate}
+    rows = {"rows_count": found["online_count"], "offline_count": found["rows_count"]}
+    return {**found, **rows, "seconds": events_count / found["events_per_s"]}
 
 
 def measure(cluster: Cluster, words: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -> None:

@@ -73,8 +73,8 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
 def table(lines: Sequence[dict[str, Any]]) -> list[str]:
     """Return what was measured of each system: medians, and the least and greatest."""
     made = [
-        "| | events | events/s | events/s a core | CPU s a million | of ours, a core | peak MB | rows online an event | wrong |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| | events | events/s | events/s a core | CPU s a million | of ours, a core | peak MB | rows online an event | offline | wrong |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     ours = {line["repeat"]: per_core(line) for line in lines if line["system"] == OURS}
     for system, title in SYSTEMS.items():
@@ -93,6 +93,7 @@ def table(lines: Sequence[dict[str, Any]]) -> list[str]:
             spread(shares) if shares else "-",
             spread([line["peak_mb"] for line in own]),
             spread([line["rows_count"] / line["events_count"] for line in own]),
+            spread([line["offline_count"] / line["events_count"] for line in own]),
             wrong,
         ]
         made.append(f"| {' | '.join(columns)} |")
