@@ -219,18 +219,20 @@ class Segments:
     def search(self, column: str, low: Ints, high: Ints, targets: Ints) -> Ints:
         """Return for each query the first position in [low, high) whose value is not below the target, else `high`.
 
-        The column must not fall within [low, high): a binary search of all queries at once.
+        The column must not fall within [low, high). A binary search of all queries at once, by steps that halve, which
+        are the same for all: so nothing is selected on the way.
         """
-        values = self.columns[column]
-        low, high = low.copy(), high.copy()
-        open_ = np.flatnonzero(low < high)
-        while len(open_):
-            middle = (low[open_] + high[open_]) >> 1
-            before = values[middle] < targets[open_]
-            low[open_[before]] = middle[before] + 1
-            high[open_[~before]] = middle[~before]
-            open_ = open_[low[open_] < high[open_]]
-        return low
+        values: Ints = self.columns[column]  # type: ignore[assignment]  # only such columns are searched
+        last = low - 1  # of the positions before the target
+        longest = int((high - low).max(initial=0))
+        step = 1 << longest.bit_length() >> 1
+        while step:
+            at = last + step
+            is_before = at < high
+            is_before &= values[np.minimum(at, len(values) - 1)] < targets
+            last += is_before * step
+            step >>= 1
+        return last + 1
 
     def compact(self, positions: Ints, owners: Ints, firsts: Ints, merge: Callable[[Columns, Ints], Columns]) -> None:
         """Keep only some events, merge them into panes, and give back all other room; drop entities with none left.
