@@ -138,7 +138,7 @@ def test_a_bench_that_is_not_there_is_answered_with_those_that_are() -> None:
     done = subprocess.run([REPO / "scripts" / "bench", "nothing"], capture_output=True, text=True, check=False)
 
     assert done.returncode == 2
-    assert "there is: commits peers serving validator windows\n" in done.stderr
+    assert "there is: commits peers pipeline serving validator windows\n" in done.stderr
 
 
 @pytest.mark.parametrize("recorded", sorted((REPO / "tests/bench").glob("results-*.jsonl")), ids=lambda path: path.stem)
