@@ -6,12 +6,16 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from freshet.flows.journal import Journal
 from freshet.schemas.ledger import Update
 from freshet.schemas.poll import Poll
 from freshet.schemas.units import count_us
 
-_POLL_MESSAGES = 2000
+_POLL_MESSAGES_MIN, _POLL_MESSAGES_MAX = 2000, 10_000
+"""How many are asked for at once: the more come, the less each costs. While live, few are there."""
 _AHEAD_LIMIT_MS = 30_000
 _IDLE_US = 500_000
 
@@ -73,6 +77,17 @@ class Alignment:
             return own is not None and own - min(self._times_ms.values()) > _AHEAD_LIMIT_MS
 
 
+def wanted_count(times_ms: npt.NDArray[np.int64]) -> int:
+    """Return how many messages to ask for next, by the times of those that came: more would lead too far ahead.
+
+    >>> [wanted_count(np.arange(1000) * apart_ms) for apart_ms in (0, 1, 8, 60_000)]
+    [10000, 10000, 3750, 2000]
+    """
+    apart_ms = int(times_ms[-1] - times_ms[0]) / max(len(times_ms) - 1, 1)
+    enough = _AHEAD_LIMIT_MS / apart_ms if apart_ms > 0 else _POLL_MESSAGES_MAX
+    return int(min(max(enough, _POLL_MESSAGES_MIN), _POLL_MESSAGES_MAX))
+
+
 @dataclass
 class LiveReader:
     """Reads one Kafka partition for the flow, an epoch after the other, and has the journal commit those that are done.
@@ -105,6 +120,7 @@ class LiveReader:
     caught_up: bool = False
     _closed: int = 0
     _mark: tuple[int, int] = (0, 0)
+    _wanted_count: int = _POLL_MESSAGES_MIN
 
     def __post_init__(self) -> None:
         """Begin to look whether it keeps up."""
@@ -115,12 +131,13 @@ class LiveReader:
         if self.alignment.must_wait(self.key):
             return None
         begun_us = self.now_us()
-        polled = self.partition.poll(_POLL_MESSAGES)
+        polled = self.partition.poll(self._wanted_count)
         self._learn_through(begun_us, polled)
         if polled is None or polled.at_end:
             self.alignment.read(self.key, None)
         else:
             self.alignment.read(self.key, int(polled.timestamps_ms[-1]))
+            self._wanted_count = wanted_count(polled.timestamps_ms)
         if self.until is None:
             polled = self._at_end(begun_us) if polled is None else polled
             if polled is not None and polled.at_end:

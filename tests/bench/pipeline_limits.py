@@ -32,7 +32,7 @@ from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.schemas.online_layout import layouts
 from freshet.schemas.poll import Poll
 
-POLL_MESSAGES = 2000
+POLL_MESSAGES = 3750
 """As many as the flow's reader asks for at once."""
 _TRIP_COMMANDS = 1000
 _WAIT_S = 0.1
