@@ -266,10 +266,10 @@ class Broken(Event):
 )  # fmt: skip
 def test_a_contract_that_the_archive_does_not_fit_is_refused_with_what_to_do(model: type[Event], said: str) -> None:
     kept = evolved(FIRST)
+    kept.states = MemoryRecovery()
 
     with pytest.raises(Refused) as refused:
-        kept.run(given(model, **COUNT))
-        kept.offline.read(ARCHIVE)
+        kept.run(given(model, **COUNT), rebuild=True)
 
     assert said in str(refused.value)
 
