@@ -15,4 +15,5 @@ def answer(one: Any, other: Any) -> bool | str:
 
 
 for line in sys.stdin:
-    print(json.dumps(answer(*json.loads(line))), flush=True)
+    sys.stdout.write(json.dumps(answer(*json.loads(line))) + "\n")
+    sys.stdout.flush()
