@@ -72,7 +72,8 @@ def _check(project: Project, contracts: Mapping[str, Contract], mode: Compatibil
         if not as_json:
             compared = listed([str(version) for version in snapshots if version < contract.stream.version])
             used = mode or contract.stream.compatibility
-            print(f"{stream}: version {contract.stream.version}, {used} with {compared}: {len(own) or 'no'} findings")
+            count = f"{len(own) or 'no'} finding{'' if len(own) == 1 else 's'}"
+            print(f"{stream}: version {contract.stream.version}, {used} with {compared}: {count}")
     if as_json:
         print(json.dumps({"findings": [dataclasses.asdict(one) for one in found]}, indent=2))
     else:
