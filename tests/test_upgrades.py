@@ -23,10 +23,12 @@ from freshet.flows.materializer import archive_name
 from freshet.flows.recompute import Recompute
 from freshet.flows.replay import replay
 from freshet.flows.steps.archived import ArchiveForm
+from freshet.flows.steps.intake import Intake
+from freshet.flows.steps.redrive import Judged, judge
 from freshet.flows.testing import Given
 from freshet.schemas.errors import Refused
 from freshet.schemas.event import VERSION_HEADER, Document, Event, Stream, as_is
-from freshet.schemas.rejects import Reason, Reject
+from freshet.schemas.rejects import Reason, Reject, redriven
 
 STREAM, START = "visits", datetime(2026, 3, 1, 12, tzinfo=UTC)
 START_US = int(START.timestamp()) * 10**6
@@ -226,6 +228,27 @@ def test_an_event_of_a_version_to_come_waits_among_the_rejects() -> None:
     assert kept.newest(FIRST, "visits_1h") == {"ada": 1}
 
 
+def test_an_event_of_a_version_to_come_is_fit_after_the_upgrade_and_not_before() -> None:
+    kept = Kept()
+    kept.send(2, seconds=4.0, device="app")
+    kept.send(1, milliseconds=1000)
+    kept.run(FIRST)
+    rejects = [*kept.rejects]
+
+    def judged(made: Given) -> Judged:
+        intake = Intake(made.contracts[STREAM], made.pipeline.plans)
+        return judge(rejects, intake, {}, 2, START_US + kept.minutes * 60 * 10**6)
+
+    assert [again.reason for again in judged(FIRST).again] == [Reason.UNKNOWN_VERSION]
+    assert judged(SECOND).fit == tuple(rejects)
+    for reject in judged(SECOND).fit:
+        sent = redriven(reject)
+        kept.log.append(STREAM, 1, sent.value, headers=sent.headers, timestamp_ms=START_US // 1000)
+    kept.run(SECOND)
+    assert kept.rejects == rejects
+    assert kept.newest(SECOND, "device_seconds_1h") == {"app": 4.0}
+
+
 class Changed(Event):
     """Another field, and no other version."""
 
@@ -267,6 +290,7 @@ class Broken(Event):
 def test_a_contract_that_the_archive_does_not_fit_is_refused_with_what_to_do(model: type[Event], said: str) -> None:
     kept = evolved(FIRST)
     kept.states = MemoryRecovery()
+    kept.send(model.stream.version)
 
     with pytest.raises(Refused) as refused:
         kept.run(given(model, **COUNT), rebuild=True)
