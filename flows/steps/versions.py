@@ -31,8 +31,8 @@ class Versions:
     def __init__(self, contract: Contract) -> None:
         self._stream = stream = contract.stream
         self.known = stream.versions
-        steps = {version: (version, stream.upcasts[version]) for version in stream.upcasts}
-        self._steps = {version: [steps[one] for one in range(version, stream.version)] for version in self.known}
+        steps = [(version, step) for version, step in sorted(stream.upcasts.items()) if step is not as_is]
+        self._steps = {version: [step for step in steps if step[0] >= version] for version in self.known}
         by_header = {str(stream.version).encode()}
         nothing_said = stream.unsigned_version == stream.version and not stream.version_field and not stream.schema_ids
         self._newest: frozenset[bytes | None] = frozenset({*by_header, *([None] if nothing_said else [])})
@@ -58,7 +58,7 @@ class Versions:
 
     def steps(self, version: int) -> Sequence[tuple[int, Upcast]]:
         """Return the upcasts from a known version on that change anything, each with the version that it is from."""
-        return [step for step in self._steps[version] if step[1] is not as_is]
+        return self._steps[version]
 
     def upcast(self, version: int, event: Document) -> Document:
         """Return an event of a known version as one of the newest; raises `ValueError` where an upcast cannot."""
