@@ -126,7 +126,7 @@ def entities_of(template: Template, pipeline: Pipeline, numbers: Sequence[int]) 
         partitions_count=1,
         values=[value for _, value in sent],
         keys=[key for key, _ in sent],
-        versions=[None] * len(sent),
+        versions=[str(contract.stream.version).encode()] * len(sent),
         timestamps_ms=at_ms,
         offsets=np.arange(len(sent)),
         end_offset=len(sent),

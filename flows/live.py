@@ -41,6 +41,7 @@ from freshet.flows.live_reader import Alignment, LiveReader, Partition
 from freshet.flows.materializer import Edges, Offline, Online, archive_name, build
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
+from freshet.flows.steps.archived import ArchiveForm
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, StoreLost
@@ -94,6 +95,11 @@ class Workspace:
         """The offline store's folder; a relative one is the project's."""
         declared = self.settings.offline_store or self.source.declaration.infrastructure.offlineStore
         return self.project.root / expand(declared, "offlineStore")
+
+    def offline(self) -> OfflineStore:
+        """Open the offline store; archived events are read in their contracts' form, whichever version wrote them."""
+        forms = {archive_name(stream): ArchiveForm(contract) for stream, contract in self.contracts.items()}
+        return OfflineStore(self.offline_root, forms)
 
     @property
     def recovery_root(self) -> Path:
@@ -482,7 +488,7 @@ def connect(workspace: Workspace, run: Run, states: States) -> Outside:
     def open_partition(topic: str, part: int, count: int, start: int | None) -> kafka.PartitionReader:
         return kafka.PartitionReader(cluster, topic, part, count, start, accept_gap=run.accept_gap)
 
-    offline = OfflineStore(workspace.offline_root)
+    offline = workspace.offline()
     return Outside(
         partitions_count=lambda topic: kafka.partitions_count(cluster, topic),
         open_partition=open_partition,

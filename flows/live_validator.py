@@ -24,7 +24,6 @@ from freshet.flows.edges.canaries import CanaryWriter
 from freshet.flows.edges.data_docs import DataDocs
 from freshet.flows.edges.findings import Findings
 from freshet.flows.edges.metrics import Server, ValidatorMetrics
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.store_config import store_config
@@ -98,7 +97,7 @@ def open_observer(
                 found[streams[topic], part] = Progress(committed[part], end)
         return found
 
-    offline, ledger = OfflineStore(workspace.offline_root), LedgerFile(workspace.offline_root)
+    offline, ledger = workspace.offline(), LedgerFile(workspace.offline_root)
     outside = Outside(
         online, offline, ledger, ends, progress, _now, lambda: feast_client(workspace, patience_s or _FEAST_PATIENCE_S)
     )

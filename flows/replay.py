@@ -32,12 +32,12 @@ class FileReader:
     done: bool = False
 
     @classmethod
-    def open(cls, path: str, topic: str, until_us: int | None) -> "FileReader":
-        """Open a file as a topic."""
+    def open(cls, path: str, topic: str, until_us: int | None, version: int | None = None) -> "FileReader":
+        """Open a file as a topic; with a version its events are said to be of that."""
 
         def polls() -> Iterator[Poll]:
             count = 1
-            for poll in event_file.polls(path, topic):
+            for poll in event_file.polls(path, topic, version=version):
                 count = max(count, poll.partitions_count)
                 yield poll
             for partition in range(count if until_us is not None else 0):
@@ -134,11 +134,13 @@ def replay(
     shards_count: int = 1,
     now_us: Callable[[], int],
     until_us: int | None = None,
+    version: int | None = None,
     keep_events: bool = False,
 ) -> Replayed:
     """Run the dataflow over one file a stream; rows are written as parquet to `out`, a folder a view.
 
     Time passes with the events, and after the last of them to `until_us` (µs since the epoch), if that is later.
+    With a `version` the events follow that version of their contract, whatever an unsigned message is said to.
     """
     for path in files.values():
         if path != "-":
@@ -150,7 +152,7 @@ def replay(
     topics = {source_key(stream, 0): (path, contracts[stream].stream.topic) for stream, path in files.items()}
     edges = Edges(
         keys=list(topics),
-        open_reader=lambda key: FileReader.open(*topics[key], until_us),
+        open_reader=lambda key: FileReader.open(*topics[key], until_us, version),
         online=_NoOnlineStore(),
         offline=_RowsOnly(offline, done.events if keep_events else None),
         dead_letters=done,

@@ -248,12 +248,13 @@ class Run:
 def poll(known: Contract, partition: int, partitions_count: int, values: Sequence[bytes], *, offset: int = 0) -> Poll:
     """Return messages of one partition, from an offset on, as a file would give them: without Kafka's own time."""
     nothing: list[bytes | None] = [None] * len(values)
+    signs: list[bytes | None] = [str(known.stream.version).encode()] * len(values)
     unknown_ms = np.full(len(values), -1, np.int64)
     offsets = np.arange(offset, offset + len(values))
     end = offset + len(values)
     messages: list[bytes | None] = [*values]
     return Poll(
-        known.stream.topic, partition, partitions_count, messages, nothing, nothing, unknown_ms, offsets, end,
+        known.stream.topic, partition, partitions_count, messages, nothing, signs, unknown_ms, offsets, end,
         at_end=False,
     )  # fmt: skip
 

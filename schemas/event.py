@@ -9,15 +9,26 @@ class WikiEdit(Event):
 
 A field's name is its key in the JSON document and its column in SQL. Unknown keys in a document are ignored (a
 tolerant reader); types are strict: a number in quotes is not a number.
+
+A changed contract is a new version. Events of the versions before it are read by upcasts, each from one version to the
+next:
+
+```python
+def in_seconds(event: Document) -> Document:
+    return {**event, "seconds": event["milliseconds"] / 1000}
+
+    stream = Stream(topic="clicks", …, version=3, upcasts={1: in_seconds, 2: as_is})
+```
 """
 
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -27,6 +38,9 @@ from freshet.schemas.errors import Problem, listed, nearest
 
 VERSION_HEADER = "freshet-version"
 """The Kafka header, a decimal in UTF-8, that says which version of the contract an event follows."""
+
+SCHEMA_ID_HEADER = "__value_schema_id"
+"""Confluent's Kafka header that names a schema of a registry: byte 1 and a GUID of 16, or byte 0 and an id of 4."""
 
 CANARY_HEADER = "freshet-canary"
 """The Kafka header, a decimal in UTF-8 that rises, by which consumers tell the validator's own events from others."""
@@ -43,6 +57,50 @@ _SYSTEM = (
     pa.field(OFFSET, pa.int64(), nullable=False),
     pa.field(AVAILABLE_AT, pa.timestamp("us", "UTC"), nullable=False),
 )
+VERSION_KEY = b"freshet.version"
+"""In the metadata of archived events' Arrow schema, the contract's version that they have the form of, in decimal."""
+
+Document = dict[str, Any]
+"""An event as JSON tells it: a time is text."""
+
+Upcast = Callable[[Document], Document]
+"""Makes an event of one version an event of the next. It is pure, and what is absent means the same to it as null."""
+
+
+def as_is(event: Document) -> Document:
+    """Return an event as it is: the next version reads it without a change."""
+    return event
+
+
+class Compatibility(StrEnum):
+    """Which versions of a contract must read each other's events, in the words of schema registries.
+
+    BACKWARD: the new version reads the old one's events. FORWARD: the old one reads the new one's. FULL: both.
+    TRANSITIVE: not of the version before alone, but of every one.
+    """
+
+    BACKWARD = "BACKWARD"
+    BACKWARD_TRANSITIVE = "BACKWARD_TRANSITIVE"
+    FORWARD = "FORWARD"
+    FORWARD_TRANSITIVE = "FORWARD_TRANSITIVE"
+    FULL = "FULL"
+    FULL_TRANSITIVE = "FULL_TRANSITIVE"
+    NONE = "NONE"
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether the new version must read old events."""
+        return self.startswith(("BACKWARD", "FULL"))
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether old versions must read new events."""
+        return self.startswith(("FORWARD", "FULL"))
+
+    @property
+    def is_transitive(self) -> bool:
+        """Whether this holds for all old versions, and not for the last one alone."""
+        return self.endswith("_TRANSITIVE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +110,10 @@ class Stream:
     `key` and `event_time` name fields of the contract. An event older than its partition's newest by more than
     `lateness` is late; one more than `max_future` past its own Kafka time lies in the future. `event_id` names the
     field by which repeated deliveries are told; None means that nothing is repeated.
+
+    A message says its version by the header `freshet-version`; else by the id of its schema in a registry, if
+    `schema_ids` gives ids (numbers, GUIDs) their versions; else by the field `version_field`, if one is named. One that
+    does not say it is of `unsigned_version`. `upcasts` leads from older versions to `version`, step by step.
     """
 
     topic: str
@@ -62,6 +124,16 @@ class Stream:
     max_future: timedelta = timedelta(minutes=5)
     version: int = 1
     partitions: int = 8
+    upcasts: Mapping[int, Upcast] = field(default_factory=dict, hash=False)
+    unsigned_version: int = 1
+    version_field: str | None = None
+    schema_ids: Mapping[int | str, int] = field(default_factory=dict, hash=False)
+    compatibility: Compatibility = Compatibility.BACKWARD_TRANSITIVE
+
+    @property
+    def versions(self) -> range:
+        """The versions whose events can be read."""
+        return range(self.version - len(self.upcasts), self.version + 1)
 
 
 class Event(BaseModel):
@@ -140,10 +212,49 @@ def contract(name: str, model: type[Event]) -> tuple[Contract | None, list[Probl
         problems.append(
             Problem("stream", name, "needs an event time that is always there", str(at), "use AwareDatetime")
         )
+    problems += _version_problems(name, stream)
     if problems:
         return None, problems
     system = [field for field in _SYSTEM if field.name not in by_name]
-    return Contract(name, model, pa.schema([*fields, *system])), []
+    told = {VERSION_KEY: str(stream.version).encode()}
+    return Contract(name, model, pa.schema([*fields, *system], told)), []
+
+
+def _version_problems(name: str, stream: Stream) -> list[Problem]:
+    """Return what is wrong with what a stream says of its versions."""
+    problems: list[Problem] = []
+
+    def problem(fact: str, got: object, hint: str) -> None:
+        problems.append(Problem("stream", name, fact, str(got), hint))
+
+    if not _is_version(stream.version):
+        problem("has a version that is none", repr(stream.version), "count versions from 1")
+    elif {*stream.upcasts} != {*range(stream.version - len(stream.upcasts), stream.version)} - {0}:
+        last = stream.version - 1
+        hint = f"write one from each version to the next, up to {last}" if last else "raise `version`, or drop them"
+        got = listed([f"from {version}" for version in stream.upcasts])
+        problem(f"has upcasts that do not lead to version {stream.version}", got, hint)
+    if not _is_version(stream.unsigned_version):
+        problem("has an unsigned version that is none", repr(stream.unsigned_version), "count versions from 1")
+    for id_, version in stream.schema_ids.items():
+        if not _is_schema_id(id_) or not _is_version(version):
+            hint = "write the registry's number or GUID of a schema, and which version it is: {100042: 2}"
+            problem("has a schema id that is none", f"{id_!r}: {version!r}", hint)
+    return problems
+
+
+def _is_version(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _is_schema_id(value: object) -> bool:
+    """Say whether something is a registry's number of a schema, or its GUID as text."""
+    if isinstance(value, int):
+        return 0 <= value < 2**32
+    try:
+        return str(uuid.UUID(str(value))) == value
+    except ValueError:
+        return False
 
 
 def _arrow_type(annotation: Any) -> tuple[pa.DataType | None, bool]:

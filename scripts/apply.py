@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from freshet.flows.edges import feast, kafka, store_config
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alertmanager import RECEIVERS, RECEIVERS_AT_FIRST, read_receivers
@@ -49,7 +48,7 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     if not workspace.online_url.startswith("sqlite:"):
         workspace.online()  # a store that does not answer ends it here, before anything is made
     kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
-    prepare(OfflineStore(workspace.offline_root), workspace.pipeline, workspace.contracts)
+    prepare(workspace.offline(), workspace.pipeline, workspace.contracts)
     wanted = {**kafka.topics_of(workspace.contracts.values()), FINDINGS_TOPIC: 1}
     topics = kafka.create_topics(workspace.kafka, wanted)
     project, pipeline = workspace.project, workspace.pipeline

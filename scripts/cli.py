@@ -30,6 +30,7 @@ VERBS = {
     "repair": "write the newest offline rows to the online store again",
     "dlq": "list the events that were not accepted; send them again",
     "replay": "run the same dataflow over a file of events, without broker and store",
+    "schema": "check how event contracts evolved; write their snapshots; export them",
     "demo": "everything at once on embedded parts",
 }
 

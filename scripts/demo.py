@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 
 from freshet.flows.edges import event_file, feast
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.quality import Judge
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.scrape import Samples, quantile, total
@@ -202,7 +201,7 @@ def _summary(workspace: Workspace, clocks_us: Mapping[str, int]) -> int:
 
     `clocks_us` has, for each view, a time up to which all its ticks were made.
     """
-    offline = OfflineStore(workspace.offline_root)
+    offline = workspace.offline()
     config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
     store = feast.open_store(config)
     differing = 0

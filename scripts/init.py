@@ -1,4 +1,4 @@
-"""Make a new project in DIR: a declaration, an event contract, example events.
+"""Make a new project in DIR: a declaration, an event contract with its snapshot, example events.
 
 It runs as it stands: `freshet -C DIR plan`, `freshet -C DIR replay DIR/events.jsonl --out rows`.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from freshet.flows.edges.project import PACKAGED
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
+from freshet.flows.steps.evolution import json_schema
 from freshet.schemas.declaration import NAME
 from freshet.scripts.apply import write_store_config
 from freshet.scripts.cli import wrong_use
@@ -94,7 +95,10 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise wrong_use("DIR", f"{root} cannot be written: {error.strerror}", "name another folder") from error
-    write_store_config(Workspace.open(dataclasses.replace(settings, project=root)))
+    workspace = Workspace.open(dataclasses.replace(settings, project=root))
+    write_store_config(workspace)
+    for stream, contract in workspace.contracts.items():
+        workspace.project.write_snapshot(stream, contract.stream.version, json_schema(contract))
     print(f"made {name} in {root}. Next:")
     print(f"  freshet -C {root} plan")
     print(f"  freshet -C {root} replay {root}/events.jsonl --out rows")

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
 from freshet.flows.materializer import archive_name
@@ -101,9 +100,7 @@ def _load(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace) -> Lo
     archived = [archive_name(stream) for stream in plan.view.sources]
     if all((workspace.offline_root / name).is_dir() for name in archived):
         entity = plan.view.entity_names
-        events = pa.concat_tables(
-            [OfflineStore(workspace.offline_root).read(name).select([EVENT_TIME, *entity]) for name in archived]
-        )
+        events = pa.concat_tables([workspace.offline().read(name).select([EVENT_TIME, *entity]) for name in archived])
         times = pc.min_max(events.column(EVENT_TIME).cast(pa.int64())).as_py() if events.num_rows else None
         if times is not None and times["max"] > times["min"]:
             span_s = (times["max"] - times["min"]) / 1e6

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from freshet.flows.edges.project import PACKAGED
 
-FOLDERS = ("feature_repo", "schemas/events", "schemas/samples")
+FOLDERS = ("feature_repo", "schemas/events", "schemas/samples", "schemas/snapshots")
 
 
 def copy(root: Path) -> None:
-    """Copy the declaration, the event contracts and their samples."""
+    """Copy the declaration, the event contracts, their samples and snapshots."""
     for folder in FOLDERS:
         for source in sorted((PACKAGED / folder).rglob("*")):
             target = root / source.relative_to(PACKAGED)

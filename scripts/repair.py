@@ -10,7 +10,6 @@ import argparse
 import json
 import time
 
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.live import Workspace, refill
 from freshet.flows.settings import Settings
@@ -33,7 +32,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             raise wrong_use(name, "is no feature view", f"there is {listed([*views])}")
     chosen = [views[name] for name in words.views or views]
     ledger, online = LedgerFile(workspace.offline_root).read(), workspace.online()
-    counts = refill(online, OfflineStore(workspace.offline_root), chosen, ledger, time.time_ns() // 1000)
+    counts = refill(online, workspace.offline(), chosen, ledger, time.time_ns() // 1000)
     if ledger is not None and not words.views:  # all that was committed when this began is online again
         online.catch_up(ledger.online_writes_count)
     if words.json:

@@ -40,6 +40,9 @@ def arguments(words: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--until", metavar="TIME", help="let time pass to then after the last event, as 2026-03-01T12:00Z"
     )
+    words.add_argument(
+        "--version", type=int, metavar="N", help="the events follow this version of their contract, and do not say so"
+    )
     words.add_argument("--check", action="store_true", help="compare every row with DuckDB's, and print the SQL it ran")
     words.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -62,6 +65,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             out,
             now_us=lambda: time.time_ns() // 1000,
             until_us=_microseconds(words.until),
+            version=words.version,
             keep_events=words.check,
         )
         took_s = time.monotonic() - started

@@ -22,7 +22,6 @@ import redis
 
 from freshet.flows import settings
 from freshet.flows.edges import kafka, valkey
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.live import Workspace
@@ -214,7 +213,7 @@ def prepared(
 
 def check(workspace: Workspace, sent_count: int) -> None:
     """All rows are there once and are what DuckDB says, both stores agree, and every event is accepted or a dead letter."""
-    offline = OfflineStore(workspace.offline_root)
+    offline = workspace.offline()
     online = OnlineStore(workspace.online_url, workspace.pipeline.project, workspace.pipeline.views)
     events = offline.read(archive_name(STREAM))
     topic = dead_letter_topic(workspace.contracts[STREAM].stream.topic)

@@ -1,5 +1,6 @@
 """README.md says what is so: its commands run, its tables are the code's, the demo prints what it shows."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from freshet.scripts.cli import VERBS, main
 
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
 
 
@@ -40,17 +42,52 @@ def test_the_commands_for_a_project_of_ones_own_run_as_they_stand(
 def test_the_producer_example_delivers_its_event(
     tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert example is not None
+    example = next(block for block in PYTHON if "Producer(" in block)
     monkeypatch.chdir(tmp_path)
     assert main(["init", "shop"]) == 0
     broker.create_topic("page_views", 2)
 
-    exec(example[1].replace("localhost:9092", broker.address), {})
+    exec(example.replace("localhost:9092", broker.address), {})
 
     assert partitions_count(Kafka(broker.address), "page_views") == 2
     contract = Project(tmp_path / "shop").contracts(["page_views"])["page_views"]
     assert Producer(Kafka(broker.address), contract).flush().count == 0
+
+
+def test_the_contract_shown_evolves_and_its_finding_is_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = next(block for block in PYTHON if "upcasts=" in block)
+    shown = next(block for block in CONSOLE if "schema check" in block)
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "shop"]) == 0
+    schemas = tmp_path / "shop" / "schemas"
+    samples, snapshots = schemas / "samples" / "page_views", schemas / "snapshots" / "page_views"
+    sample = json.loads((samples / "good-view.json").read_text())
+    (samples / "1").mkdir()
+    (samples / "1" / "good-view.json").write_text(json.dumps(sample | {"milliseconds": sample.pop("seconds") * 1000}))
+    (samples / "good-view.json").write_text(json.dumps(sample | {"seconds": 1.0, "device": "app"}))
+    (snapshots / "1.json").unlink()
+    second = re.sub("    device: .*\n", "", newest.replace("version=3", "version=2").replace(", 2: as_is", ""))
+    first = second.replace("version=2, upcasts={1: in_seconds}", "version=1").replace(
+        "seconds: float", "milliseconds: int"
+    )
+
+    def run(contract: str, *words: str) -> int:
+        (schemas / "events" / "page_views.py").write_text(contract)
+        for name in [name for name in sys.modules if name.startswith("freshet_contract_page_views")]:
+            del sys.modules[name]  # a contract is imported once in a process
+        capsys.readouterr()
+        return main(["-C", "shop", "schema", *words])
+
+    assert [0, 0] == [run(first, "snapshot"), run(second, "snapshot")]
+    assert [0, 0] == [run(newest, "snapshot"), run(newest, "check")]
+    assert run(newest.replace(' = "web"', ""), "snapshot") == 1
+    (snapshots / "3.json").unlink()
+
+    assert run(newest.replace(' = "web"', ""), "check") == 1
+
+    assert shown.split("\n", 1)[1] == capsys.readouterr().out
 
 
 def test_the_canaries_shown_can_be_agreed_to(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from confluent_kafka import Producer
 from stack import LIMIT_S, PARTITIONS, REPO, SEED, STREAM, Stack, prepared
 
 from freshet.flows.edges import kafka
-from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
 from freshet.schemas.record import header
@@ -95,7 +94,7 @@ def test_every_piece_of_garbage_is_a_dead_letter_with_a_right_reason(stack: Stac
     workspace = stack.workspace
     topic = workspace.contracts[STREAM].stream.topic
     sent = send(stack, chance)
-    offline = OfflineStore(workspace.offline_root)
+    offline = workspace.offline()
 
     peaks_mb = peaks(stack.start("--until-end"))
 

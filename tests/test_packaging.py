@@ -20,6 +20,7 @@ LOCKS = {
     "requirements.lock": [*PROJECT["dependencies"], *EXTRAS["validator"], *EXTRAS["embedded"], *EXTRAS["dev"]],
     "tests/bench/quix.lock": ["quixstreams", "feast"],
     "tests/oracles/schemathesis.lock": ["schemathesis"],
+    "tests/oracles/jsonsubschema.lock": ["jsonsubschema"],
     "deploy/build.lock": ["setuptools"],
     "deploy/materializer.lock": PROJECT["dependencies"],
     "deploy/validator.lock": [*PROJECT["dependencies"], *EXTRAS["validator"]],
@@ -49,7 +50,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_installed_lies_below_one_name(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(REPO).as_posix() for folder in FOLDERS for path in (REPO / folder).rglob("*.py")}
-    samples = {path.relative_to(REPO).as_posix() for path in (REPO / "schemas" / "samples").rglob("*.json")}
+    folders = ("samples", "snapshots")
+    samples = {
+        path.relative_to(REPO).as_posix() for name in folders for path in (REPO / "schemas" / name).rglob("*.json")
+    }
 
     assert {"freshet", f"freshet-{PROJECT['version']}.dist-info"} == {name.split("/")[0] for name in names}
     assert samples

@@ -1,7 +1,8 @@
 """Files of events: newline-delimited JSON, gzipped or not, or parquet, read as if each were a topic.
 
 A line of JSON is partition 0 at the offset of its line. A parquet file's own `_partition` and `_offset` columns are
-taken where it has them, as the event archive does. A file has no Kafka time.
+taken where it has them, as the event archive does, and so is the version of the contract that its metadata name. A
+file has no Kafka time.
 """
 
 import gzip
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from freshet.schemas.errors import Problem, Refused
-from freshet.schemas.event import OFFSET, PARTITION
+from freshet.schemas.event import OFFSET, PARTITION, VERSION_KEY
 from freshet.schemas.poll import Poll
 
 _BATCH_EVENTS = 5000
@@ -33,11 +34,14 @@ def lines(path: str) -> Iterator[bytes]:
         yield from (value for value in poll.values if value is not None)
 
 
-def polls(path: str, topic: str, *, batch_events: int = _BATCH_EVENTS) -> Iterator[Poll]:
-    """Give the events of a file in batches, in the file's order."""
+def polls(path: str, topic: str, *, batch_events: int = _BATCH_EVENTS, version: int | None = None) -> Iterator[Poll]:
+    """Give the events of a file in batches, in the file's order; with a version they are said to be of that."""
+    sign = None if version is None else str(version).encode()
     try:
         yield from (
-            _parquet(Path(path), topic, batch_events) if path.endswith(".parquet") else _json(path, topic, batch_events)
+            _parquet(Path(path), topic, batch_events, sign)
+            if path.endswith(".parquet")
+            else _json(path, topic, batch_events, sign)
         )
     except FileNotFoundError:
         raise _refused(path, "is not there") from None
@@ -49,13 +53,13 @@ def _refused(path: str, fact: str) -> Refused:
     return Refused([Problem("file", path, fact, hint="give newline-delimited JSON (.gz or not) or parquet")])
 
 
-def _json(path: str, topic: str, batch_events: int) -> Iterator[Poll]:
+def _json(path: str, topic: str, batch_events: int, sign: bytes | None) -> Iterator[Poll]:
     with _opened(path) as file:
         numbered = ((number, line.strip()) for number, line in enumerate(file))
         events = ((number, text) for number, text in numbered if text)
         while batch := list(islice(events, batch_events)):
             offsets = np.array([number for number, _ in batch], np.int64)
-            yield _poll(topic, 0, 1, [text for _, text in batch], offsets)
+            yield _poll(topic, 0, 1, [text for _, text in batch], offsets, sign)
 
 
 def _opened(path: str) -> IO[bytes]:
@@ -67,9 +71,10 @@ def _opened(path: str) -> IO[bytes]:
     return io.BufferedReader(gzip.GzipFile(fileobj=raw)) if gzipped else raw
 
 
-def _parquet(path: Path, topic: str, batch_events: int) -> Iterator[Poll]:
+def _parquet(path: Path, topic: str, batch_events: int, sign: bytes | None) -> Iterator[Poll]:
     file = pq.ParquetFile(path)
     names = file.schema_arrow.names
+    sign = sign or (file.schema_arrow.metadata or {}).get(VERSION_KEY)
     placed = PARTITION in names and OFFSET in names
     count = 1
     if placed:
@@ -85,14 +90,15 @@ def _parquet(path: Path, topic: str, batch_events: int) -> Iterator[Poll]:
         for owner in np.unique(owners):
             mine = np.flatnonzero(owners == owner)
             values: list[bytes | None] = [json.dumps(events[index], default=_plain).encode() for index in mine]
-            yield _poll(topic, int(owner), count, values, offsets[mine].astype(np.int64))
+            yield _poll(topic, int(owner), count, values, offsets[mine].astype(np.int64), sign)
 
 
-def _poll(topic: str, partition: int, count: int, values: list[bytes | None], offsets: Any) -> Poll:
+def _poll(topic: str, partition: int, count: int, values: list[bytes | None], offsets: Any, sign: bytes | None) -> Poll:
     nothing: list[bytes | None] = [None] * len(values)
+    signs = [sign] * len(values)
     unknown_ms = np.full(len(values), -1, np.int64)
     return Poll(
-        topic, partition, count, values, nothing, nothing, unknown_ms, offsets, int(offsets[-1]) + 1, at_end=False
+        topic, partition, count, values, nothing, signs, unknown_ms, offsets, int(offsets[-1]) + 1, at_end=False
     )
 
 

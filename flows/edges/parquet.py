@@ -15,9 +15,10 @@ import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,11 +35,28 @@ _FIRST_PART = "part-0.parquet"
 _READ_ATTEMPTS = 5
 
 
-class OfflineStore:
-    """Folders of parquet parts below `root`; each instance names its parts by a run id of its own."""
+class Form(Protocol):
+    """How the parts of a folder are read that were written under older schemas than today's: all in one form."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+    @property
+    def schema(self) -> pa.Schema:
+        """The form."""
+
+    def check(self, part: str, found: pa.Schema) -> None:
+        """Refuse a part that cannot be brought into it."""
+
+    def read(self, events: pa.Table) -> pa.Table:
+        """Return a part's rows in it."""
+
+
+class OfflineStore:
+    """Folders of parquet parts below `root`; each instance names its parts by a run id of its own.
+
+    All parts of a folder have one schema, unless `forms` says how those of others are read.
+    """
+
+    def __init__(self, root: Path, forms: Mapping[str, Form] | None = None) -> None:
+        self.root, self._forms = root.absolute(), forms or {}
         self._run = uuid.uuid4().hex[:16]
         self._seq = itertools.count()
 
@@ -56,7 +74,7 @@ class OfflineStore:
             fact, hint = f"cannot be written: {_reason(error)}", "name a folder that this user may write"
             raise Refused([Problem("offline store", str(first.parent), fact, hint=hint)]) from error
         for part in self._parts(name):
-            _check(part, _opened(part, lambda file: file.schema_arrow), schema)
+            _check(part, _opened(part, lambda file: file.schema_arrow), schema, self._forms.get(name))
 
     def append(self, name: str, table: pa.Table) -> str | None:
         """Make a table's rows durable and visible, all at once; return the new part, or None if there are no rows.
@@ -129,10 +147,10 @@ class OfflineStore:
 
     def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of some parts, all their columns or some; raises `Unavailable` naming one torn or gone."""
-        tables, wanted = [], None if columns is None else list(columns)
+        tables, form = [], self._forms.get(name)
         for part in parts:
             try:
-                tables.append(_opened(self.root / name / part, lambda file: _whole(file, wanted)))
+                tables.append(_opened(self.root / name / part, lambda file: _formed(file, form, columns)))
             except FileNotFoundError as error:
                 raise Unavailable(f"offline store part {self.root / name / part} is not there") from error
         return pa.concat_tables(tables)
@@ -148,9 +166,11 @@ class OfflineStore:
     def summary(self, name: str, part: str) -> PartSummary | None:
         """Return what a visible part's footer says, None if the part is gone; raises `Unavailable` for a torn one."""
         try:
-            return _opened(self.root / name / part, lambda file: _summary(file.metadata, file.schema_arrow))
+            found = _opened(self.root / name / part, lambda file: _summary(file.metadata, file.schema_arrow))
         except FileNotFoundError:
             return None
+        form = self._forms.get(name)
+        return found if form is None else replace(found, schema=form.schema)
 
     def is_staged(self, name: str, part: str) -> bool:
         """Say whether a part still waits to be published."""
@@ -161,10 +181,11 @@ class OfflineStore:
 
         Raises `Refused` naming a part of another schema, and `Unavailable` naming a torn part.
         """
+        form = self._forms.get(name)
         for _ in range(_READ_ATTEMPTS):
             parts = self._parts(name)
             try:
-                tables = [_opened(part, _whole) for part in parts]
+                tables = [_opened(part, lambda file: _formed(file, form)) for part in parts]
             except FileNotFoundError:
                 continue  # a part was replaced or expired since the folder was listed: list it again
             if not tables:
@@ -207,7 +228,8 @@ class OfflineStore:
 class MemoryOfflineStore:
     """The twin of `OfflineStore`, kept in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, forms: Mapping[str, Form] | None = None) -> None:
+        self.forms = forms or {}
         self._visible: dict[str, dict[str, pa.Table]] = {}
         self._staged: dict[str, dict[str, pa.Table]] = {}
         self._seq = itertools.count()
@@ -220,7 +242,7 @@ class MemoryOfflineStore:
     def prepare(self, name: str, schema: pa.Schema) -> None:
         """Make the folder `name`; raises `Refused` if it holds rows of another schema."""
         for part, table in self._visible.setdefault(name, {_FIRST_PART: schema.empty_table()}).items():
-            _check(Path(name) / part, table.schema, schema)
+            _check(Path(name) / part, table.schema, schema, self.forms.get(name))
         self._staged.setdefault(name, {})
 
     def append(self, name: str, table: pa.Table) -> str | None:
@@ -267,7 +289,7 @@ class MemoryOfflineStore:
     def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of some parts, all their columns or some; raises `Unavailable` naming one that is gone."""
         try:
-            found = pa.concat_tables([self._visible[name][part] for part in parts])
+            found = pa.concat_tables([self._formed(name, self._visible[name][part]) for part in parts])
         except KeyError as error:
             raise Unavailable(f"offline store part {name}/{error.args[0]} is not there") from error
         return found if columns is None else found.select(list(columns))
@@ -279,7 +301,7 @@ class MemoryOfflineStore:
     def summary(self, name: str, part: str) -> PartSummary | None:
         """Return what a visible part's footer would say, None if the part is gone."""
         table = self._visible[name].get(part)
-        return None if table is None else _summary_of(table)
+        return None if table is None else _summary_of(self._formed(name, table))
 
     def is_staged(self, name: str, part: str) -> bool:
         """Say whether a part still waits to be published."""
@@ -289,7 +311,10 @@ class MemoryOfflineStore:
         """Return all rows, in every version."""
         if name not in self._visible:
             raise Unavailable(f"offline store in memory has no {name}")
-        return pa.concat_tables(self._visible[name].values())
+        return pa.concat_tables(self._formed(name, table) for table in self._visible[name].values())
+
+    def _formed(self, name: str, table: pa.Table) -> pa.Table:
+        return self.forms[name].read(table) if name in self.forms else table
 
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
@@ -370,18 +395,26 @@ def _opened(part: Path, take: Callable[[pq.ParquetFile], _T]) -> _T:
         raise Unavailable(what) from error
 
 
-def _whole(file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
-    """Read a part, or some columns; raises ArrowInvalid for text that is none.
+def _formed(file: pq.ParquetFile, form: Form | None, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part, or some columns, in its folder's form if it has one.
 
-    That would show only where the text is made Python's.
+    Raises ArrowInvalid for text that is none: that would show only where the text is made Python's.
     """
-    table = file.read(columns)
+    is_formed = form is None or file.schema_arrow.equals(form.schema, check_metadata=True)
+    table = file.read(list(columns) if is_formed and columns is not None else None)
     table.validate(full=True)
-    return table
+    if is_formed:
+        return table
+    assert form is not None
+    made = form.read(table)
+    return made if columns is None else made.select(list(columns))
 
 
-def _check(part: Path, found: pa.Schema, expected: pa.Schema) -> None:
+def _check(part: Path, found: pa.Schema, expected: pa.Schema, form: Form | None = None) -> None:
     """Refuse a part that differs from what the folder is for."""
+    if form is not None:
+        form.check(str(part), found)
+        return
     if found.equals(expected):
         return
     other = sorted(set(found) ^ set(expected), key=str)

@@ -5,7 +5,8 @@
     DIR/feature_repo/features.yaml      the declaration
     DIR/feature_repo/feature_store.yaml written by `freshet apply`
     DIR/schemas/events/<stream>.py      one contract a stream
-    DIR/schemas/samples/<stream>/       example messages, good-….json and bad-….json
+    DIR/schemas/samples/<stream>/       example messages, good-….json and bad-….json; an old version's in 1/
+    DIR/schemas/snapshots/<stream>/     the JSON Schema of each version of the contract, 1.json
 
 and the files that it compares its features' distributions with, wherever in DIR it says they are.
 """
@@ -41,6 +42,8 @@ PACKAGED = Path(__file__).parents[2]
 
 _BINS_COUNT = {Distance.PSI: 10, Distance.JS: 10, Distance.KS: 100}
 """Into how many bins a reference's numbers are counted; each has about as many."""
+
+_VERSION = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 
@@ -127,9 +130,52 @@ class Project:
             raise Refused(problems)
         return found
 
+    @property
+    def streams(self) -> list[str]:
+        """The streams that have a contract, whether a feature is made of them or not."""
+        return sorted(path.stem for path in (self.root / "schemas" / "events").glob("[a-z]*.py"))
+
+    def snapshots(self, stream: str) -> dict[int, Any]:
+        """Read the JSON Schemas of a contract's versions; raises `Refused` for one that is none."""
+        folder = self.root / "schemas" / "snapshots" / stream
+        found: dict[int, Any] = {}
+        for path in sorted(folder.glob("*.json")):
+            hint = f"name it by its version, as 1.json, or bring schemas/snapshots/{stream} back from version control"
+            if not _VERSION.fullmatch(path.stem):
+                raise Refused([Problem("snapshot", path.name, f"of {stream} is of no version", hint=hint)])
+            try:
+                schema = json.loads(_text(path, "snapshot"))
+            except ValueError as error:
+                raise Refused([Problem("snapshot", path.name, f"of {stream} is no JSON", str(error), hint)]) from error
+            if not isinstance(schema, dict):
+                raise Refused([Problem("snapshot", path.name, f"of {stream} is no JSON Schema", hint=hint)])
+            found[int(path.stem)] = schema
+        return dict(sorted(found.items()))
+
+    def write_snapshot(self, stream: str, version: int, schema: Any) -> Path:
+        """Write the JSON Schema of a contract's version; raises `Refused` if it cannot be written."""
+        path = self.root / "schemas" / "snapshots" / stream / f"{version}.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise Refused([Problem("snapshot", str(path), f"cannot be written: {error.strerror}")]) from error
+        return path
+
+    def samples(self, stream: str, version: int) -> dict[int, dict[str, bytes]]:
+        """Read a stream's example messages, by version and file; those of its newest `version` are in no folder."""
+        folder = self.root / "schemas" / "samples" / stream
+        older = [path for path in sorted(folder.glob("*")) if path.is_dir() and _VERSION.fullmatch(path.name)]
+        places = [(version, folder), *((int(path.name), path) for path in older)]
+        found: dict[int, dict[str, bytes]] = {}
+        for number, place in places:
+            files = {path.name: path.read_bytes() for path in sorted(place.glob("*.json"))}
+            found.setdefault(number, {}).update(files)
+        return found
+
     def _contract(self, stream: str) -> Contract:
         folder = self.root / "schemas" / "events"
-        known = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+        known = self.streams
         if stream not in known:
             meant = nearest(stream, known)
             hint = (

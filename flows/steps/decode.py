@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Json, TypeAdapter, ValidationError
 
+from freshet.flows.steps.versions import Versions
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, Contract
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
@@ -40,22 +41,13 @@ class Decoder:
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
         self._batch: TypeAdapter[list[Any]] = TypeAdapter(list[Json[contract.model]])  # type: ignore[name-defined]  # made here
-        self._version = str(contract.stream.version).encode()
+        self._versions = Versions(contract)
 
     def decode(self, poll: Poll) -> Decoded:
         """Return the events of a poll and the rejects; every message is one or the other."""
-        bad: dict[int, tuple[Reason, str]] = {}
-        for index, version in enumerate(poll.versions):
-            if version is not None and version != self._version:
-                bad[index] = (
-                    Reason.UNKNOWN_VERSION,
-                    f"version {version[:40]!r}; this flow knows {self._version.decode()}",
-                )
-        for index, value in enumerate(poll.values):
-            if not value and index not in bad:
-                bad[index] = (Reason.UNDECODABLE, "no value" if value is None else "an empty value")
-        at = [index for index in range(len(poll.values)) if index not in bad]
-        models, failed = self._validate([poll.values[index] for index in at])
+        values, bad = self._versions.newest(poll)
+        at = [index for index in range(len(values)) if index not in bad]
+        models, failed = self._validate([values[index] for index in at] if bad else values)
         bad |= {at[index]: why for index, why in failed.items()}
         at = [index for position, index in enumerate(at) if position not in failed]
         columns, unfit = self._columns(models)

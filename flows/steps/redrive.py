@@ -159,4 +159,5 @@ def _poll(rejects: Sequence[Reject], indices: Sequence[int], now_us: int) -> Pol
         offsets=np.array(indices, np.int64),
         end_offset=len(rejects),
         at_end=False,
+        headers=[reject.headers for reject in chosen],
     )

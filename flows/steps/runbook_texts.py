@@ -415,7 +415,8 @@ It prints each event, where it stands in Kafka, and what is wrong with it; the l
 
 - **`contract` or `undecodable`**: A producer sends another form than the contract in `schemas/events/` says: it was
   deployed anew, or the contract was. Put the wrong one right.
-- **`unknown_version`**: Producers are ahead of the contract: deploy the contract with that version.
+- **`unknown_version`**: Producers are ahead of the contract: deploy the contract with that version. If the version is
+  an old one, or none was said, the contract lacks `upcasts` from it, or its `unsigned_version`.
 - **`null_key`**: The entity's column is null: it is the producer's to fill in.
 - **`late`**: Events are further behind their partition than the contract's lateness: a producer sends old events, or
   one with a clock that ran ahead moved the partition's time on.

@@ -10,7 +10,7 @@ import pytest
 from pydantic import AwareDatetime, Field, create_model
 
 from freshet.schemas.errors import nearest
-from freshet.schemas.event import Contract, Event, Stream, contract
+from freshet.schemas.event import Contract, Event, Stream, as_is, contract
 
 
 class Colour(StrEnum):
@@ -159,3 +159,28 @@ def test_a_class_variable_is_no_column() -> None:
 
     assert made is not None
     assert "version" not in made.schema.names
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"version": 0}, "has a version that is none; got 0. Hint: count versions from 1"),
+        ({"version": "2"}, "has a version that is none; got '2'"),
+        ({"upcasts": {0: as_is}}, "has upcasts that do not lead to version 1; got from 0. Hint: raise `version`"),
+        ({"version": 3, "upcasts": {1: as_is}}, "do not lead to version 3; got from 1. Hint: write one from each"),
+        ({"version": 2, "upcasts": {1: as_is, 2: as_is}}, "do not lead to version 2; got from 1, from 2"),
+        ({"unsigned_version": 0}, "has an unsigned version that is none"),
+        ({"schema_ids": {"not a GUID": 1}}, "has a schema id that is none; got 'not a GUID': 1"),
+        ({"schema_ids": {2**32: 1}}, "has a schema id that is none"),
+        ({"schema_ids": {7: 0}}, "has a schema id that is none; got 7: 0"),
+    ],
+)
+def test_what_a_stream_says_of_its_versions_must_be_so(changes: dict[str, Any], fact: str) -> None:
+    (problem,) = refused(model(Stream("clicks", "user", "at", **changes)))
+
+    assert fact in problem
+
+
+def test_a_stream_knows_the_versions_that_upcasts_lead_from() -> None:
+    assert [*Stream("clicks", "user", "at", version=4, upcasts={2: as_is, 3: as_is}).versions] == [2, 3, 4]
+    assert [*Stream("clicks", "user", "at", version=7).versions] == [7]

@@ -20,7 +20,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 class Click(Event):
-    stream = Stream(topic="clicks", key="user", event_time="at", version=3)
+    stream = Stream(topic="clicks", key="user", event_time="at", version=3, unsigned_version=3)
 
     at: AwareDatetime
     user: str | None
@@ -100,7 +100,7 @@ def test_an_empty_poll_is_an_empty_table_of_the_contracts_schema() -> None:
         document() + document(),
         b"\xef\xbb\xbf" + document(),  # a byte order mark is not JSON
         b'{"at":"2026-03-01T12:00:00Z","user":"\xff\xfe","n":1}',
-        b"\x00\x00\x00\x00\x01" + document(),  # Confluent's wire format
+        b"\x00\x00\x00\x01" + document(),  # Confluent's wire format, cut
         document().decode().encode("utf-16"),
         b'{"at":"2026-03-01T12:00:00Z","user":"\\ud800","n":1}',
         b'{"at":"2026-03-01T12:00:00Z","user":"ada","n":01}',

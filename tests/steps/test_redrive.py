@@ -28,7 +28,13 @@ ANY = Wanted()
 
 class Click(Event):
     stream = Stream(
-        topic="clicks_v1", key="user", event_time="at", event_id="id", lateness=timedelta(minutes=10), version=3
+        topic="clicks_v1",
+        key="user",
+        event_time="at",
+        event_id="id",
+        lateness=timedelta(minutes=10),
+        version=3,
+        unsigned_version=3,
     )
 
     at: AwareDatetime
