@@ -17,10 +17,11 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from freshet.flows.edges import disk
@@ -174,6 +175,23 @@ class OfflineStore:
             return pa.concat_tables(tables)
         raise Unavailable(f"offline store at {self.root / name} has no part that stays. Hint: run `freshet apply`")
 
+    def matching(
+        self, name: str, schema: pa.Schema, values: Mapping[str, Any], since: datetime | None = None
+    ) -> pa.Table:
+        """Return the rows whose columns have these values, in every version, from a time on.
+
+        `schema` is the folder's. A part whose footer says that it has none is not read. Raises `Unavailable` for a part
+        that is torn, of another schema, or gone.
+        """
+        wanted = _wanted(values, since)
+        parts = [str(part) for part in self._parts(name)]
+        try:
+            found = ds.dataset(parts, schema=schema, format="parquet").to_table(filter=wanted)
+            found.validate(full=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, UnicodeDecodeError) as error:
+            raise Unavailable(f"offline store at {self.root / name} cannot be read: {error}") from error
+        return found
+
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
         return _final(self.read(view.name), view)
@@ -291,6 +309,13 @@ class MemoryOfflineStore:
             raise Unavailable(f"offline store in memory has no {name}")
         return pa.concat_tables(self._visible[name].values())
 
+    def matching(
+        self, name: str, schema: pa.Schema, values: Mapping[str, Any], since: datetime | None = None
+    ) -> pa.Table:
+        """Return the rows whose columns have these values, in every version, from a time on."""
+        tables = [schema.empty_table(), *self._visible.get(name, {}).values()]
+        return pa.concat_tables(tables).filter(_wanted(values, since))
+
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
         return _final(self.read(view.name), view)
@@ -312,6 +337,14 @@ class MemoryOfflineStore:
         """Delete parts; one that is gone already is no matter."""
         for part in parts:
             self._visible[name].pop(part, None)
+
+
+def _wanted(values: Mapping[str, Any], since: datetime | None) -> pc.Expression:
+    """Return the condition under which a row has these values, and is not of before a time."""
+    wanted = pc.scalar(True)
+    for column, value in values.items():
+        wanted &= pc.field(column) == value
+    return wanted if since is None else wanted & (pc.field(EVENT_TIME) >= since)
 
 
 def _summary(metadata: pq.FileMetaData, schema: pa.Schema) -> PartSummary:
