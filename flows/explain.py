@@ -5,16 +5,18 @@ away. The stores are read between two readings of one and the same ledger, so th
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from freshet.flows.left_out import LeftOut, Log
 from freshet.flows.materializer import archive_name
-from freshet.flows.steps.explain import Gathered, Left, Why, instant, spell
+from freshet.flows.steps.explain import AFTER_MAX, NEAREST, Gathered, Later, Left, Why, instant, spell
 from freshet.flows.steps.oracle import Answer, explained, union_of
 from freshet.flows.steps.shards import hashes
 from freshet.schemas.errors import Problem, Refused, Unavailable
@@ -23,10 +25,10 @@ from freshet.schemas.ledger import Ledger
 from freshet.schemas.plan import Range, ViewPlan
 from freshet.schemas.rejects import Origin
 from freshet.schemas.units import instant_us
-from freshet.schemas.view import StoredRow, View
+from freshet.schemas.view import CREATED, VERSION, StoredRow, View
 
 _ATTEMPTS, _PAUSE_S = 5, 0.1
-_LOOKBACK = timedelta(days=1)
+_LOOKBACK = timedelta(hours=1)
 """How far back rows are looked for first: of an older entity everything is read."""
 T = TypeVar("T")
 
@@ -111,9 +113,9 @@ class Explainer:
             self._topics,
             self.outside.now(),
             asked,
-            stores.rows,
+            stores.told(answer.at_us),
             answer,
-            tuple(stores.later(self._topics, answer.at_us)),
+            stores.later(self._topics, answer.at_us),
             online,
             self._of_the_frame(feature, answer.at_us, letters),
             self._of_the_frame(feature, answer.at_us, passed),
@@ -194,20 +196,24 @@ class Explainer:
         return NEVER_US if mark is None else mark.clock_us
 
     def _rows(self, entity: tuple[Any, ...], until_us: int) -> pa.Table:
-        """Return the entity's rows in every version, from the one on that holds at an instant."""
-        reach = timedelta(microseconds=self.plan.reach_us or 0)
-        until = instant(until_us)
+        """Return the entity's rows in every version, from the one on that holds at an instant, if there is one."""
+        reach, until = timedelta(microseconds=self.plan.reach_us or 0), instant(until_us)
         for length in (_LOOKBACK + reach, None):
             since = None if length is None or until - _CALENDAR_BEGIN <= length else until - length
             rows = self._matching(self.view.name, self.view.row_schema, entity, since)
-            if since is None or any(at <= until for at in rows.column(EVENT_TIME).to_pylist()):
+            times_us = _times_us(rows)
+            before_us = times_us[times_us <= until_us]
+            if len(before_us):
+                return rows.filter(pa.array(times_us >= before_us.max()))
+            if since is None:
                 return rows
         raise AssertionError("the last time everything is read")
 
     def _events(self, entity: tuple[Any, ...], rows: pa.Table, until_us: int) -> list[pa.Table]:
         """Return the entity's archived events, by stream, from so long before the row that none is missed."""
-        before = [us for at in rows.column(EVENT_TIME).to_pylist() if (us := instant_us(at)) <= until_us]
-        since = instant(self._begin_us(max(before))) if before else None
+        times_us = _times_us(rows)
+        before_us = times_us[times_us <= until_us]
+        since = instant(self._begin_us(int(before_us.max()))) if len(before_us) else None
         if since is not None and since > _CALENDAR_BEGIN:
             self._notes[:] = [f"events were looked for from {spell(since)} on"]
         schemas = [self.contracts[stream].schema for stream in self.view.sources]
@@ -236,7 +242,7 @@ class Explainer:
         """Have DuckDB answer; what the archive no longer has, or DuckDB cannot compute, is a gap."""
         events = union_of([_until(table, stores.until_us) for table in stores.events])
         try:
-            answer = explained(self.plan, feature, events, stores.rows, stores.until_us)
+            answer = explained(self.plan, feature, events, stores.final, stores.until_us)
         except Refused as error:
             self._gaps.append(str(error.problems[0]))
             newest = stores.newest_us()
@@ -284,13 +290,19 @@ _CALENDAR_BEGIN = instant(NEVER_US)
 
 
 def _until(events: pa.Table, until_us: int) -> pa.Table:
-    times = events.column(EVENT_TIME).cast(pa.int64()).to_numpy()
-    return events.filter(pa.array(times <= until_us))
+    return events.filter(pa.array(_times_us(events) <= until_us))
+
+
+def _times_us(table: pa.Table) -> npt.NDArray[np.int64]:
+    return table.column(EVENT_TIME).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
 @dataclass(frozen=True)
 class _Stores:
-    """An entity's rows and archived events, by stream, as of one ledger; rows are made until `until_us` at least."""
+    """An entity's rows and archived events, by stream, as of one ledger; rows are made until `until_us` at least.
+
+    The first row is the newest up to then, if there is one.
+    """
 
     ledger: Ledger | None
     until_us: int
@@ -298,22 +310,44 @@ class _Stores:
     events: Sequence[pa.Table]
     moving: bool
 
+    @property
+    def final(self) -> pa.Table:
+        """The greatest version of each row up to then."""
+        order = [(EVENT_TIME, "ascending"), (VERSION, "ascending"), (CREATED, "ascending")]
+        rows = _until(self.rows, self.until_us).sort_by(order)
+        times_us = _times_us(rows)
+        is_last = np.ones(len(times_us), np.bool_)
+        is_last[:-1] = times_us[1:] != times_us[:-1]
+        return rows.filter(pa.array(is_last))
+
+    def told(self, at_us: int) -> pa.Table:
+        """Return the rows, in every version, of an instant, of the next ones, and of the newest."""
+        times_us = _times_us(self.rows)
+        instants_us = np.unique(times_us[times_us >= at_us])
+        return self.rows.filter(pa.array(np.isin(times_us, [*instants_us[: AFTER_MAX + 1], *instants_us[-1:]])))
+
     def newest_us(self) -> int | None:
         """Return the instant of the row that holds at `until_us`."""
-        known = (instant_us(at) for at in self.rows.column(EVENT_TIME).to_pylist())
-        return max((at for at in known if at <= self.until_us), default=None)
+        times_us = _times_us(self.rows)
+        return max(times_us[times_us <= self.until_us].tolist(), default=None)
 
-    def later(self, topics: Sequence[str], at_us: int) -> Iterator[tuple[Origin, datetime]]:
-        """Give places and times of the events after an instant, by time."""
+    def later(self, topics: Sequence[str], at_us: int) -> Later:
+        """Return what there is of events after an instant."""
         found = [
-            (at, Origin(topic, partition, offset))
+            (when, Origin(topic, partition, offset))
             for topic, table in zip(topics, self.events, strict=True)
-            for at, partition, offset in zip(
-                *(table.column(name).to_pylist() for name in (EVENT_TIME, PARTITION, OFFSET)), strict=True
+            for events in [table.filter(pa.array(_times_us(table) > at_us)).sort_by(EVENT_TIME)]
+            for when, partition, offset in zip(
+                *(events.slice(0, NEAREST).column(name).to_pylist() for name in (EVENT_TIME, PARTITION, OFFSET)),
+                strict=True,
             )
-            if instant_us(at) > at_us
         ]
-        return ((origin, at) for at, origin in sorted(found))
+        times_us = np.concatenate([_times_us(table) for table in self.events])
+        after_us = times_us[times_us > at_us]
+        rows_us = _times_us(self.rows)
+        nearest = tuple((origin, when) for when, origin in sorted(found)[:NEAREST])
+        rows_count = len(np.unique(rows_us[rows_us > at_us]))
+        return Later(nearest, len(after_us), frozenset(np.intersect1d(after_us, rows_us).tolist()), rows_count)
 
     def offsets(self, streams: Sequence[str]) -> dict[str, dict[int, list[int]]]:
         """Return the offsets of the archived events, by stream and partition."""

@@ -5,6 +5,7 @@ follows the entity's archived ones, where a repeated one would be, and what is n
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,9 @@ _MESSAGES_MAX = 50_000
 """So many messages of a topic are looked through."""
 _TAIL_COUNT = 5_000
 """So many of them may follow the last archived event that matters: a repeated event comes after the first."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9 #$%()*,.:;!?@\[\]^_{|}~-]+")
+"""What every JSON encoder spells in the same way; some escape other characters, each as it likes."""
 
 
 class Log(Protocol):
@@ -142,8 +146,7 @@ class LeftOut:
     def _candidates(self, contract: Contract, polls: Iterable[Poll], stop: int) -> list[_Message]:
         """Return the messages before an offset, without most of those that are not the entity's: decoding is slow."""
         key = self._key(contract)
-        words = [value for value in self.entity if isinstance(value, str)]
-        plain = [word.encode() for word in words if word.isascii() and word.isalnum()]  # JSON spells them in one way
+        plain = [value.encode() for value in self.entity if isinstance(value, str) and _PLAIN.fullmatch(value)]
         found = list[_Message]()
         for poll in polls:
             for index, (of, value) in enumerate(zip(poll.keys, poll.values, strict=True)):

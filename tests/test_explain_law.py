@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_semantics_law import CHECKS, SOAK, Logs, cases, play
+from test_semantics_law import ARRANGEMENTS, CHECKS, SOAK, Logs, Move, cases, play
 
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.parquet import MemoryOfflineStore
@@ -202,7 +202,7 @@ def frames_are_the_definition_s(run: Run, text: str, until_us: int) -> None:
                 )  # fmt: skip
 
 
-def explanation_is_true(run: Run, told: Explanation, text: str, messages: Logs) -> None:
+def explanation_is_true(run: Run, told: Explanation, text: str) -> None:
     """The stores agree; events that count, and those that do not, are the ones by definition."""
     plan = run.given.pipeline.plan(told.view)
     definition, over_us = declared(text)[told.feature]
@@ -242,16 +242,19 @@ def origin(run: Run, place: Place) -> Origin:
 
 
 @settings(max_examples=40 if SOAK == 1 else 100 * SOAK, suppress_health_check=CHECKS)
-@given(cases(), st.integers(0, 60), st.randoms(use_true_random=False))
+@given(cases(), ARRANGEMENTS, st.integers(0, 60), st.randoms(use_true_random=False))
 def test_the_events_of_every_row_are_the_frame_s(
-    case: tuple[str, dict[str, type[Event]], int, list[Logs]], after: int, chance: Any
+    case: tuple[str, dict[str, type[Event]], int, list[Logs]],
+    arrangement: tuple[int, list[Move]],
+    after: int,
+    chance: Any,
 ) -> None:
     text, models, scale, found = case
     features = Given.declared(text, models)
     for messages in found:
         times = [microseconds(json.loads(value)["at"]) for values in messages.values() for value in values]
         until_us = max(times, default=0) + after * scale
-        run = play(features, messages, (1, []), until_us, scale)
+        run = play(features, messages, (1, arrangement[1]), until_us, scale)
 
         frames_are_the_definition_s(run, text, run.clock_us(features.pipeline.views[0].name))
         outside = deployed(run, messages, run.clock_us(features.pipeline.views[0].name))
@@ -264,4 +267,4 @@ def test_the_events_of_every_row_are_the_frame_s(
                 told = explain(explainer.gather(feature, entity, row[EVENT_TIME]))
 
                 assert told.at == row[EVENT_TIME]
-                explanation_is_true(run, told, text, messages)
+                explanation_is_true(run, told, text)

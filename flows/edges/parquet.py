@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from freshet.flows.edges import disk
@@ -183,6 +182,8 @@ class OfflineStore:
         `schema` is the folder's. A part whose footer says that it has none is not read. Raises `Unavailable` for a part
         that is torn, of another schema, or gone.
         """
+        import pyarrow.dataset as ds  # noqa: PLC0415  # slow, and only here
+
         wanted = _wanted(values, since)
         parts = [str(part) for part in self._parts(name)]
         try:

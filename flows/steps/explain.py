@@ -27,8 +27,8 @@ from freshet.schemas.view import CREATED, VERSION, StoredRow, View
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CALENDAR = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
-_NEAREST = 3
-"""So many events outside of the frame are shown on either side."""
+NEAREST, AFTER_MAX = 3, 50
+"""So many events outside of the frame are shown on either side, and so many rows after the explained one."""
 
 
 class Why(StrEnum):
@@ -99,13 +99,26 @@ class After:
     is_decay: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Later:
+    """What there is of events after a row: the nearest, how many, and at which of the rows after it one stands (µs).
+
+    `rows_count` is how many rows are after it.
+    """
+
+    nearest: tuple[tuple[Origin, datetime], ...] = ()
+    count: int = 0
+    times_us: frozenset[int] = frozenset()
+    rows_count: int = 0
+
+
 @dataclass(frozen=True)
 class Gathered:
     """All that was found of an entity, to be explained.
 
-    `asked` is the time that was asked about, None for the newest row. `rows` are its offline rows in every version,
-    from some time before that on; `answer` is what DuckDB says, of events up to the row, and `later` are times and
-    places of the events after it. `rejected`, `passed_over` and `waiting` are events of it that are in no archive.
+    `asked` is the time that was asked about, None for the newest row. `rows` are offline rows in every version: of the
+    explained instant, of up to `AFTER_MAX` after it, and of the newest. `answer` is what DuckDB says, of events up to
+    the row. `rejected`, `passed_over` and `waiting` are events of it that are in no archive.
 
     `troubles` says by system why it could not be asked, `gaps` what else cannot be said and why; `notes` how far was
     looked. While the stores are `moving` it was not possible to read them at one instant.
@@ -120,7 +133,7 @@ class Gathered:
     asked: datetime | None
     rows: pa.Table
     answer: Answer
-    later: tuple[tuple[Origin, datetime], ...] = ()
+    later: Later = Later()
     online: StoredRow | None = None
     rejected: tuple[Left, ...] = ()
     passed_over: tuple[Left, ...] = ()
@@ -159,6 +172,8 @@ class Explanation:
     """How many accepted events are after the row."""
     versions: tuple[Value, ...]
     after: tuple[After, ...]
+    after_count: int
+    """How many rows are after it, of which the first are in `after`."""
     findings: tuple[str, ...]
     reasons: tuple[str, ...]
     troubles: Mapping[str, str]
@@ -250,7 +265,7 @@ def explain(found: Gathered) -> Explanation:
     reasons = [*found.gaps, *_waiting(found, at, online, newest)]
     if found.moving and findings:
         reasons, findings = [*reasons, *(f"{one}; but the stores changed while they were read" for one in findings)], []
-    times = {one.at_us for one in answer.events} | {instant_us(when) for _, when in found.later}
+    times = {one.at_us for one in answer.events} | found.later.times_us
     numbered = {one.number: one for one in answer.events}
     counted = {
         number: Counted(_origin(found, one.stream, one.partition, one.offset), instant(one.at_us), one.inputs)
@@ -283,9 +298,10 @@ def explain(found: Gathered) -> Explanation:
         newest=_only(counted[answer.newest], trace.columns) if is_plain and answer.newest else None,
         left=(*_left(found, counted), *found.rejected, *found.passed_over, *found.waiting),
         before_count=len(answer.events) - len(_inside(answer)),
-        later_count=len(found.later),
+        later_count=found.later.count,
         versions=tuple(sorted((one for one in versions if one.at == at), key=_rank)),
-        after=tuple(After(final[one], instant_us(one) not in times) for one in sorted(final) if one > at),
+        after=tuple(After(final[one], instant_us(one) not in times) for one in sorted(final) if one > at)[:AFTER_MAX],
+        after_count=found.later.rows_count,
         findings=tuple(findings),
         reasons=tuple(reasons),
         troubles=found.troubles,
@@ -340,9 +356,9 @@ def _left(found: Gathered, counted: Mapping[int, Counted]) -> list[Left]:
     newest = answer.newest or 0
     older = [one for one in outside if one <= newest and (not inside or one < min(inside))]
     between = [one for one in outside if one not in older and one <= newest]
-    leave(older[-_NEAREST:], Why.OUTSIDE, lambda _: "before the frame")
-    leave(between[-_NEAREST:], Why.OUTSIDE, lambda _: "after the frame's end")
-    left += [Left(origin, at, Why.OUTSIDE, "after the row") for origin, at in found.later[:_NEAREST]]
+    leave(older[-NEAREST:], Why.OUTSIDE, lambda _: "before the frame")
+    leave(between[-NEAREST:], Why.OUTSIDE, lambda _: "after the frame's end")
+    left += [Left(origin, at, Why.OUTSIDE, "after the row") for origin, at in found.later.nearest]
     return left
 
 
@@ -482,6 +498,7 @@ def as_json(told: Explanation) -> dict[str, Any]:
         "before_count": told.before_count,
         "later_count": told.later_count,
         "versions": [_row_json(one) for one in told.versions],
+        "after_count": told.after_count,
         "after": [{**_row_json(one.row), "made_by": "time" if one.is_decay else "event"} for one in told.after],
     }
 
@@ -551,7 +568,7 @@ def screen(told: Explanation, events_count: int = 20) -> str:
     if told.newest is not None:
         lines += ["", "the newest event up to then:", *_events([told.newest])]
     lines += ["", *_left_lines(told, events_count)]
-    lines += [*_versions(told.versions), *_after(told.after, events_count)]
+    lines += [*_versions(told.versions), *_after(told, events_count)]
     lines += [f"note: {escaped(note)}" for note in told.notes]
     return "\n".join(lines)
 
@@ -605,12 +622,19 @@ def _left_lines(told: Explanation, events_count: int) -> list[str]:
     said = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
     head = ("topic", "partition", "offset", "at", "why", "")
     rows = []
-    for one in sorted(told.left, key=lambda one: one.why == Why.OUTSIDE)[:events_count]:
+    for one in sorted(told.left, key=_interest)[:events_count]:
         window = f"window {one.window}: " if one.window and len(told.windows) > 1 else ""
         at = "-" if one.at is None else spell(one.at)
         rows.append((*_place(one.origin), at, one.why, escaped(window + one.detail)))
     lines = [f"left out: {said or 'nothing that was found'}"]
     return lines + [f"  {line}" for line in table(head, rows)] if rows else lines
+
+
+def _interest(one: Left) -> tuple[int, datetime, Origin]:
+    """Return the order in which events that do not count are shown: what was never accepted first, then by time."""
+    known = [Why.EXCLUDED, Why.FILTERED, Why.OUTSIDE]
+    rank = known.index(Why(one.why)) + 1 if one.why in known else 0
+    return rank, one.at or _EPOCH, one.origin
 
 
 def _versions(versions: Sequence[Value]) -> list[str]:
@@ -623,15 +647,15 @@ def _versions(versions: Sequence[Value]) -> list[str]:
     return lines + [f"  {line}" for line in table(("version", "value", "created"), rows)]
 
 
-def _after(after: Sequence[After], events_count: int) -> list[str]:
-    if not after:
+def _after(told: Explanation, events_count: int) -> list[str]:
+    if not told.after_count:
         return []
     rows = [
         (spell(one.row.at), plain(one.row.value), str(one.row.version), "time" if one.is_decay else "event")
-        for one in after[:events_count]
+        for one in told.after[:events_count]
     ]
-    more = f", the first {len(rows)} of them" if len(rows) < len(after) else ""
-    lines = [f"rows since: {len(after)}{more}"]
+    more = f", the first {len(rows)} of them" if len(rows) < told.after_count else ""
+    lines = [f"rows since: {told.after_count}{more}"]
     return lines + [f"  {line}" for line in table(("at", "value", "version", "made by"), rows)]
 
 
