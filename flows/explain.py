@@ -100,9 +100,7 @@ class Explainer:
         answer = self._answer(stores, feature)
         letters, others = self._left_out(entity, stores)
         if answer.at_us is None:
-            self._refuse_nowhere(entity, asked, stores, online, [*letters, *others])
-            assert online is not None
-            answer = Answer(instant_us(online.event_timestamp), None)
+            answer = Answer(self._at_us_of_none(entity, asked, stores, online, [*letters, *others]), None)
         assert answer.at_us is not None
         passed = [one for one in others if one.why != Why.WAITING]
         return Gathered(
@@ -258,17 +256,22 @@ class Explainer:
                 )
         return answer
 
-    def _refuse_nowhere(
+    def _at_us_of_none(
         self,
         entity: tuple[Any, ...],
         asked: datetime | None,
         stores: "_Stores",
         online: StoredRow | None,
         others: Sequence[Left],
-    ) -> None:
-        """Refuse what has no row, unless one is online that nothing durable has made yet."""
+    ) -> int:
+        """Return the instant to explain of what has no durable row: what is online, or waits, is worth a word.
+
+        Refuses what has nothing.
+        """
         if online is not None and asked is None:
-            return
+            return instant_us(online.event_timestamp)
+        if online is None and stores.rows.num_rows == 0 and any(one.why == Why.WAITING for one in others):
+            return instant_us(asked or self.outside.now())
         name = ", ".join(f"{name}={value}" for name, value in zip(self.view.entity_names, entity, strict=True))
         first = min(stores.rows.column(EVENT_TIME).to_pylist(), default=None)
         if first is not None or online is not None:

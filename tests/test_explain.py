@@ -307,6 +307,15 @@ def test_events_that_wait_make_it_inconclusive(deployment: Deployment) -> None:
     assert 0 == deployment.gather(asked=at("12:45:06")).exit_code
 
 
+def test_an_entity_all_of_whose_events_wait_is_inconclusive(deployment: Deployment) -> None:
+    deployment.log.append(STREAM, 0, value("12:51:00", "zoe", "hats", 1.0, "g"), key=b"zoe")
+
+    told = deployment.gather(user="zoe")
+
+    assert (("1 events of it wait in Kafka",), 3) == (told.reasons, told.exit_code)
+    assert "not durable yet" in screen(told)
+
+
 def test_an_online_row_that_is_not_durable_yet_is_inconclusive(deployment: Deployment) -> None:
     newest = at("12:45:06")
     deployment.change(VIEW, lambda table: table.filter(pc.not_equal(table[EVENT_TIME], newest)))

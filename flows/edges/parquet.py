@@ -179,8 +179,8 @@ class OfflineStore:
     ) -> pa.Table:
         """Return the rows whose columns have these values, in every version, from a time on.
 
-        `schema` is the folder's. A part whose footer says that it has none is not read. Raises `Unavailable` for a part
-        that is torn, of another schema, or gone.
+        `schema` is the folder's; of a folder that is not there, there are none. A part whose footer says that it has
+        none is not read. Raises `Unavailable` for a part that is torn or gone.
         """
         import pyarrow.dataset as ds  # noqa: PLC0415  # slow, and only here
 

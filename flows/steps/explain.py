@@ -574,6 +574,8 @@ def screen(told: Explanation, events_count: int = 20) -> str:
 
 
 def _made(told: Explanation) -> str:
+    if told.offline is None and told.duckdb is None:
+        return "not durable yet"
     return "made by time alone" if told.is_decay else "made by an event"
 
 
