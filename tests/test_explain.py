@@ -1,6 +1,7 @@
 """Why a value is what it is: what `freshet explain` says where all is well, where it is not, and where parts are away."""
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import simulated
 from pydantic import AwareDatetime
 from test_explain_law import deployed
 
@@ -223,6 +225,29 @@ def test_without_a_time_the_newest_row_is_explained_in_both_stores(deployment: D
 
     assert (at("12:45:06"), True) == (told.at, told.is_decay)
     assert [0, 0, 0] == [row.value for row in (told.online, told.offline, told.duckdb) if row]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_flow_left_after_many_commits_and_crashes_agrees(seed: int) -> None:
+    logging.disable(logging.WARNING)
+    fates = simulated.Fates({60 + 7 * seed: "dies after", 140 + seed: "dies before"})
+    world = simulated.World(seed, events_count=100, is_live=False, fates=fates)
+    world.run_until_done()
+    logging.disable(logging.NOTSET)
+    (plan,) = simulated.GIVEN.pipeline.plans
+    outside = Outside(lambda: world.online, world.offline, world.ledger, lambda: world.log, lambda: at("23:00:00"))
+    rows = world.offline.final(plan.view).to_pylist()
+    events = world.offline.read(archive_name(simulated.STREAM)).to_pylist()
+    for row in rows[:: max(1, len(rows) // 12)]:
+        explainer = Explainer("simulated", plan, simulated.GIVEN.contracts, outside)
+        told = explain(explainer.gather("clicks_1m", (row["user"],), row[EVENT_TIME]))
+
+        begin = row[EVENT_TIME] - timedelta(minutes=1)
+        inside = [one for one in events if one["user"] == row["user"] and begin <= one[EVENT_TIME] <= row[EVENT_TIME]]
+        assert ((), (), 0) == (told.findings, told.reasons, told.exit_code)
+        assert {(one["_partition"], one["_offset"]) for one in inside} == {
+            (event.origin.partition, event.origin.offset) for event in told.windows[0].events
+        }
 
 
 # Where they disagree
