@@ -92,6 +92,33 @@ class Lag:
     default: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """One window of a feature, event by event, as the judge sees it.
+
+    `sql` is the window, `inputs` the SQL of what it takes of an event, FILTER's condition last, each with its words for
+    people; both read an event of the step `lagged`. `column` has its value in `windowed`. The rest is SQL of a list of
+    events, by their `_nr`, for a row `i` of `windowed`: those between the frame's two ends, those of them that EXCLUDE
+    leaves, and those of these that FILTER lets through.
+    """
+
+    sql: str
+    frame: Range | Rows
+    column: str
+    inputs: tuple[tuple[str, str], ...]
+    between: str
+    members: str
+    counted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a feature is made of: its windows, and the columns that it takes of the newest event alone."""
+
+    windows: tuple[Framed, ...]
+    columns: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Oracle:
     """A view's rows in DuckDB's own windows, from a table `events` of accepted events.
@@ -99,13 +126,14 @@ class Oracle:
     `steps` are named SELECTs, each with what it is for; the last, `windowed`, has every window's value. `finish` makes
     the features of it, and `_version`. Ticks go up to the parameter `$until_us`. `exact` has, for each window that
     adds up doubles, its column, its function, and the SQL of its frame's values for a row `i`. `tolerances` has, for
-    features that are one approximate window, how far off they may be.
+    features that are one approximate window, how far off they may be. `traces` has what each feature is made of.
     """
 
     steps: tuple[tuple[str, str, str], ...]
     finish: str
     exact: tuple[tuple[str, str, str], ...] = ()
     tolerances: Mapping[str, str] = field(default_factory=dict)
+    traces: Mapping[str, Trace] = field(default_factory=dict)
 
     @property
     def windowed(self) -> str:

@@ -25,6 +25,7 @@ VERBS = {
     "apply": "make it so: topics, Feast registry, stores, deploy/ files",
     "run": "run a long process: materializer, validator",
     "check": "compare both stores and the freshness once",
+    "explain": "say why a feature has its value: the events in its frame, and those left out",
     "status": "say how the deployment does: lag, freshness, findings",
     "produce": "publish events, checked against their contract",
     "repair": "write the newest offline rows to the online store again",

@@ -81,6 +81,7 @@ LONG_FILES = (
     "test_kills.py",
     "test_simulation.py",
     "test_semantics_law.py",
+    "test_explain_law.py",
     "test_compose.py",
     "test_break.py",
     "test_live_validator.py",

@@ -45,6 +45,10 @@ class Truth:
             for by, entities in self._by.items():
                 entities.setdefault(event[by], []).append((at, event))
 
+    def of(self, by: str, entity: str) -> list[int]:
+        """Return the times of an entity's events."""
+        return [at for at, _ in self._by[by][entity]]
+
     def at(self, by: str, entity: str, instant: int) -> tuple[int | None, ...]:
         def last(minutes: int, name: str | None = None) -> list[Any]:
             inside = [event for at, event in self._by[by][entity] if instant - minutes * 60_000 <= at <= instant]
@@ -236,6 +240,29 @@ def test_check_finds_nothing_wrong(done: Done) -> None:
     said = freshet(done.environment, "check", "--sample", "500")
 
     assert said.count(": ok, ") == 3
+
+
+@pytest.mark.parametrize("by", ["user", "channel"])
+def test_explain_shows_the_events_of_the_frame(done: Done, by: str) -> None:
+    """Of the busiest entity and some others, at the newest row and at others."""
+    feature, minutes = ("user_edits_10m", 10) if by == "user" else ("chan_edits_1m", 1)
+    view, chance = done.view(by), random.Random(9)
+    newest = done.offline.newest(view).column(by).to_pylist()
+    busiest = max(newest, key=lambda entity: len(done.truth.of(by, entity)))
+    asked = [(busiest, None), *((chance.choice(newest), None) for _ in range(3))]
+    asked += [(busiest, EPOCH + timedelta(milliseconds=chance.choice(done.truth.of(by, busiest)))) for _ in range(3)]
+    for entity, at in asked:
+        words = [] if at is None else ["--at", at.isoformat()]
+        told = json.loads(freshet(done.environment, "explain", view.name, feature, f"{by}={entity}", "--json", *words))
+
+        instant = round(datetime.fromisoformat(told["at"]).timestamp() * 1000)
+        times = [time for time in done.truth.of(by, entity) if instant - minutes * 60_000 <= time <= instant]
+        (window,) = told["windows"]
+        found = [round(datetime.fromisoformat(one["event_timestamp"]).timestamp() * 1000) for one in window["events"]]
+        assert times == found
+        assert len(times) == told["offline"]["value"] == told["duckdb"]["value"] == window["value"]
+        assert ("ok", [], []) == (told["outcome"], told["findings"], told["reasons"])
+        assert at is None or told["at"] == at.isoformat().replace("+00:00", "Z")
 
 
 def test_running_again_adds_no_row_and_loses_none(done: Done) -> None:

@@ -322,6 +322,9 @@ def test_parts_on_disk_keep_the_version_they_were_written_under(tmp_path: Path) 
     assert store.read_parts(ARCHIVE, [part], ["device", "_partition"]).to_pylist() == [
         {"device": "web", "_partition": 0}
     ]
+    store.append(ARCHIVE, store.read(ARCHIVE))
+    assert store.matching(ARCHIVE, known.schema, {"user": "ada"})["seconds"].to_pylist() == [1.5, 1.5]
+    assert store.matching(ARCHIVE, known.schema, {"user": "bob"}).num_rows == 0
     found = store.summary(ARCHIVE, part)
     assert found is not None
     assert (found.rows_count, found.schema) == (1, known.schema)

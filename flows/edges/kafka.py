@@ -432,14 +432,44 @@ def records(kafka: Kafka, topic: str) -> Iterator[Poll]:
     """
     count = partitions_count(kafka, topic)
     for partition in range(count):
-        reader = PartitionReader(kafka, topic, partition, count)
-        until = reader.end_offset
+        yield from _read(PartitionReader(kafka, topic, partition, count), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A cluster's messages, as whoever looks for some of them reads them."""
+
+    kafka: Kafka
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return, by partition, the offset of the first message that is there and the one after the last.
+
+        Raises `Unavailable`, and `Refused` for a topic that is not there.
+        """
+        count = partitions_count(self.kafka, topic)
+        client = Client(self.kafka, group_id=_GROUPLESS)
         try:
-            while reader.position < until:
-                polled = reader.poll(_READ_MESSAGES, _ASK_AGAIN_S)
-                yield from [] if polled is None else [polled]
+            return {partition: client.watermarks(topic, partition) for partition in range(count)}
         finally:
-            reader.close()
+            client.consumer.close()
+
+    def span(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Poll]:
+        """Give what a partition still has from an offset up to another, which is not after its end, or a bit more.
+
+        Raises `Unavailable`.
+        """
+        return _read(PartitionReader(self.kafka, topic, partition, 0, start, accept_gap=True), stop)
+
+
+def _read(reader: PartitionReader, stop: int | None) -> Iterator[Poll]:
+    """Give what a reader finds up to an offset, or to where its partition ends now; then let go of it."""
+    until = reader.end_offset if stop is None else stop
+    try:
+        while reader.position < until:
+            polled = reader.poll(_READ_MESSAGES, _ASK_AGAIN_S)
+            yield from [] if polled is None else [polled]
+    finally:
+        reader.close()
 
 
 class GroupOffsets:

@@ -144,6 +144,19 @@ class MemoryLog:
             polled = self.reader(topic, partition).poll(sys.maxsize)
             yield from [] if polled is None else [polled]
 
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return each partition's first offset and the one after its last."""
+        self.check_well()
+        self.partitions_count(topic)
+        return {number: (part.low, len(part.records)) for number, part in enumerate(self._topics[topic])}
+
+    def span(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Poll]:
+        """Give what a partition still has from an offset up to another, or a bit more."""
+        self.check_well()
+        reader = self.reader(topic, partition, start, accept_gap=True)
+        polled = reader.poll(max(0, stop - reader.position))
+        yield from [] if polled is None else [polled]
+
     def offsets(self, group: str) -> "MemoryOffsets":
         """Open a group's offsets."""
         return MemoryOffsets(self._topics, self._committed, group, self._now_ms)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -195,6 +195,27 @@ class OfflineStore:
             return pa.concat_tables(tables)
         raise Unavailable(f"offline store at {self.root / name} has no part that stays. Hint: run `freshet apply`")
 
+    def matching(
+        self, name: str, schema: pa.Schema, values: Mapping[str, Any], since: datetime | None = None
+    ) -> pa.Table:
+        """Return the rows whose columns have these values, in every version, from a time on.
+
+        `schema` is the folder's; of a folder that is not there, there are none. A part whose footer says that it has
+        none is not read. Raises `Unavailable` for a part that is torn or gone.
+        """
+        import pyarrow.dataset as ds  # noqa: PLC0415  # slow, and only here
+
+        wanted, form, parts = _wanted(values, since), self._forms.get(name), self._parts(name)
+        try:
+            others = [] if form is None else [part for part in parts if not _opened(part, _has_form(form))]
+            alike = [str(part) for part in parts if part not in others]
+            found = ds.dataset(alike, schema=schema, format="parquet").to_table(filter=wanted)
+            found.validate(full=True)
+            tables = [_opened(part, lambda file: _formed(file, form)).filter(wanted) for part in others]
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, UnicodeDecodeError) as error:
+            raise Unavailable(f"offline store at {self.root / name} cannot be read: {error}") from error
+        return pa.concat_tables([found, *tables])
+
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
         return _final(self.read(view.name), view)
@@ -316,6 +337,13 @@ class MemoryOfflineStore:
     def _formed(self, name: str, table: pa.Table) -> pa.Table:
         return self.forms[name].read(table) if name in self.forms else table
 
+    def matching(
+        self, name: str, schema: pa.Schema, values: Mapping[str, Any], since: datetime | None = None
+    ) -> pa.Table:
+        """Return the rows whose columns have these values, in every version, from a time on."""
+        tables = [self._formed(name, table) for table in self._visible.get(name, {}).values()]
+        return pa.concat_tables([schema.empty_table(), *tables]).filter(_wanted(values, since))
+
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
         return _final(self.read(view.name), view)
@@ -337,6 +365,14 @@ class MemoryOfflineStore:
         """Delete parts; one that is gone already is no matter."""
         for part in parts:
             self._visible[name].pop(part, None)
+
+
+def _wanted(values: Mapping[str, Any], since: datetime | None) -> pc.Expression:
+    """Return the condition under which a row has these values, and is not of before a time."""
+    wanted = pc.scalar(True)
+    for column, value in values.items():
+        wanted &= pc.field(column) == value
+    return wanted if since is None else wanted & (pc.field(EVENT_TIME) >= since)
 
 
 def _summary(metadata: pq.FileMetaData, schema: pa.Schema) -> PartSummary:
@@ -395,12 +431,16 @@ def _opened(part: Path, take: Callable[[pq.ParquetFile], _T]) -> _T:
         raise Unavailable(what) from error
 
 
+def _has_form(form: Form) -> Callable[[pq.ParquetFile], bool]:
+    return lambda file: bool(file.schema_arrow.equals(form.schema, check_metadata=True))
+
+
 def _formed(file: pq.ParquetFile, form: Form | None, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a part, or some columns, in its folder's form if it has one.
 
     Raises ArrowInvalid for text that is none: that would show only where the text is made Python's.
     """
-    is_formed = form is None or file.schema_arrow.equals(form.schema, check_metadata=True)
+    is_formed = form is None or _has_form(form)(file)
     table = file.read(list(columns) if is_formed and columns is not None else None)
     table.validate(full=True)
     if is_formed:

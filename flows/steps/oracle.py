@@ -7,7 +7,7 @@ anew from the values in their frames, and the expressions around them once more.
 # ruff: noqa: S608  # compiled SQL, not typed by a stranger
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -19,8 +19,8 @@ from freshet.flows.steps.sql import engine
 from freshet.flows.steps.sql.engine import explain
 from freshet.flows.steps.sql.parse import quoted
 from freshet.schemas.errors import Problem, Refused
-from freshet.schemas.event import EVENT_TIME, STREAM
-from freshet.schemas.plan import ViewPlan
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, STREAM
+from freshet.schemas.plan import Framed, Trace, ViewPlan
 from freshet.schemas.view import CREATED, VERSION, Feature
 
 _SHOWN_MAX = 20
@@ -92,6 +92,122 @@ def answers(plan: ViewPlan, events: pa.Table, rows: pa.Table, until_us: int) -> 
             shown.append(f"greatest({known}, {near}) AS {quoted(f'_t_{feature.name}')}")
     joined = _joined(plan).replace("FULL JOIN", "RIGHT JOIN")
     return connection.sql(f"SELECT {', '.join([*keys, *shown, f'e.{VERSION}'])} {joined}").to_arrow_table()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An accepted event of an entity: its number in the judge's order, where it stands, and what a feature takes of it.
+
+    `stream` is the place of its stream among the view's; `at_us` and `available_us` are its own time and Kafka's.
+    `inputs` are values by their SQL; what fails there is NULL.
+    """
+
+    number: int
+    stream: int
+    partition: int
+    offset: int
+    at_us: int
+    available_us: int
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window of a feature at one instant: its value, and its events by their numbers.
+
+    `between` are those between the frame's ends, `members` those of them that EXCLUDE leaves, `counted` those of these
+    that FILTER lets through.
+    """
+
+    framed: Framed
+    value: Any
+    between: tuple[int, ...]
+    members: tuple[int, ...]
+    counted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What DuckDB says of a feature of one entity at the newest instant that has a row, by itself or among those given.
+
+    `answer` has its row's features and `_version`, None where it has no such row. `differing` names what differs from
+    the given row, if both are there, and `judged` says that exact arithmetic was asked. `newest` is the number of the
+    newest event up to then, None where there is none.
+    """
+
+    at_us: int | None
+    answer: Mapping[str, Any] | None
+    differing: frozenset[str] = frozenset()
+    judged: bool = False
+    newest: int | None = None
+    windows: tuple[Window, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+def explained(plan: ViewPlan, feature: str, events: pa.Table, rows: pa.Table, until_us: int) -> Answer:
+    """Return what DuckDB makes of one entity's accepted events, and which of them each window of a feature sees.
+
+    The instant is that of the newest row up to `until_us`, of `rows` (the view's final ones) or DuckDB's own. `events`
+    are all of the entity in the rows' reach, or more. Other arguments, and what is raised, are as for `compare`.
+    """
+    connection, judged_count = _answered(plan, events, rows, until_us)
+    at_us = connection.sql(
+        f"SELECT max(epoch_us({EVENT_TIME})) FROM (FROM expected UNION ALL BY NAME FROM made)"
+    ).fetchall()[0][0]
+    trace = plan.oracle.traces[feature]
+    seen = _events(connection, plan, trace)
+    if at_us is None:
+        return Answer(None, None, events=seen)
+    names = [*(one.name for one in plan.view.features), VERSION]
+    here = f"WHERE epoch_us({EVENT_TIME}) = {at_us}"
+    found = connection.sql(f"SELECT {', '.join(map(quoted, names))} FROM expected {here}").to_arrow_table().to_pylist()
+    same = [f"{_same(plan, one)} AS {quoted(one.name)}" for one in plan.view.features]
+    same.append(f"e.{VERSION} = r.{VERSION} AS {VERSION}")
+    both = f"{_joined(plan)} WHERE e._found AND r._found AND epoch_us(e.{EVENT_TIME}) = {at_us}"
+    alike = connection.sql(f"SELECT {', '.join(same)} {both}").to_arrow_table().to_pylist()
+    differing = frozenset(name for name in names if alike and not alike[0][name])
+    seen_at = _windows(connection, plan, trace, f"epoch_us({EVENT_TIME}) = {at_us}")
+    newest, windows = next(iter(seen_at.values()), (None, ()))
+    return Answer(at_us, found[0] if found else None, differing, judged_count > 0, newest, windows, seen)
+
+
+def _events(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, trace: Trace) -> tuple[Event, ...]:
+    """Return all accepted events of the entity, in the judge's order."""
+    inputs = {words: sql for framed in trace.windows for words, sql in framed.inputs}
+    inputs |= {name: quoted(name) for name in trace.columns}
+    stream = STREAM if len(plan.view.sources) > 1 else "0"
+    items = ["_nr", stream, PARTITION, OFFSET, f"epoch_us({EVENT_TIME})", f"epoch_us({AVAILABLE_AT})"]
+    found = connection.sql(
+        f"WITH {_first_steps(plan)} SELECT {', '.join([*items, *inputs.values()])} FROM lagged ORDER BY _nr"
+    ).fetchall()
+    return tuple(
+        Event(number, place, partition, offset, at_us, available_us, dict(zip(inputs, values, strict=True)))
+        for number, place, partition, offset, at_us, available_us, *values in found
+    )
+
+
+def _windows(
+    connection: duckdb.DuckDBPyConnection, plan: ViewPlan, trace: Trace, where: str
+) -> dict[tuple[Any, ...], tuple[int, tuple[Window, ...]]]:
+    """Return, by entity and instant (µs) of some rows, their newest event, and a feature's windows there."""
+    entity = plan.view.entity_names
+    items = [*(f"i.{quoted(name)}" for name in entity), f"epoch_us(i.{EVENT_TIME})", "i._nr"]
+    keys_count, count = len(entity) + 1, len(trace.windows)
+    items += [f"i.{framed.column}" for framed in trace.windows]
+    items += [sql for framed in trace.windows for sql in (framed.between, framed.members, framed.counted)]
+    rows = f"SELECT * FROM windowed WHERE _last AND {where}"
+    found: dict[tuple[Any, ...], tuple[int, tuple[Window, ...]]] = {}
+    for line in connection.sql(f"WITH {_first_steps(plan)} SELECT {', '.join(items)} FROM ({rows}) i").fetchall():
+        newest, *rest = line[keys_count:]
+        values, lists = rest[:count], [tuple(numbers or ()) for numbers in rest[count:]]
+        each = zip(trace.windows, values, lists[::3], lists[1::3], lists[2::3], strict=True)
+        found[line[:keys_count]] = newest, tuple(Window(*one) for one in each)
+    return found
+
+
+def _first_steps(plan: ViewPlan) -> str:
+    """Return the steps that read events alone."""
+    return ", ".join(f"{name} AS ({sql})" for name, _, sql in plan.oracle.steps[:2])
 
 
 def _answered(plan: ViewPlan, events: pa.Table, rows: pa.Table, until_us: int) -> tuple[duckdb.DuckDBPyConnection, int]:
@@ -166,9 +282,8 @@ def _judge(connection: duckdb.DuckDBPyConnection, plan: ViewPlan) -> int:
         f" WHERE {_differs(plan)} AND e._found AND r._found LIMIT {_JUDGED_MAX}"
     )
     lists = ", ".join(f"{sql} AS {column}" for column, _, sql in plan.oracle.exact)
-    steps = ", ".join(f"{name} AS ({sql})" for name, _, sql in plan.oracle.steps[:2])
     rows = connection.sql(
-        f"WITH {steps} SELECT {', '.join(f'i.{key}' for key in keys)}, {lists}"
+        f"WITH {_first_steps(plan)} SELECT {', '.join(f'i.{key}' for key in keys)}, {lists}"
         f" FROM (SELECT i.* FROM windowed i JOIN differing d ON {same} WHERE i._last) i"
     ).to_arrow_table()
     for column, function, _ in plan.oracle.exact:

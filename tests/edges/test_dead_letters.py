@@ -41,6 +41,8 @@ class Cluster(Protocol):
     def dead_letters(self, group: str) -> Sink: ...
     def redriver(self, group: str) -> Resender: ...
     def records(self, topic: str) -> Iterator[Poll]: ...
+    def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]: ...
+    def span(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Poll]: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ class RealCluster:
 
     def records(self, topic: str) -> Iterator[Poll]:
         return kafka.records(self.kafka, topic)
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        return kafka.Log(self.kafka).bounds(topic)
+
+    def span(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Poll]:
+        return kafka.Log(self.kafka).span(topic, partition, start, stop)
 
 
 @pytest.fixture(params=["twin", "embedded", pytest.param("real", marks=pytest.mark.kafka)])
@@ -203,6 +211,24 @@ def test_all_that_is_there_by_now_is_given_and_then_it_ends(cluster: Cluster, to
 
     assert len(everything(cluster, f"{topic}.dlq")) == 5000
     assert everything(cluster, topic) == []
+
+
+def test_a_part_of_a_partition_is_given_from_an_offset_up_to_another(cluster: Cluster, topic: str) -> None:
+    sink = cluster.dead_letters(GROUP)
+    sink.put([reject(topic, offset, value=b"%d" % offset) for offset in range(6)])
+    sink.flush()
+    place = partition_of(b"ada", 3)
+
+    bounds = cluster.bounds(f"{topic}.dlq")
+    found = [
+        (int(offset), value)
+        for poll in cluster.span(f"{topic}.dlq", place, 2, 5)
+        for offset, value in zip(poll.offsets, poll.values, strict=True)
+        if offset < 5
+    ]
+
+    assert {part: (0, 6 if part == place else 0) for part in range(3)} == bounds
+    assert [(2, b"2"), (3, b"3"), (4, b"4")] == found
 
 
 def test_the_twin_keeps_nothing_before_a_flush_and_says_when_it_cannot() -> None:

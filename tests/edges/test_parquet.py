@@ -53,6 +53,10 @@ class Store(Protocol):
 
     def read(self, name: str) -> pa.Table: ...
 
+    def matching(
+        self, name: str, schema: pa.Schema, values: Mapping[str, Any], since: datetime | None = None
+    ) -> pa.Table: ...
+
     def final(self, view: View) -> pa.Table: ...
 
     def newest(self, view: View) -> pa.Table: ...
@@ -113,6 +117,20 @@ def test_appended_rows_are_all_there(store: Store) -> None:
     assert first != second
     assert nothing is None
     assert store.read("by_user") == rows(("ada", 0, 1, 1), ("ada", 1, 1, 2), ("bob", 0, 1, 3))
+
+
+def test_rows_of_one_entity_are_given_in_every_version_from_a_time_on(store: Store) -> None:
+    store.append("by_user", rows(("ada", 0, 1, 1), ("ada", 5, 1, 2), ("bob", 5, 1, 3)))
+    store.append("by_user", rows(("ada", 5, 2, 4), ("ada", 9, 1, 5)))
+
+    of_ada = store.matching("by_user", VIEW.row_schema, {"user": "ada", "page": 1})
+    since = store.matching("by_user", VIEW.row_schema, {"user": "ada"}, NOON + timedelta(minutes=5))
+
+    assert [1, 2, 4, 5] == sorted(edits(of_ada))
+    assert [2, 4, 5] == sorted(edits(since))
+    assert VIEW.row_schema == since.schema
+    assert 0 == store.matching("by_user", VIEW.row_schema, {"user": "ada", "page": 2}).num_rows
+    assert 0 == store.matching("by_nobody", VIEW.row_schema, {"user": "ada"}).num_rows
 
 
 def test_a_visible_part_says_what_is_in_it(store: Store) -> None:
@@ -309,6 +327,8 @@ def test_a_torn_part_is_named(root: Path, tear: Callable[[bytes], bytes]) -> Non
 
     with pytest.raises(Unavailable, match=rf"{part} is torn or not parquet"):
         store.read("by_user")
+    with pytest.raises(Unavailable, match=rf"{root / 'by_user'} cannot be read: .*"):
+        store.matching("by_user", VIEW.row_schema, {"user": "ada"})
 
 
 def test_a_part_whose_text_is_not_utf_8_is_torn_too(tmp_path: Path) -> None:

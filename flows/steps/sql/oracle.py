@@ -8,7 +8,7 @@ marked `_tick`, which no window counts.
 # ruff: noqa: S608  # only what `check` has passed is put into SQL
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import duckdb
 
@@ -17,7 +17,7 @@ from freshet.flows.steps.sql.finish import finish_sql
 from freshet.flows.steps.sql.functions import ENDS, Form, Windowed
 from freshet.flows.steps.sql.parse import Node, expression, quoted, rewrite, write
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION, STREAM
-from freshet.schemas.plan import Exclude, Oracle, Range, Rows
+from freshet.schemas.plan import Exclude, Framed, Oracle, Range, Rows, Trace
 from freshet.schemas.view import VERSION, View
 
 _ORDERED = ("list", "arg_min", "arg_max")
@@ -48,6 +48,8 @@ class _Oracle:
     exact: list[tuple[str, str, str]] = field(default_factory=list)
     values: dict[tuple[str, str], str] = field(default_factory=dict)
     """The column of each distinct window: by its SQL and frame."""
+    framed: dict[str, Framed] = field(default_factory=dict)
+    """Each distinct window by its column."""
 
     @property
     def entity(self) -> str:
@@ -68,7 +70,8 @@ class _Oracle:
         ]
         kept = {name: sql for name, sql in tolerances.items() if sql is not None}
         finish = finish_sql(self.view, outers, "windowed WHERE _last", (VERSION,))
-        return Oracle(tuple(steps), finish, tuple(self.exact), kept)
+        traces = {one.definition.name: self._trace(one) for one in self.members}
+        return Oracle(tuple(steps), finish, tuple(self.exact), kept, traces)
 
     # Rows
 
@@ -146,7 +149,8 @@ class _Oracle:
     def _window(self, window: Node, one: Expression) -> str:
         """Return the column of a window's value."""
         frame = frame_of(self.connection, window, one)
-        key = (write(self.connection, window), repr(frame))
+        sql = write(self.connection, window)
+        key = (sql, repr(frame))
         if key in self.values:
             return self.values[key]
         made = windowed(window)
@@ -162,7 +166,42 @@ class _Oracle:
         if made.function in _EXACT and self._is_float(window, one, made):
             values = self._subquery(f"list({_guarded(inputs[0])} ORDER BY e._nr)", frame, kept)
             self.exact.append((column, made.function, values))
+        taken = [part["expression"] for part in window["arguments"][: made.inputs_count]]
+        taken += [] if window["filter_expr"] is None else [window["filter_expr"]]
+        words = [(write(self.connection, part), _guarded(self._input(part, one))) for part in taken]
+        self.framed[column] = self._framed(sql, frame, column, words, kept)
         return column
+
+    def _framed(
+        self, sql: str, frame: Range | Rows, column: str, inputs: Sequence[tuple[str, str]], kept: str | None
+    ) -> Framed:
+        """Return a window with its events: these are numbers, so one SQL fits every aggregate."""
+        numbers, whole = "list(e._nr ORDER BY e._nr)", replace(frame, exclude=Exclude.NOTHING)
+        return Framed(
+            sql,
+            frame,
+            column,
+            tuple(inputs),
+            self._subquery(numbers, whole, None),
+            self._subquery(numbers, frame, None),
+            self._subquery(numbers, frame, kept),
+        )
+
+    def _trace(self, one: Expression) -> Trace:
+        """Return what a feature is made of."""
+        columns: dict[str, None] = {}
+        windows: dict[str, None] = {}
+
+        def note(node: Node) -> Node | None:
+            if node["class"] == "WINDOW":
+                windows.setdefault(self._window(node, one))
+                return node
+            if node["class"] == "COLUMN_REF":
+                columns.setdefault(node["column_names"][0])
+            return None
+
+        rewrite(one.node, note)
+        return Trace(tuple(self.framed[column] for column in windows), tuple(columns))
 
     def _is_float(self, window: Node, one: Expression, made: Windowed) -> bool:
         if made.form is Form.DOUBLE:
