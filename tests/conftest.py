@@ -1,6 +1,6 @@
 """What tests stand on: real parts where they are there, and a loud word where they are not.
 
-A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,amtool,kcat,burrow,redis,schemathesis`)
+A test that needs something absent is skipped, unless FRESHET_REQUIRE (a list, such as `kafka,data,promtool,amtool,kcat,burrow,redis,schemathesis,jsonsubschema`)
 names it: then it fails.
 """
 
