@@ -63,12 +63,18 @@ class WindowedRows:
 
 
 class _Instants(NamedTuple):
-    """Instants at which rows are to be written: whose, when, what made them, and which event did."""
+    """Instants at which rows are to be written: whose, when, by what and which event, where later ones start."""
 
     slots: Ints
     times: Ints
     kinds: npt.NDArray[np.int8]
     causes: Ints
+    ends: Ints
+
+    def taken(self, which: Bools | Ints) -> "_Instants":
+        """Return some of them, or all in another order."""
+        slots, times, kinds, causes, ends = self
+        return _Instants(slots[which], times[which], kinds[which], causes[which], ends[which])
 
 
 class WindowShard:
@@ -315,7 +321,7 @@ class WindowShard:
             np.where(instants > before_us, Kind.DECAY, Kind.CORRECTION),
             np.where(segments.time[causes] == instants, Kind.EVENT, Kind.CORRECTION),
         ).astype(np.int8)
-        return _sorted(_Instants(slots[wanted], instants[wanted], kinds[wanted], causes[wanted]))
+        return _sorted(_Instants(slots, instants, kinds, causes, high).taken(wanted))
 
     def _existed(self, changed: Changed, firsts: Ints, indices: Ints, ticks: Ints) -> Bools:
         """Say which ticks an older event had made already."""
@@ -366,7 +372,7 @@ class WindowShard:
         who, ticks = self._ticks(slots, since)
         whose = slots[who]
         high = self._segments.search(TIME, self._segments.start[whose], self._segments.end[whose], ticks)
-        return _Instants(whose, ticks, np.full(len(ticks), Kind.DECAY, np.int8), high - 1)
+        return _Instants(whose, ticks, np.full(len(ticks), Kind.DECAY, np.int8), high - 1, high)
 
     def _chunks(self, slots: Ints, since: Ints) -> Iterator[slice]:
         """Cut slots such that a bounded number of ticks is made at once."""
@@ -407,10 +413,13 @@ class WindowShard:
         if not len(rows.slots):
             return
         segments, plan = self._segments, self.plan
-        slots, instants = rows.slots, rows.times
-        start = segments.start[slots]
-        high = segments.search(TIME, start, segments.end[slots], instants + 1)
-        current = high - 1
+        slots, instants, high = rows.slots, rows.times, rows.ends
+        start, current = segments.start[slots], high - 1
+        lows: dict[Range | Rows, Ints] = {
+            frame: segments.search(TIME, start, high, low_edges(frame, instants))
+            for frame in plan.ranges
+            if frame.preceding_us is not None
+        }
         created = max(now_us, self._created_us + 1) + np.arange(len(slots))
         self._created_us = int(created[-1])
         columns: dict[str, pa.Array] = {}
@@ -419,7 +428,7 @@ class WindowShard:
             columns[column.name] = pa.array([key[index] for key in keys], column.type)
         columns[EVENT_TIME] = timestamps(instants)
         columns[CREATED] = timestamps(created)
-        reach = segments.search(TIME, start, high, self._reach_edges(instants))
+        reach = start if plan.reach_us is None else np.min([lows[frame] for frame in plan.ranges], axis=0)
         columns[VERSION] = pa.array(self._events.fold(Spans(segments, ((reach, high),))), pa.int64())
         partitions: Ints = segments.columns[PARTITION][current] & ((1 << PARTITION_BITS) - 1)  # type: ignore[operator]
         columns[PARTITION_COLUMN] = pa.array(np.where(high > reach, partitions, NOWHERE), pa.int32())
@@ -428,7 +437,7 @@ class WindowShard:
         )
         for value in self._payload:
             columns[value.name] = value.lower(segments.columns, current)
-        spans = {frame: self._spans(frame, start, instants, high) for frame in plan.frames}
+        spans = {frame: self._spans(frame, start, lows.get(frame, start), instants, high) for frame in plan.frames}
         for index, aggregate in enumerate(plan.aggregates):
             columns[f"_w{index}"] = self._value(aggregate, spans[aggregate.frame])
         newest = np.append(slots[1:] != slots[:-1], True)  # numpy takes values
@@ -444,16 +453,13 @@ class WindowShard:
         kind = _argument(self.plan, aggregate.argument)
         return FUNCTIONS[aggregate.function].lower(Folded(parts, kind, spans, aggregate.parameter))
 
-    def _spans(self, frame: Range | Rows, start: Ints, instants: Ints, high: Ints) -> Spans:
-        """Return the positions that each row's frame holds; `high` is behind its current row."""
+    def _spans(self, frame: Range | Rows, start: Ints, low: Ints, instants: Ints, high: Ints) -> Spans:
+        """Return the positions of each row's frame; one in time begins at `low`, `high` is behind its current row."""
         segments = self._segments
         if isinstance(frame, Rows):
             low = start if frame.preceding is None else np.maximum(start, high - 1 - frame.preceding)
             end = np.maximum(low, high - frame.ending)
         else:
-            low = start
-            if frame.preceding_us is not None:
-                low = segments.search(TIME, start, high, low_edges(frame, instants))
             end = high
             if frame.ending_us:
                 end = segments.search(TIME, low, high, instants - frame.ending_us + 1)
@@ -510,8 +516,7 @@ class WindowShard:
 
 
 def _sorted(rows: _Instants) -> _Instants:
-    order = np.lexsort((rows.times, rows.slots))
-    return _Instants(rows.slots[order], rows.times[order], rows.kinds[order], rows.causes[order])
+    return rows.taken(np.lexsort((rows.times, rows.slots)))
 
 
 def _functions(plan: ViewPlan) -> dict[int, Sequence[str]]:
