@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+from types import TracebackType
 from typing import NoReturn
 
 from freshet.flows.edges import bytewax, log
@@ -57,6 +58,7 @@ def _positive(text: str) -> int:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Run until stopped."""
+    _end_at_once_with_defects()
     if words.process == "validator":
         return _validate(words, settings)
     if words.process == "server":
@@ -135,6 +137,17 @@ def _run(settings: Settings, run: Run) -> int:
                 return START_AGAIN
         else:
             return 0
+
+
+def _end_at_once_with_defects() -> None:
+    """Let nothing be said after what an exception is, that nobody caught."""
+    told = sys.excepthook
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        told(kind, error, trace)
+        _end(1)
+
+    sys.excepthook = tell
 
 
 def _end(code: int) -> NoReturn:

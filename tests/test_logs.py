@@ -1,13 +1,17 @@
 """Logs of processes in JSON: every line of a materializer and a validator is an object, through an outage to the end."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stack import FRESHET, Server, prepared, until
+from stack import FRESHET, REPO, Server, prepared, until
 
+from freshet.flows.edges import log
 from freshet.flows.edges.broker import Broker
 
 
@@ -18,9 +22,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made.stop()
 
 
-def events(log: Path) -> list[dict[str, Any]]:
+def events(file: Path) -> list[dict[str, Any]]:
     """Return what stands in a log; each line must be an object with all that every event has."""
-    found = [json.loads(line) for line in log.read_text().splitlines()]
+    found = [json.loads(line) for line in file.read_text().splitlines()]
     for event in found:
         assert {"time", "level", "logger", "process", "message"} <= event.keys()
     return found
@@ -51,7 +55,34 @@ def test_every_line_is_an_event_through_an_outage_to_the_end(server: Server, tmp
     assert f"Redis at 127.0.0.1:{server.port} cannot be used: ConnectionError: " in last["message"]
     assert any(event["logger"] == "stderr" and "panicked" in event["message"] for event in events(told))
     assert "stopped" == events(stack.log)[-1]["message"]
-    for log in (told, stack.log):
-        assert [] == [event for event in events(log) if event["logger"] == "py.warnings"], (
+    for file in (told, stack.log):
+        assert [] == [event for event in events(file) if event["logger"] == "py.warnings"], (
             "libraries warn who builds on them"
         )
+
+
+DIES = """
+import sys
+import duckdb
+from freshet.scripts import cli, run
+
+def fail(*_):
+    held = duckdb.connect(":memory:")  # DuckDB tells of objects that are alive when the interpreter ends
+    raise KeyError("gone")
+
+run._run = fail
+cli.main(["-C", sys.argv[1], "run", "materializer"])
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_defect_is_the_last_that_is_said(form: str) -> None:
+    environment = {**os.environ, "FRESHET_LOG": form}
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, REPO], env=environment, capture_output=True, text=True, check=False
+    )
+
+    *_, last = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert log.ending(last.encode()).startswith("KeyError: 'gone'. Hint: a defect of Freshet's")

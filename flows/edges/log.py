@@ -39,9 +39,9 @@ def begin(form: str, process: str) -> None:
         handler.setFormatter(formatter)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+    logging.captureWarnings(capture=True)  # in any form: where a library does so later, it would undo what follows
+    sys.excepthook = lambda *told: _unhandled(*told, exit_code=1)
     if form == "json":
-        logging.captureWarnings(capture=True)
-        sys.excepthook = _unhandled
         threading.excepthook = lambda told: _unhandled(told.exc_type, told.exc_value, told.exc_traceback)
         sys.unraisablehook = lambda told: _unhandled(told.exc_type, told.exc_value, told.exc_traceback)
     _leave_out_warnings_of_libraries()
@@ -140,8 +140,11 @@ class Text(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the event's line, with what led to it below."""
-        return f"{_ENDS}{record.getMessage()}" if hasattr(record, "exit_code") else super().format(record)
+        """Return the event's line, with what led to it below; why a process ends stands last."""
+        if not hasattr(record, "exit_code"):
+            return super().format(record)
+        trace = self.formatException(record.exc_info) + "\n" if record.exc_info else ""
+        return f"{trace}{_ENDS}{record.getMessage()}"
 
 
 class Json(logging.Formatter):
@@ -174,11 +177,13 @@ class Json(logging.Formatter):
         return json.dumps({**told, **fields}, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
-def _unhandled(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+def _unhandled(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None, **fields: int
+) -> None:
     """Tell of an exception that nobody caught."""
     if error is not None and not issubclass(kind, KeyboardInterrupt):
         what = "a defect of Freshet's or a library's, not of your data: please report it"
-        LOG.critical("%s. Hint: %s", _named(error), what, exc_info=(kind, error, trace))
+        LOG.critical("%s. Hint: %s", _named(error), what, exc_info=(kind, error, trace), extra=fields)
 
 
 def _named(error: BaseException) -> str:

@@ -9,13 +9,19 @@ from collections.abc import Mapping
 from freshet.schemas.finding import Cause
 
 PARTS: Mapping[str, str] = {
+    "aftermath": """\
+What was held back may page then, for what is over: FreshetSkew (`stale_online`) for about five minutes,
+FreshetFreshnessBurnsFast for half an hour; there is nothing to do about either. `freshet status` calls views BREACHED
+until both end.""",
     "where": """\
-Commands are run in the project's folder, with the settings of its processes. With docker compose, `freshet status` is
-`docker compose run --rm status`, `freshet check` is `docker compose run --rm check`; others are as
-`docker compose run --rm --no-deps materializer dlq list`. A part (kafka, valkey, materializer, validator, server,
-producer) is started as by `docker compose up --detach materializer`, stopped and started by
-`docker compose restart materializer`; its log is `docker compose logs --tail 20 materializer`, and
-`docker compose ps --all materializer` has its exit code. Elsewhere your service manager does and knows all that.""",
+Commands are run in the project's folder, with the settings of its processes. Why a process ended is said by the last
+line of its log that begins with `freshet:`; of one that was killed there is none.
+
+With docker compose, `freshet status` is `docker compose run --rm status`, `freshet check` is
+`docker compose run --rm check`; others are as `docker compose run --rm --no-deps materializer dlq list`. A part (kafka,
+valkey, materializer, validator, server, producer) is started as by `docker compose up --detach materializer`, stopped
+and started by `docker compose restart materializer`; `docker compose logs --tail 100 materializer` is its log, and
+`docker compose ps --all materializer` has its exit code. Elsewhere start and stop parts by your service manager.""",
     "server": """\
 The server's log says more: `docker compose logs --tail 20 server`, or your service manager's. It answers this without
 a token, by https where FRESHET_SERVER_CERTIFICATE is set (each worker also on its own port, from
@@ -25,11 +31,12 @@ FRESHET_METRICS_ADDRESS upwards: `curl -s localhost:9306/healthz`):
     "parts": """\
 {other_parts}
 - **`materializer` is DOWN**: It ended, or never started: it waits for others as long as FRESHET_PATIENCE says, and
-  then has to be started again, after what it waited for. Its last log line says why it ended (what Rust prints about
-  a panic above it is no cause); FreshetMaterializerDead.md goes by it.""",
+  then has to be started again, after what it waited for. Its log says why it ended; FreshetMaterializerDead.md goes
+  by it.""",
     "other_parts": """\
 - **`kafka` is DOWN**: Kafka does not answer at the address shown. Start it, or mend the network or credentials. With
-  `no leader for …` it does, but the broker that leads these partitions is away.
+  `no leader for …` it does, but the broker that leads these partitions is away; until it is back nothing is known of
+  the topic's other partitions either.
 - **`online store` is DOWN**: Redis does not answer, or refuses writes (no memory, read-only): the reason stands
   there. Start it (`docker compose up --detach valkey`), or mend that.
 - **`offline store` is DOWN**: The folder cannot be read, or its ledger not. A full disk, a lost mount or other
@@ -84,8 +91,7 @@ messages wait, and whether it is being worked off.
 
 ## Verify
 
-`freshet status --watch` shows `oldest` falling below {declared}. The alert ends a scrape later. What it kept silent
-may page then, for what is over: FreshetSkew for FRESHET_QUIET (a minute), FreshetFreshnessBurnsFast for half an hour.
+`freshet status --watch` shows `oldest` falling below {declared}. The alert ends a scrape later. {aftermath}
 """,
     "FreshetStopped": """\
 ## Meaning
@@ -110,13 +116,11 @@ The first table says of each part whether it answers, and if not, why. The secon
 is true of three of eight partitions; `freshet status --json` has every one under `partitions`.
 
 {parts}
-- **`kafka` is DOWN with `no leader for …`**: Until they have one, nothing is shown of the topic's other partitions
-  either.
 - **all parts are ok, every partition has status STOP**: The materializer hangs, or cannot commit.
   `curl -s localhost:9308/healthz` says what it waits for, and so does its log, after `waiting:`.
 - **all parts are ok, only some partitions have STOP**: Their reader hangs, of which neither /healthz nor the log tells.
   Stop the materializer and start it: a reader that hung goes on. If the same partitions stand still, Kafka's own tool
-  tells of their leaders (in its container, at the address that `freshet status` shows):
+  tells of their leaders (in its container; elsewhere with the address that `freshet status` shows):
   `kafka-topics.sh --bootstrap-server localhost:9092 --describe --topic {topic}`.
 - **the log ends with `events in a row that cannot be used`**: Producers send what the contract does not allow. Go on
   with FreshetRejectLimitNear.md.
@@ -301,9 +305,10 @@ The first table says of each part whether it answers, and if not, why. The third
 {parts}
 - **the view is STALLED, or its stream `stop` or `stall`**: Go on with FreshetStopped.md.
 - **the view is lagging**: Go on with FreshetLag.md.
-- **the view is fresh or idle now, and there was an outage within the hour**: That was it, and it is over. There is
-  nothing to do: silence this alert for half an hour.
-- **the view is fresh or idle now, without one**: It comes and goes. Look on the dashboard when: at bursts (more
+- **the view is fresh, idle or BREACHED, nothing waits, and there was an outage within the hour**: That was it, and it
+  is over: BREACHED means that too many looks were late, not that one is. There is nothing to do: silence
+  this alert for half an hour in Alertmanager. (`p99` counts all rows since the materializer was started.)
+- **the view is fresh, idle or BREACHED, without one**: It comes and goes. Look on the dashboard when: at bursts (more
   threads), at restarts (fewer deploys), or at the same time as something else on that machine.
 
 ## Mitigate
@@ -376,7 +381,8 @@ It does one round now, and prints each finding with rows of evidence: entity, ev
 partition and offset. What the validator saw when it opened the finding is the newest page of its Data Docs
 (`.freshet/docs/index.html`) and the newest record of the topic `freshet.findings`.
 
-- **it says `ok`**: The finding is about other rows than this round's sample, or is over. See Data Docs.
+- **it says `ok`**: The finding is about other rows than this round's sample, or is over, or tells that too many looks
+  were late (`freshness_is_within_objective`), of which one round knows nothing. See Data Docs.
 - **it says `inconclusive`**: A part does not answer, or too little was compared: `freshet status`.
 - **it shows the finding**: Go by its cause, below.
 
@@ -391,7 +397,8 @@ run while everything else does.
 
 ## Verify
 
-`freshet check` says `ok`; it may take a minute. The alert ends once the check has held for FRESHET_QUIET (a minute).
+`freshet check` says `ok`; it may take a minute. The alert ends once the check has held for FRESHET_QUIET (a minute);
+one of `freshness_is_within_objective` some five minutes after the last late look.
 """,
     "FreshetRejects": """\
 ## Meaning
@@ -521,7 +528,8 @@ flow itself is well: there is nothing for it to do.
 
 ## Impact
 
-Values fall as windows empty: counts go to 0 as if nobody did anything. Models see that as fact.
+Values fall as windows empty: counts go to 0 as if nobody did anything, and models see that as fact. Values of the
+newest event stay as they are.
 
 {concerned}
 
@@ -536,8 +544,11 @@ written, by the time that it carries; `freshet status --json` has that of each p
 producers are ever silent, nobody sends. Should they send old times: whether `end_offset` of any partition rises
 within some minutes decides.
 
-- **the producers' service is down, or logs errors of Kafka**: It is theirs to mend: address, credentials, quota, a
-  full disk of the brokers.
+Then see whether the producers run, and what their log says: `freshet status` knows nothing of them.
+
+- **a producer does not run**: It was stopped or killed, or ended with the reason in its log: start it.
+- **the producers' log has errors of Kafka**: It is theirs to mend: address, credentials, quota, a full disk of the
+  brokers.
 - **the producers say that they send**: They send to another topic or cluster than `{topics}` at FRESHET_BROKERS.
   Compare both.
 - **it was as silent yesterday at this hour**: Silence is right. Silence the alert for such times in Alertmanager.
@@ -545,15 +556,17 @@ within some minutes decides.
 
 ## Mitigate
 
-Start the producers, or mend them: with docker compose, `docker compose up --detach producer`. Events that a
-producer's log calls not delivered are to be sent again. Send one event by hand to see that the topic takes any; it
-stays there, so take one that is true (one JSON document a line):
+Start the producers, or mend them: with docker compose, `docker compose up --detach producer`. If a producer's log says
+that events were not delivered, have it send again what its source has since the outage began: where the contract has
+an event id, what comes twice within its lateness counts once. To see that the topic takes any, send one true event that
+was not sent yet (one JSON document a line): it stays there.
 
     freshet produce events.jsonl
 
 ## Verify
 
-`last event` of `freshet status --watch` is seconds ago again, if events come in bursts within a minute or two.
+`last event` of `freshet status --watch` is seconds ago again (where events come in bursts, a burst ago). The alert ends
+within a minute.
 """,
     "FreshetMaterializerDead": """\
 ## Meaning
@@ -572,20 +585,21 @@ While it is down no feature changes, online or offline. Nothing is lost while Ka
 
     freshet status
 
-The first table says of each part whether it answers, and if not, why. If it is DOWN there too, it has ended. Its last
-log line says why, and its exit code what kind: `docker compose logs --tail 20 materializer`, or your service
-manager's log.
+The first table says of each part whether it answers, and if not, why. If it is DOWN there too, it has ended. Its log
+says why: the last line that begins with `freshet:`; what is above (of a panic, of leaks) is no cause.
 
+{other_parts}
 - **`freshet status` says that it is ok**: It runs, and only Prometheus does not reach it: FRESHET_METRICS_ADDRESS
   must be an address that Prometheus can reach, and stand in prometheus.yml. Features are well.
-- **exit code 5**: An outside system was away for longer than FRESHET_PATIENCE; the line names it, its address and the
-  cause. Mend that, then start it.
-- **exit code 2**: It refuses to start: a setting, the declaration, or its state. The line ends with a hint of what to
-  do; do that.
+- **`cannot be used`, `is not available`; exit code 5**: An outside system was away for longer than FRESHET_PATIENCE;
+  the line names it, its address and the cause. Mend that, then start it.
+- **`Hint:`; exit code 2**: It refuses to start: a setting, the declaration, or its state. Do what the hint says.
 - **exit code 1, `events in a row that cannot be used`**: Producers send what the contract does not allow. Go on with
   FreshetRejectLimitNear.md.
 - **exit code 137, or `Killed`**: It had too little memory. `freshet plan` estimates the state of each window; give it
   more, or declare a `resolution:` for the widest.
+- **`a defect`**: A fault of the program, or of a library. Keep the log, and start it once; if it ends so again, report
+  it with the trace above the line.
 - **a message about the recovery folder**: State is lost or of another run. `freshet run materializer --rebuild` makes
   it anew from the event archive; it takes time, and loses nothing.
 - **a partition `does not have the offset`**: Kafka deleted messages that were not read. What is between is lost:
@@ -597,7 +611,7 @@ manager's log.
 
 ## Verify
 
-`freshet status` shows `materializer` as ok, and `waiting` falling. The alert ends at the next scrape.
+`freshet status` shows `materializer` as ok, and `waiting` falling. The alert ends at the next scrape. {aftermath}
 """,
     "FreshetValidatorDead": """\
 ## Meaning
@@ -617,10 +631,9 @@ about lag, skew, freshness and silence cannot fire. Take their silence for nothi
 
     freshet status
 
-The first table says of each part whether it answers, and if not, why. It asks Kafka itself, so the lag it shows is
-true; and at which address the validator does not answer. The last line of its log says why it ended, if it ended by
-itself:
-`docker compose logs --tail 20 validator`, or your service manager's log.
+The first table says of each part whether it answers, and if not, why; of the validator, at which address it does not.
+The lag it shows is asked of Kafka, and true. The last line of the validator's log that begins with `freshet:` says why
+it ended, if it ended by itself.
 
 - **`freshet status` says that it is ok**: It runs, and only Prometheus does not reach it: FRESHET_METRICS_ADDRESS
   must be an address that Prometheus can reach, and stand in prometheus.yml.
@@ -632,8 +645,8 @@ itself:
 
 ## Mitigate
 
-Start it. It keeps no state, and may be started at any time, also while Kafka or Redis is away; it answers after about
-half a minute:
+Start it. It keeps no state, and may be started at any time, also while Kafka or Redis is away. It answers after half a
+minute to two; until then `freshet status` says DOWN:
 
     freshet run validator
 
@@ -641,7 +654,7 @@ Until it runs, look by hand now and then: `freshet status`, `freshet check`.
 
 ## Verify
 
-`freshet status` says `validated` a few seconds ago.
+`freshet status` says `validated` a few seconds ago. The alert ends at the next scrape, and FreshetLagUnknown with it.
 """,
     "FreshetValidatorFailing": """\
 ## Meaning
@@ -708,8 +721,8 @@ The first table says of each part whether it answers, and if not, why. It asks K
 
 - **`kafka` is DOWN**: That is it: Kafka does not answer at the address shown, for the reason shown. The materializer
   waits as long as FRESHET_PATIENCE says, then ends with exit code 5, and has to be started again.
-- **`kafka` is DOWN with `no leader for …`**: A broker of the cluster is down or cut off, which led the partitions that
-  are named there: start it, or mend the network. Until then nothing is known of the topic's other partitions either.
+- **`kafka` is DOWN with `no leader for …`**: The broker that led the partitions named there is down or cut off: start
+  it, or mend the network. Until it is back nothing is known of the topic's other partitions.
 - **`kafka` is ok, `validator` is DOWN**: Nobody exports the lag. Go on with FreshetValidatorDead.md.
 - **both are ok, and Kafka was away**: Wait half a minute. If the alert stays, stop the validator and start it.
 - **both are ok all the time**: FRESHET_LAG_EXPORT is `off` or names another process; or the validator reaches Kafka at
@@ -722,10 +735,13 @@ see that the materializer still runs, and start it if not:
 
     freshet run materializer
 
+See that the producers run, too: those that ended, or whose log says that events were not delivered, are to send again
+(FreshetSilent.md).
+
 ## Verify
 
-`freshet status` shows `kafka` and `materializer` as ok, `waiting` falling to 0, and `in/s` above 0 where events come
-all the time: if not, see to the producers (FreshetSilent.md). The alert ends.
+`freshet status` shows `kafka` and `materializer` as ok, `waiting` falling to 0, and `last event` seconds ago: if not,
+see to the producers (FreshetSilent.md). The alert ends at the next scrape. {aftermath}
 """,
     "FreshetOfflineVolume": """\
 ## Meaning
@@ -963,8 +979,9 @@ ttl.
 `freshet repair` sets the expiry.""",
     Cause.STALE_ONLINE: """\
 The online store is as it was some time ago, or empty; or events wait for longer than the freshness target.
-If `freshet status` shows messages that wait, go on with FreshetLag.md. If none wait, and some did until a moment ago,
-it is over, and ends after FRESHET_QUIET. Else the store lost writes, as by a failover: `freshet repair`.""",
+If `freshet status` shows messages that wait, go on with FreshetLag.md. If none wait, and the evidence has
+`waiting_count=0` with `burning`, no row is wrong: too many looks were late, as in an outage that is over, and the alert
+ends some five minutes after it. Else the store lost writes, as by a failover: `freshet repair`.""",
     Cause.LOST_OFFLINE_WRITE: """\
 An online row is not in the offline store, though committed; or a parquet part is gone; or Kafka has an offset as
 committed that is not durable.

@@ -131,7 +131,7 @@ class Caller:
     def __init__(self, port: int, selector: selectors.BaseSelector) -> None:
         self._port, self._selector = port, selector
         self.due_s, self.idle_since_s = 0.0, time.perf_counter()
-        self.status, self.body = b"", b""
+        self.status, self.body, self.sent = b"", b"", b""
         self.reopened_count, self.broken_count = 0, 0
         self._open()
 
@@ -149,7 +149,7 @@ class Caller:
         self._socket.setblocking(False)
         self._selector.register(self._socket, selectors.EVENT_READ, self)
         self._parts: list[bytes] = []
-        self._missing, self._closes = 0, False
+        self._missing, self._closes, self._is_asked = 0, False, False
 
     def reopen(self) -> None:
         self.close()
@@ -161,7 +161,7 @@ class Caller:
 
     def ask(self, sent: bytes, due_s: float) -> None:
         """Send a request; its latency counts from `due_s`."""
-        self.sent, self.due_s = sent, due_s
+        self.sent, self.due_s, self._is_asked = sent, due_s, True
         while True:
             try:
                 sent_bytes = self._socket.send(sent)
@@ -173,10 +173,17 @@ class Caller:
                 return
 
     def read(self) -> bool:
-        """Read what has come; say whether the answer is whole. A connection that ended before is opened again and asked again."""
+        """Read what has come; say whether the answer is whole. A connection that ended before is opened again and asked again.
+
+        One that ended with nothing asked is opened again, too: a server may close what is idle.
+        """
         try:
             return self._read()
         except (Broken, ConnectionResetError):
+            if not self._is_asked:
+                self.reopened_count += 1
+                self.reopen()
+                return False
             self.broken_count += 1
             self.reopen()
             self.ask(self.sent, self.due_s)
@@ -213,7 +220,7 @@ class Caller:
 
     def finish(self, now_s: float) -> None:
         """Be free for the next request."""
-        self.idle_since_s = now_s
+        self.idle_since_s, self._is_asked = now_s, False
         if self._closes:
             self.reopened_count += 1
             self.reopen()
