@@ -105,7 +105,7 @@ def test_the_windows_of_the_loop_are_what_their_definition_says_after_every_even
     for number, (user, (ms, values)) in enumerate(made, 1):
         wanted = peers_rig.features({name: column[:number] for name, column in columns.items()}, sliding)
         assert user == "u1"
-        assert ms == columns["ms"][number - 1]
+        assert ms == columns["at_ms"][number - 1]
         got = [None if value != value else value for value in values]  # noqa: PLR0124  # not a number: null
         assert len(got) == len(FEATURES)
         for value, feature in zip(got, FEATURES, strict=True):

@@ -245,22 +245,22 @@ def expected(visits: Visits, since: Since) -> Iterator[tuple[str, dict[str, floa
 
 def features(own: Mapping[str, npt.NDArray[Any]], since: Since) -> dict[str, float | None]:
     """Return a user's features after the last of its events."""
-    last_ms = int(own["ms"][-1])
+    last_ms = int(own["at_ms"][-1])
     held: dict[str, Mapping[str, npt.NDArray[Any]]] = {
-        short: {name: values[own["ms"] >= since(last_ms, length_ms)] for name, values in own.items()}
+        short: {name: values[own["at_ms"] >= since(last_ms, length_ms)] for name, values in own.items()}
         for short, length_ms in LENGTHS_MS.items()
     }
     short, long = held["10m"], held["1h"]
     counted = long["amount"][long["section"] == SECTIONS.index(SECTIONS[0])]
     return {
-        "visits_count_10m": len(short["ms"]),
+        "visits_count_10m": len(short["at_ms"]),
         "amount_sum_10m": int(short["amount"].sum()),
-        "seconds_avg_10m": math.fsum(short["seconds"]) / len(short["ms"]),
-        "visits_count_1h": len(long["ms"]),
+        "seconds_avg_10m": math.fsum(short["seconds"]) / len(short["at_ms"]),
+        "visits_count_1h": len(long["at_ms"]),
         "amount_sum_1h": int(long["amount"].sum()),
         "amount_max_1h": int(long["amount"].max()),
         "seconds_min_1h": float(long["seconds"].min()),
-        "arts_share_1h": float(counted.sum() / len(long["ms"])) if len(counted) else None,
+        "arts_share_1h": float(counted.sum() / len(long["at_ms"])) if len(counted) else None,
     }
 
 
