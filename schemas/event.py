@@ -220,6 +220,16 @@ def contract(name: str, model: type[Event]) -> tuple[Contract | None, list[Probl
     return Contract(name, model, pa.schema([*fields, *system], told)), []
 
 
+def json_schemas(contracts: Mapping[str, Contract]) -> dict[str, Any]:
+    """Return the JSON Schema of every stream's events, and of what it names, as components of a document."""
+    found: dict[str, Any] = {}
+    for name, made in contracts.items():
+        schema = made.model.model_json_schema(ref_template=f"#/components/schemas/{name}.{{model}}")
+        found |= {f"{name}.{part}": own for part, own in schema.pop("$defs", {}).items()}
+        found[name] = schema
+    return found
+
+
 def _version_problems(name: str, stream: Stream) -> list[Problem]:
     """Return what is wrong with what a stream says of its versions."""
     problems: list[Problem] = []

@@ -7,7 +7,7 @@ components, since references begin at the document's root.
 from collections.abc import Mapping
 from typing import Any
 
-from freshet.schemas.event import VERSION_HEADER, Contract
+from freshet.schemas.event import VERSION_HEADER, Contract, json_schemas
 
 _BINDING = "0.5.0"
 
@@ -35,7 +35,7 @@ def document(
         "operations": {f"receive_{name}": _receive(name, group) for name in contracts},
         "components": {
             "messages": {name: _message(contract, examples.get(name)) for name, contract in contracts.items()},
-            "schemas": _schemas(contracts),
+            "schemas": json_schemas(contracts),
         },
     }
 
@@ -77,13 +77,3 @@ def _message(contract: Contract, example: Any) -> dict[str, Any]:
     if example is not None:
         made["examples"] = [{"headers": {VERSION_HEADER: str(stream.version)}, "payload": example}]
     return made
-
-
-def _schemas(contracts: Mapping[str, Contract]) -> dict[str, Any]:
-    """Return the JSON Schema of every stream's events, and of what it names."""
-    found: dict[str, Any] = {}
-    for name, contract in contracts.items():
-        schema = contract.model.model_json_schema(ref_template=f"#/components/schemas/{name}.{{model}}")
-        found |= {f"{name}.{part}": own for part, own in schema.pop("$defs", {}).items()}
-        found[name] = schema
-    return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freshet.schemas.event import Contract
+from freshet.schemas.event import Contract, json_schemas
 from freshet.schemas.serving import ENTITIES_MAX, EVENTS_MAX, FEATURES_MAX, Status
 from freshet.schemas.units import spell
 from freshet.schemas.view import View
@@ -57,7 +57,7 @@ def document(project: str, views: Sequence[View], contracts: Mapping[str, Contra
         "openapi": "3.1.0",
         "info": {"title": f"Freshet: {project}", "version": "1"},
         "paths": paths,
-        "components": {"schemas": {"Refusal": _REFUSAL, **_events(contracts)}},
+        "components": {"schemas": {"Refusal": _REFUSAL, **json_schemas(contracts)}},
     }
     if needs_token:
         made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -128,16 +128,6 @@ def _publish(name: str) -> Any:
     answered = {"type": "object", "properties": {"events": {"type": "array", "items": place}}, "required": ["events"]}
     about = f"Publish events of {name}, each of which Kafka has confirmed by the time of the answer"
     return _operation(f"publish_{name}", about, 202, answered, [*_REFUSED], asked)
-
-
-def _events(contracts: Mapping[str, Contract]) -> dict[str, Any]:
-    """Return the JSON Schema of every stream's events, and of what it names."""
-    found: dict[str, Any] = {}
-    for name, contract in contracts.items():
-        schema = contract.model.model_json_schema(ref_template=f"#/components/schemas/{name}.{{model}}")
-        found |= {f"{name}.{part}": own for part, own in schema.pop("$defs", {}).items()}
-        found[name] = schema
-    return found
 
 
 def _health(name: str, about: str) -> Any:

@@ -29,10 +29,7 @@ Writes a table to tests/bench/results-peers.md, and each run as a line of JSON b
 
 import argparse
 import contextlib
-import importlib.metadata
-import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,8 +41,7 @@ from peers_results import OURS, SYSTEMS, best, per_core, per_s, report, turns
 from peers_rig import PEERS, python_of, run
 from pipeline_rig import Cluster, Project
 from pipeline_work import Visits
-
-from freshet.schemas.errors import FreshetError
+from recording import Note, among, numbers, record, versions
 
 RESULTS = Path(__file__).with_name("results-peers.md")
 _TRIED_SHARE = 0.2
@@ -95,39 +91,19 @@ def version(python: str, package: str) -> str:
 def host(cluster: Cluster, words: argparse.Namespace, load: float) -> dict[str, Any]:
     """Return where, with what and on what this runs."""
     packages = ("bytewax", "confluent-kafka", "feast", "pandas", "pyarrow", "redis", "hiredis")
-    asked = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    versions = [
-        f"commit {commit or 'unknown'}",
-        f"Python {sys.version.split()[0]}",
-        *(f"{name} {importlib.metadata.version(name)}" for name in packages),
-    ]
+    found = [versions(packages)]
     for name in sorted({PEERS[one].environment or "" for one in words.systems if one in PEERS} - {""}):
         python = python_of(name)
         assert python is not None
-        versions += [f"{package} {version(python, package)}" for package in ("quixstreams", "rocksdict")]
-        versions.append(f"confluent-kafka {version(python, 'confluent-kafka')} beside it")
+        found += [f"{package} {version(python, package)}" for package in ("quixstreams", "rocksdict")]
+        found.append(f"confluent-kafka {version(python, 'confluent-kafka')} beside it")
     return {
         "kind": "run",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": f"{os.cpu_count()} cores that all processes share, load average {load:.1f} before it began",
-        "versions": ", ".join(versions),
+        "versions": ", ".join(found),
         "settings": f"{cluster.kind}, {words.events:,} events a peer, {words.freshet_events:,} for Freshet, {words.repeat} times",
     }
-
-
-def counts(text: str) -> list[int]:
-    """Read numbers with commas between."""
-    return [int(word) for word in text.split(",")]
-
-
-def names(text: str) -> list[str]:
-    """Read the names of systems."""
-    found = text.split(",")
-    unknown = set(found) - set(SYSTEMS)
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}; there is {', '.join(SYSTEMS)}")
-    return found
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -136,14 +112,17 @@ def arguments() -> argparse.ArgumentParser:
         "bench peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     words.add_argument(
-        "--systems", type=names, default=list(SYSTEMS), help=f"only these of {','.join(SYSTEMS)}, with commas between"
+        "--systems",
+        type=among(SYSTEMS),
+        default=list(SYSTEMS),
+        help=f"only these of {','.join(SYSTEMS)}, with commas between",
     )
     words.add_argument("--events", type=int, default=50_000, metavar="N", help="how many a peer gets (50000)")
     words.add_argument(
         "--freshet-events", type=int, default=1_000_000, metavar="N", help="how many Freshet gets (1000000)"
     )
     words.add_argument(
-        "--batches", type=counts, default=[100, 1000, 10_000], help="sizes that are tried (100,1000,10000)"
+        "--batches", type=numbers(int), default=[100, 1000, 10_000], help="sizes that are tried (100,1000,10000)"
     )
     words.add_argument("--repeat", type=int, default=3, help="how often each is measured (3)")
     words.add_argument("--kafka", metavar="HOST:PORT", help="a Kafka that is there; else one is started")
@@ -156,30 +135,15 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> int:
     """Run what is asked for."""
     words = arguments().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with this
-    told, load = words.results.with_suffix(".jsonl"), os.getloadavg()[0]
-    if not words.append:
-        told.unlink(missing_ok=True)
+    load = os.getloadavg()[0]
 
-    def note(line: dict[str, Any]) -> None:
-        with told.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    try:
+    def measured(note: Note) -> None:
         with contextlib.ExitStack() as parts:
             cluster = Cluster(parts, words.kafka, is_embedded=words.embedded)
             note(host(cluster, words, load))
             measure(cluster, words, note)
-    except FreshetError as error:
-        sys.exit(f"bench: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if told.exists():
-            page = report([json.loads(line) for line in told.read_text(encoding="utf-8").splitlines()])
-            words.results.write_text(page, encoding="utf-8")
-            print(page)
-    return 0
+
+    return record(words, report, measured)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The lines of JSON that `peers.py` records are `kind` run, tried or done; `report
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from recording import head, in_turn
 from serving_results import figure, spread
 
 SYSTEMS = {
@@ -27,8 +28,7 @@ def turns(systems: Sequence[str], repeat_count: int) -> Iterator[tuple[int, str]
     [(0, 'a'), (0, 'b'), (1, 'b'), (1, 'a')]
     """
     for repeat in range(repeat_count):
-        first = repeat % len(systems)
-        for system in (*systems[first:], *systems[:first]):
+        for system in in_turn(systems, repeat):
             yield repeat, system
 
 
@@ -56,13 +56,7 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
     kinds: dict[str, list[dict[str, Any]]] = {"run": [], "tried": [], "done": []}
     for line in lines:
         kinds[line["kind"]].append(line)
-    parts = [
-        "# Freshet and its peers, measured",
-        "",
-        "By `./scripts/bench peers`; its --help says what is measured.",
-        "",
-    ]
-    parts += [f"- {run['date']}, {run['host']}; {run['versions']}; {run['settings']}" for run in kinds["run"]]
+    parts = head("Freshet and its peers, measured", "peers", kinds["run"])
     if kinds["done"]:
         parts += ["", *table(kinds["done"]), "", *remarks(kinds["done"])]
     if kinds["tried"]:

@@ -27,12 +27,9 @@ Only ratios travel between machines. Writes a table to tests/bench/results-pipel
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import math
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -42,17 +39,17 @@ from typing import Any
 import pyarrow.parquet as pq
 from pipeline_pace import CORRECTION, DECAY, DECAY_EVERY_S, DECAY_WINDOW_S, EVENT
 from pipeline_results import KINDS, report
-from pipeline_rig import Cluster, Project, told
+from pipeline_rig import Cluster, Project, rounded
 from pipeline_work import ENTITIES_COUNT, FEATURES, START, STREAM, Feature, Visits, features_of
+from recording import Note, among, numbers, record, versions
 from serving_rig import Child
 
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.materializer import archive_name
-from freshet.schemas.errors import FreshetError, Unavailable
+from freshet.schemas.errors import Unavailable
 from freshet.schemas.units import duration
 
 RESULTS = Path(__file__).with_name("results-pipeline.md")
-Note = Callable[[dict[str, Any]], None]
 _SHARDS_COUNT = 4
 
 
@@ -223,37 +220,19 @@ MEASURES: dict[str, Callable[[Cluster, argparse.Namespace, Note], None]] = {
 def host(cluster: Cluster, words: argparse.Namespace) -> dict[str, Any]:
     """Return where, with what and on what this runs."""
     packages = ("bytewax", "confluent-kafka", "duckdb", "numpy", "pyarrow", "redis", "hiredis")
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=RESULTS.parent).stdout.strip()
     return {
         "kind": "run",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before it began",
-        "versions": ", ".join(
-            [
-                f"commit {commit or 'unknown'}",
-                f"Python {sys.version.split()[0]}",
-                cluster.kind,
-                cluster.redis_version(),
-                *(f"{name} {importlib.metadata.version(name)}" for name in packages),
-            ]
-        ),
+        "versions": versions(packages, cluster.kind, cluster.redis_version()),
         "settings": f"{', '.join(words.only)}; {words.events:,} events of {words.entities:,} users, {words.repeat} times",
     }
 
 
 def kinds(text: str) -> list[str]:
     """Read what is to be measured."""
-    found = text.split(",")
-    unknown = set(found) - set(MEASURES)
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}; there is {', '.join(MEASURES)}")
+    found = among(MEASURES)(text)
     return [kind for kind in KINDS if kind in found]
-
-
-def shares(text: str) -> list[float]:
-    """Read numbers with commas between."""
-    return [float(word) for word in text.split(",")]
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -269,7 +248,9 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument(
         "--rate", type=float, metavar="N", help="events a second taken as saturated (that of end-to-end)"
     )
-    words.add_argument("--shares", type=shares, default=[0.1, 0.5, 0.7], help="of which shares of it (0.1,0.5,0.7)")
+    words.add_argument(
+        "--shares", type=numbers(float), default=[0.1, 0.5, 0.7], help="of which shares of it (0.1,0.5,0.7)"
+    )
     words.add_argument("--seconds", type=float, default=30.0, metavar="N", help="how long freshness is looked at (30)")
     words.add_argument(
         "--restored", type=int, default=1_000_000, metavar="N", help="how many entities a start restores"
@@ -294,29 +275,16 @@ def run(words: argparse.Namespace, note: Note) -> None:
 def main() -> int:
     """Run what is asked for."""
     words = arguments().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with this
-    recorded = words.results.with_suffix(".jsonl")
-    if not words.append:
-        recorded.unlink(missing_ok=True)
 
-    def note(line: dict[str, Any]) -> None:
-        line = {**line, "load": round(os.getloadavg()[0], 1)}
-        with recorded.open("a", encoding="utf-8") as file:
-            file.write(told(line) + "\n")
-        print(told(line), file=sys.stderr, flush=True)
+    def measured(note: Note) -> None:
+        def tell(line: dict[str, Any]) -> None:
+            line = rounded({**line, "load": round(os.getloadavg()[0], 1)})
+            note(line)
+            print(json.dumps(line), file=sys.stderr, flush=True)
 
-    try:
-        run(words, note)
-    except FreshetError as error:
-        sys.exit(f"bench: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if recorded.exists():
-            page = report([json.loads(line) for line in recorded.read_text(encoding="utf-8").splitlines()])
-            words.results.write_text(page, encoding="utf-8")
-            print(page)
-    return 0
+        run(words, tell)
+
+    return record(words, report, measured)
 
 
 if __name__ == "__main__":

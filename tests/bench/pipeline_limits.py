@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hiredis
+import numpy as np
 import pyarrow as pa
 import redis
-from pipeline_work import PARTITIONS, PROJECT, STREAM, VIEW
+from pipeline_work import PARTITIONS, PROJECT, STEP_MS, STREAM, VIEW
 
 from freshet.flows import settings
 from freshet.flows.edges import kafka
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.redis import _REPLACE, OnlineStore
 from freshet.flows.live import Workspace
+from freshet.flows.live_reader import wanted_count
 from freshet.flows.materializer import archive_name
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoded, Decoder
@@ -32,7 +34,7 @@ from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.schemas.online_layout import layouts
 from freshet.schemas.poll import Poll
 
-POLL_MESSAGES = 3750
+POLL_MESSAGES = wanted_count(np.array([0, PARTITIONS * STEP_MS]))
 """As many as the flow's reader asks for at once."""
 _TRIP_COMMANDS = 1000
 _WAIT_S = 0.1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline_limits import ALONE, PARTS
+from recording import head
 from serving_results import figure, spread
 
 Line = Mapping[str, Any]
@@ -28,13 +29,7 @@ def report(lines: Iterable[Line]) -> str:
     by: dict[str, list[Line]] = {"run": [], **{kind: [] for kind in KINDS}}
     for line in lines:
         by[line["kind"]].append(line)
-    parts = [
-        "# The pipeline, measured",
-        "",
-        "By `./scripts/bench pipeline`; its --help says what is measured, and how.",
-        "",
-    ]
-    parts += [f"- {run['date']}, {run['host']}; {run['versions']}; {run['settings']}" for run in by["run"]]
+    parts = head("The pipeline, measured", "pipeline", by["run"])
     parts += [
         "",
         "Kafka, Redis, the materializer and the load share all cores there are. Medians, with the least and the greatest.",

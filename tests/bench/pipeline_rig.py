@@ -1,7 +1,6 @@
 """What pipelines are measured on: a Kafka with a backlog of visits, a project of its own, and a materializer that is watched."""
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -402,10 +401,10 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.parquet"))
 
 
-def told(line: Mapping[str, Any]) -> str:
+def rounded(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line as it is recorded.
 
-    >>> told({"a": 1.23456, "b": 2})
-    '{"a": 1.235, "b": 2}'
+    >>> rounded({"a": 1.23456, "b": 2})
+    {'a': 1.235, 'b': 2}
     """
-    return json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()})
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()}

@@ -30,11 +30,7 @@ Writes a table to tests/bench/results-serving.md, and each case as a line of JSO
 
 import argparse
 import contextlib
-import importlib.metadata
-import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -42,10 +38,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from recording import Note, among, numbers, record, versions
 from serving_results import SYSTEMS, Case, cases_of, report, turns
 from serving_rig import ENTITY, FEATURES, PUSHED_COUNT, Rig, System
-
-from freshet.schemas.errors import FreshetError
 
 RESULTS = Path(__file__).with_name("results-serving.md")
 WARM_SHARE, WARM_S_MIN = 0.2, 0.3
@@ -108,40 +103,17 @@ def run(rig: Rig, words: argparse.Namespace, note: Callable[[dict[str, Any]], No
 def host(rig: Rig, words: argparse.Namespace, load: float, rows_per_s: float) -> dict[str, Any]:
     """Return where, with what and on what this runs."""
     packages = ("feast", "uvicorn", "uvloop", "httptools", "redis", "hiredis", "numpy")
-    asked = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     info = rig.info()
     bytes_each = info["used_memory"] / words.entities
     return {
         "kind": "run",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": f"{os.cpu_count()} cores that all processes share, load average {load:.1f} before it began",
-        "versions": ", ".join(
-            [
-                f"commit {commit or 'unknown'}",
-                f"Python {sys.version.split()[0]}",
-                f"{info.get('server_name', 'redis')} server {info['redis_version']}",
-                *(f"{name} {importlib.metadata.version(name)}" for name in packages),
-            ]
-        ),
+        "versions": versions(packages, f"{info.get('server_name', 'redis')} server {info['redis_version']}"),
         "settings": f"{words.entities:,} entities of {len(FEATURES)} features, {bytes_each:.0f} bytes each in Redis, filled at"
         f" {rows_per_s:,.0f} rows/s; {words.seconds:g} s a load, {words.repeat} times, {words.arrivals} arrivals"
         f"{', while rows are pushed' if words.pushing else ''}",
     }
-
-
-def counts(text: str) -> list[int]:
-    """Read numbers with commas between."""
-    return [int(word) for word in text.split(",")]
-
-
-def names(text: str) -> list[str]:
-    """Read the names of systems."""
-    found = text.split(",")
-    unknown = set(found) - set(SYSTEMS)
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}; there is {', '.join(SYSTEMS)}")
-    return found
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -149,13 +121,13 @@ def arguments() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(
         "bench serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words.add_argument("--systems", type=names, help=f"only these of {','.join(SYSTEMS)}, with commas between")
+    words.add_argument("--systems", type=among(SYSTEMS), help=f"only these of {','.join(SYSTEMS)}, with commas between")
     words.add_argument("--entities", type=int, default=1_000_000, metavar="N", help="how many Redis holds (1000000)")
     words.add_argument(
-        "--asked", type=counts, default=[1, 10, 100], help="how many entities a request asks for (1,10,100)"
+        "--asked", type=numbers(int), default=[1, 10, 100], help="how many entities a request asks for (1,10,100)"
     )
-    words.add_argument("--features", type=counts, default=[10, 50], help="how many features, at most 50 (10,50)")
-    words.add_argument("--connections", type=counts, default=[1, 16], help="how many at once (1,16)")
+    words.add_argument("--features", type=numbers(int), default=[10, 50], help="how many features, at most 50 (10,50)")
+    words.add_argument("--connections", type=numbers(int), default=[1, 16], help="how many at once (1,16)")
     words.add_argument("--seconds", type=float, default=5.0, help="how long each load lasts (5)")
     words.add_argument("--repeat", type=int, default=3, help="how often each is measured (3)")
     words.add_argument(
@@ -175,30 +147,15 @@ def main() -> int:
         sys.exit("bench: --pushing looks at answers over HTTP. Hint: leave out sdk")
     if max(words.features) > len(FEATURES):
         sys.exit(f"bench: the view has {len(FEATURES)} features; got {max(words.features)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with this
-    told, load = words.results.with_suffix(".jsonl"), os.getloadavg()[0]
-    if not words.append:
-        told.unlink(missing_ok=True)
+    load = os.getloadavg()[0]
 
-    def note(line: dict[str, Any]) -> None:
-        with told.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    try:
+    def measured(note: Note) -> None:
         with contextlib.ExitStack() as parts:
             rig = Rig(parts, words.entities)
             note(host(rig, words, load, rig.fill()))
             run(rig, words, note)
-    except FreshetError as error:
-        sys.exit(f"bench: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if told.exists():
-            page = report([json.loads(line) for line in told.read_text(encoding="utf-8").splitlines()])
-            words.results.write_text(page, encoding="utf-8")
-            print(page)
-    return 0
+
+    return record(words, report, measured)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recording import head, in_turn
+
 SYSTEMS = {
     "freshet": "`freshet run server`",
     "feast-tuned": "`feast serve`, tuned",
@@ -47,9 +49,8 @@ def turns(systems: Sequence[str], cases: Sequence[Case], repeat_count: int) -> I
     ['a', 'b', 'b', 'a']
     """
     for repeat in range(repeat_count):
-        first = repeat % len(systems)
         for case in cases:
-            for system in (*systems[first:], *systems[:first]):
+            for system in in_turn(systems, repeat):
                 yield repeat, case, system
 
 
@@ -61,8 +62,7 @@ def report(lines: Sequence[dict[str, Any]]) -> str:
     kinds: dict[str, list[dict[str, Any]]] = {"run": [], "nothing": [], "case": []}
     for line in lines:
         kinds[line["kind"]].append(line)
-    parts = ["# Serving, measured", "", "By `./scripts/bench serving`; its --help says what is measured.", ""]
-    parts += [f"- {run['date']}, {run['host']}; {run['versions']}; {run['settings']}" for run in kinds["run"]]
+    parts = head("Serving, measured", "serving", kinds["run"])
     parts += ["", "No process is bound to a core: the server, Redis, the load and the writer share all there are.", ""]
     parts += [*(own_cost(line) for line in kinds["nothing"])]
     quiet, pushed = ([line for line in kinds["case"] if line["is_pushed"] == which] for which in (False, True))

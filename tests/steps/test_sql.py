@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AwareDatetime
+from stack import until
 
 from freshet.flows.steps.sql import Finisher, Projector, compile_views, engine
 from freshet.flows.steps.sql.engine import deadline
@@ -360,7 +360,6 @@ def test_a_query_that_takes_too_long_is_interrupted_and_the_connection_goes_on()
             connection.sql(long).fetchall()
 
         assert connection.sql("SELECT 1").fetchall() == [(1,)]
-        while any(thread.name == "sql-deadlines" for thread in threading.enumerate()):  # nothing has one now
-            time.sleep(0.05)
+        until(lambda: all(thread.name != "sql-deadlines" for thread in threading.enumerate()))  # nothing has one now
         with pytest.raises(duckdb.InterruptException), deadline(connection, 0.2):
             connection.sql(long).fetchall()
