@@ -8,7 +8,6 @@ state is a snapshot, if there is one, and the archived events of the epochs afte
 to what changed. A snapshot is taken when reading the archive from the last one on would cost about as much.
 """
 
-import hashlib
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -251,9 +250,7 @@ class Journal:
 
     def _digests(self) -> dict[str, str]:
         """Say what each view computes: of equal digests, equal rows."""
-        return {
-            plan.view.name: hashlib.sha256(str(plan.oracle).encode()).hexdigest()[:16] for plan in self.pipeline.plans
-        }
+        return {plan.view.name: plan.digest for plan in self.pipeline.plans}
 
     def _folders(self) -> list[str]:
         return [*(view.name for view in self.pipeline.views), *map(archive_name, self.contracts)]

@@ -26,6 +26,7 @@ from freshet.flows import materializer
 from freshet.flows import settings as settings_
 from freshet.flows.committer import OffsetCommitter, Offsets
 from freshet.flows.edges import bytewax, kafka, log
+from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.collector import undisturbed
 from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.metrics import Metrics, Server
@@ -43,6 +44,8 @@ from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.archived import ArchiveForm
 from freshet.flows.steps.sql import compile_views
+from freshet.schemas import declaration
+from freshet.schemas.applied import Declared
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, StoreLost
 from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract
@@ -62,23 +65,47 @@ _REFILL_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Workspace:
-    """A project, read and compiled, with the settings of this process."""
+    """A project, read and compiled, with the settings of this process. `declared` is its declaration as it stands."""
 
     project: Project
     source: Source
     contracts: Mapping[str, Contract]
     pipeline: Pipeline
     settings: Settings
+    declared: Declared
 
     @classmethod
     def open(cls, settings: Settings) -> "Workspace":
-        """Read and compile a project; raises `Refused` with everything that is wrong with it."""
+        """Read and compile a project as it is written; raises `Refused` with everything that is wrong with it."""
         project = Project(settings.project.absolute())
-        source = project.declaration()
+        return cls._of(project, settings, *project.written())
+
+    @classmethod
+    def applied(cls, settings: Settings) -> "Workspace":
+        """Read and compile a project as it was applied last; as it is written, if it never was.
+
+        So what is started again in the midst of an edit goes on. Raises `Refused` and `Unavailable`.
+        """
+        written = cls.open(settings)
+        return written.in_force() or written
+
+    def in_force(self) -> "Workspace | None":
+        """Return the project as it was applied last; None if it never was. Raises `Refused` and `Unavailable`."""
+        found = AppliedFile(self.offline_root).read()
+        if found is None:
+            return None
+        if found.declared.text == self.declared.text:
+            return self
+        return self._of(self.project, self.settings, found.declared.place, found.declared.text)
+
+    @classmethod
+    def _of(cls, project: Project, settings: Settings, place: str, text: str) -> "Workspace":
+        source = declaration.read(text, place)
         streams = {name for made in source.declaration.featureDefinitions for name in made.streams}
         contracts = project.contracts(streams)
         pipeline = project.with_references(compile_views(source, contracts), source)
-        return cls(project, source, contracts, pipeline, settings)
+        views = {plan.view.name: plan.digest for plan in pipeline.plans}
+        return cls(project, source, contracts, pipeline, settings, Declared(place=place, text=text, views=views))
 
     @property
     def declared_online_url(self) -> str:
@@ -612,7 +639,7 @@ def flow() -> Dataflow:
     held = contextlib.ExitStack()
     held.enter_context(log.strays())
     atexit.register(held.close)
-    opened = open_live(Workspace.open(settings), run)
+    opened = open_live(Workspace.applied(settings), run)
     live = opened.live
     with contextlib.suppress(ValueError):  # signals belong to the main thread; Bytewax's command imports in it
         live.stop.listen()

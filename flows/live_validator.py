@@ -348,7 +348,7 @@ def flow() -> Dataflow:
     held = contextlib.ExitStack()
     held.enter_context(log.strays())
     atexit.register(held.close)
-    validator = open_validator(Workspace.open(settings))
+    validator = open_validator(Workspace.applied(settings))
     with contextlib.suppress(ValueError):  # signals belong to the main thread; Bytewax's command imports in it
         validator.edges.stop.listen()
     validator.serve()

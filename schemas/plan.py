@@ -5,6 +5,7 @@ An event passes three stages: `inputs_sql` computes what the windows need of it,
 ours.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -177,6 +178,11 @@ class ViewPlan:
     lags: tuple[Lag, ...] = ()
     lagged_sql: str = ""
     arguments: pa.Schema = _NOTHING
+
+    @property
+    def digest(self) -> str:
+        """What it computes: of equal digests, equal rows."""
+        return hashlib.sha256(str(self.oracle).encode()).hexdigest()[:16]
 
     @property
     def frames(self) -> tuple[Range | Rows, ...]:

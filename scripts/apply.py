@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from freshet.flows.edges import feast, kafka, store_config
+from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alertmanager import RECEIVERS, RECEIVERS_AT_FIRST, read_receivers
 from freshet.flows.steps.deploy_files import deploy_files
+from freshet.schemas.applied import Applied
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.scripts.plan import applied_deployment, changes, planned_deployment
@@ -57,6 +59,9 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     write_store_config(workspace)
     written = write_files(workspace, files)
     _write(project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
+    in_force = AppliedFile(workspace.offline_root)
+    found = in_force.read()
+    in_force.write(found.followed_by(workspace.declared) if found else Applied(declared=workspace.declared))
     return {"topics": topics, "changes": changes(planned, before), "registry": str(project.registry), "files": written}
 
 

@@ -33,7 +33,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     """Do one round."""
     if words.sample < 1:
         raise wrong_use("--sample", f"is {words.sample}", "write a number of at least 1")
-    workspace = Workspace.open(settings)
+    workspace = Workspace.applied(settings)
     verdicts = check(workspace, sample_count=words.sample, seed=words.seed)
     if words.json:
         print(json.dumps(as_json(workspace.pipeline.project, verdicts, datetime.now(UTC)), indent=2, allow_nan=False))

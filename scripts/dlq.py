@@ -56,7 +56,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     """List or redrive."""
     now_us = time.time_ns() // 1000
     wanted = _wanted(words, now_us)
-    workspace = Workspace.open(settings)
+    workspace = Workspace.applied(settings)
     streams = [chosen_stream(workspace, words.stream)] if words.stream else sorted(workspace.contracts)
     return (
         _list(words, workspace, streams, wanted)

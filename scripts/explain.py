@@ -39,7 +39,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     at = None if words.at is None else _instant(words.at)
     if words.events < 0:
         raise wrong_use("--events", f"is {words.events}", "write a number of at least 0")
-    workspace = Workspace.open(settings)
+    workspace = Workspace.applied(settings)
     plan = asked_plan(workspace.pipeline, words.view, words.feature)
     entity = asked_entity(plan.view, words.key)
     explainer = Explainer(workspace.pipeline.project, plan, workspace.contracts, outside_of(workspace))

@@ -25,7 +25,7 @@ def arguments(words: argparse.ArgumentParser) -> None:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Refill, and say how many rows."""
-    workspace = Workspace.open(settings)
+    workspace = Workspace.applied(settings)
     views = {view.name: view for view in workspace.pipeline.views}
     for name in words.views:
         if name not in views:

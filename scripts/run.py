@@ -64,7 +64,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     if words.process == "server":
         return _serve(words, settings)
     if words.processes is not None and words.processes > 1:
-        Workspace.open(settings)  # what can be refused is refused once
+        Workspace.applied(settings)  # what can be refused is refused once
         while (code := Cluster.of_flow(words.processes, words.workers or 1).wait()) == START_AGAIN:
             pass
         return code
@@ -96,7 +96,7 @@ def _validate(words: argparse.Namespace, settings: Settings) -> int:
     from freshet.flows.live_validator import open_validator  # noqa: PLC0415  # pandas is slow, and only here
 
     with log.strays():
-        open_validator(Workspace.open(settings)).run()
+        open_validator(Workspace.applied(settings)).run()
     return 0
 
 
@@ -109,7 +109,7 @@ def _serve(words: argparse.Namespace, settings: Settings) -> int:
         settings = dataclasses.replace(settings, metrics_address=words.metrics)
     from freshet.flows.live_server import Worker, listen  # noqa: PLC0415  # uvloop is only here
 
-    workspace = Workspace.open(settings)
+    workspace = Workspace.applied(settings)
     if words.leashed:
         threading.Thread(target=_end_with_input, name="leash", daemon=True).start()
     bound = listen(workspace) if words.socket is None else socket.socket(fileno=words.socket)
@@ -130,7 +130,7 @@ def _run(settings: Settings, run: Run) -> int:
     """Run, again whenever the online store has lost its rows: the next run fills it before it goes on."""
     while True:
         try:
-            open_live(Workspace.open(settings), run).run()
+            open_live(Workspace.applied(settings), run).run()
         except StoreLost as error:
             LOG.warning("%s", error)
             if run.place.addresses:

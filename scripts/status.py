@@ -34,7 +34,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     """Look once, or again and again."""
     if not words.every > 0:
         raise wrong_use("--every", f"is {words.every}", "write a number of seconds above 0")
-    reader = StatusReader(Workspace.open(settings))
+    reader = StatusReader(Workspace.applied(settings))
     while True:
         report = reader.look()
         if words.json:

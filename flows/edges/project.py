@@ -64,12 +64,17 @@ class Project:
         """Feast's registry: derived, not declared, so it is kept with the state and not with the sources."""
         return self.root / ".freshet" / "registry.db"
 
-    def declaration(self) -> declaration.Source:
+    def declaration(self) -> Source:
         """Read the declaration; raises `Refused`."""
+        place, text = self.written()
+        return declaration.read(text, place)
+
+    def written(self) -> tuple[str, str]:
+        """Return the declaration's place and its text, as it is written by now; raises `Refused`."""
         for name in ("features.yaml", "features.yml", "features.json"):
             path = self.feature_repo / name
             if path.is_file():
-                return declaration.read(_text(path), f"feature_repo/{name}")
+                return f"feature_repo/{name}", _text(path)
         hint = "run `freshet init DIR`, or name the project's folder with -C"
         raise Refused([Problem("project", str(self.root), "has no feature_repo/features.yaml", hint=hint)])
 
