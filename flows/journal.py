@@ -11,19 +11,17 @@ to what changed. A snapshot is taken when reading the archive from the last one 
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.materializer import archive_name
+from freshet.flows.reread import Reread, archived
 from freshet.flows.steps.accept import PartitionJudge
-from freshet.flows.steps.fold import ShardFold, ShardInput
-from freshet.flows.steps.intake import Intake
-from freshet.flows.steps.shards import split
+from freshet.flows.steps.fold import ShardFold
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import EVENT_TIME, NEVER_US, PARTITION, Contract
 from freshet.schemas.ledger import Ledger, PartitionMark, ShardMark, SnapshotMark, Update, merged, source_key
@@ -305,7 +303,8 @@ class Journal:
 
     def _folds(self, plan: ViewPlan) -> dict[int, ShardFold]:
         ledger, view = self.ledger, plan.view
-        folds = {shard: ShardFold.of(plan, self.contracts) for shard in range(self.shards_count)}
+        reread = Reread(plan, self.contracts, self.shards_count)
+        folds = reread.new_folds()
         if not ledger.epoch:
             return folds
         since: dict[int, int] = {}
@@ -314,22 +313,10 @@ class Journal:
             if state is not None:
                 fold.restore(state)
             self._since[f"{view.name}/{shard}"] = _Since(since[shard], fold.events_count)
-        counts = {stream: self._partitions_count(stream) for stream in view.sources}
-        intakes = {name: Intake(self.contracts[name], [plan]) for name in view.sources}
         for epoch, stream, events in self._archived(view.sources, since.values()):
-            inputs = intakes[stream].inputs_of(events)[view.name]
-            parts = split(inputs, view, self.shards_count)
-            newest = events.group_by([PARTITION]).aggregate([(EVENT_TIME, "max")]).to_pylist()
-            for shard, fold in folds.items():
+            for shard, items in reread.inputs(ledger, epoch, stream, events).items():
                 if epoch > since[shard]:
-                    clocks = [
-                        ShardInput(
-                            view.name, shard, epoch, stream, row[PARTITION], counts[stream],
-                            instant_us(row[f"{EVENT_TIME}_max"]), None, None,
-                        )
-                        for row in newest
-                    ]  # fmt: skip
-                    fold.absorb([*clocks[:-1], replace(clocks[-1], inputs=parts.get(shard))])
+                    folds[shard].absorb(items)
         partitions = {
             (stream, number): (mark.accepted_us, mark.partitions_count)
             for stream in view.sources
@@ -351,9 +338,6 @@ class Journal:
         elif mark is not None:
             self._check(f"{plan.view.name}, shard {shard}", fold.events_count, mark.events_count)
 
-    def _partitions_count(self, stream: str) -> int:
-        return max((mark.partitions_count for mark in self.ledger.partitions_of(stream).values()), default=1)
-
     def _snapshot(self, key: str) -> tuple[Any, int]:
         """Return a key's snapshot and its epoch; None and 0 if there is none."""
         mark = self.ledger.snapshots.get(key)
@@ -366,33 +350,8 @@ class Journal:
         return (None, 0) if state is None else (state, mark.epoch)
 
     def _archived(self, streams: Sequence[str], since: Iterable[int]) -> Iterator[tuple[int, str, pa.Table]]:
-        """Give the archived events of durable epochs in their order, many at a time, each with its newest epoch.
-
-        What comes together lies wholly after, or wholly before, each epoch of `since`.
-        """
-        bounds = sorted(set(since))
-        if not bounds:
-            return
-        parts = sorted(
-            (epoch, stream, part)
-            for stream in streams
-            for epoch, part in self.places.parts.parts_after(archive_name(stream), bounds[0])
-            if epoch <= self.ledger.epoch
-        )
-
-        def together(item: tuple[int, str, str]) -> tuple[int, str]:
-            return sum(bound < item[0] for bound in bounds), item[1]
-
-        for (_, stream), run in groupby(parts, together):
-            waiting: list[pa.Table] = []
-            epoch = 0
-            for epoch, _, part in run:
-                waiting.append(self.places.parts.read_parts(archive_name(stream), [part]))
-                if sum(table.num_rows for table in waiting) >= _EVENTS_AT_ONCE:
-                    yield epoch, stream, pa.concat_tables(waiting)
-                    waiting = []
-            if waiting:
-                yield epoch, stream, pa.concat_tables(waiting)
+        """Give the archived events of durable epochs."""
+        return archived(self.places.parts, streams, since, self.ledger.epoch)
 
     def _check(self, what: str, found: int, told: int) -> None:
         """Refuse a state that has other events than the ledger says."""

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from bytewax.dataflow import Dataflow
 
 from freshet.flows import materializer
@@ -40,6 +39,7 @@ from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Part
 from freshet.flows.lag import LagExporter, LagReader
 from freshet.flows.live_reader import Alignment, LiveReader, Partition
 from freshet.flows.materializer import Edges, Offline, Online, archive_name, build
+from freshet.flows.refill import refill
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.archived import ArchiveForm
@@ -48,8 +48,8 @@ from freshet.schemas import declaration
 from freshet.schemas.applied import Declared
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, StoreLost
-from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract
-from freshet.schemas.ledger import Ledger, Update, source_key
+from freshet.schemas.event import Contract
+from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.progress import Progress
 from freshet.schemas.rejects import Reject, dead_letter_topic
@@ -60,7 +60,6 @@ LOG = logging.getLogger("freshet")
 
 _EXPIRY, _WATCH = timedelta(minutes=10), timedelta(seconds=1)
 _ANSWER_LIMIT_S = 10.0
-_REFILL_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,14 @@ class OnlineFilled(Online, Protocol):
     def write_progress(self, progress: Mapping[str, Progress]) -> None:
         """Keep how far it is, by source partition, for whoever serves from it."""
 
+    def write(self, view: View, rows: pa.Table, *, overwrite: bool = False) -> int:
+        """Write rows; return how many replaced what was there."""
+
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order."""
+
+    def drop(self, view: View, features: Collection[str]) -> int:
+        """Delete what is stored of some features of a view; of all, its rows."""
 
 
 class OfflineParts(Offline, Parts, Protocol):
@@ -312,37 +317,6 @@ class Live:
         self.edges.stop.end()
         self.snapshots.shutdown()
         self.journal.close()
-
-
-def refill(
-    online: OnlineFilled, offline: OfflineParts, views: Sequence[View], ledger: Ledger | None, now_us: int
-) -> dict[str, int]:
-    """Write each entity's newest offline row online, where it is not older than what is there; return how many rows.
-
-    One that has outlived its view's ttl by the stream's own clock, which the ledger has, is not brought back; where it
-    is there still it is written, too, and so expires.
-    """
-    counts: dict[str, int] = {}
-    for view in views:
-        counts[view.name] = 0
-        newest = offline.newest(view)
-        outlived = pc.less(newest[EVENT_TIME].cast(pa.int64()), _oldest_us(view, ledger, now_us))
-        for start in range(0, newest.num_rows, _REFILL_ROWS):
-            rows, old = (column.slice(start, _REFILL_ROWS) for column in (newest, outlived))
-            gone = rows.filter(old)
-            entities = list(zip(*(gone[name].to_pylist() for name in view.entity_names), strict=True))
-            there = pa.array([row is not None for row in online.read(view, entities)], pa.bool_())
-            rows = pa.concat_tables([rows.filter(pc.invert(old)), gone.filter(there)])
-            online.write(view, rows)
-            counts[view.name] += rows.num_rows
-    return counts
-
-
-def _oldest_us(view: View, ledger: Ledger | None, now_us: int) -> int:
-    """Return before which time a row has outlived its ttl; the stream's clock may be behind ours, or ahead."""
-    marks = {} if ledger is None else ledger.shards
-    clocks_us = [mark.clock_us for key, mark in marks.items() if key.rpartition("/")[0] == view.name]
-    return max(NEVER_US, min(*clocks_us, now_us) - count_us(view.ttl)) if view.ttl and clocks_us else NEVER_US
 
 
 def prepare(offline: OfflineParts, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:

@@ -51,6 +51,17 @@ class SnapshotMark(_Record):
     epoch: int
 
 
+class Pending(_Record):
+    """A declaration that is decided on, and not yet in force everywhere: its id, and the views that are new or changed.
+
+    `generations` has the folder of each of them, as `schemas.generations` numbers them. Whoever holds the ledger next
+    makes it so.
+    """
+
+    declaration: str
+    generations: Mapping[str, int] = {}
+
+
 class Update(_Record):
     """What one part of the flow tells of an epoch. Keys are those of `Ledger`.
 
@@ -76,7 +87,8 @@ class Ledger(_Record):
     either. `parts` has, by folder of the offline store, the parts that the last commit makes visible, each with its
     number of rows: a crash may have left some of them staged. `rows_counts` is how many rows all visible parts of a
     folder have. `views` says, by name, what each view computed, as a digest; `expired`, by stream, up to
-    which event time (µs since the epoch) archived events may have been dropped.
+    which event time (µs since the epoch) archived events may have been dropped. `pending` is a change that was made,
+    and of which the stores do not all know.
     """
 
     format: int = FORMAT
@@ -93,6 +105,7 @@ class Ledger(_Record):
     expired: Mapping[str, int] = {}
     rejected_in_a_row: Mapping[str, int] = {}
     online_writes_count: int = 0
+    pending: Pending | None = None
 
     def partitions_of(self, stream: str) -> dict[int, PartitionMark]:
         """Return the marks of a stream's partitions, by their numbers.

@@ -77,6 +77,15 @@ def instant_us(instant: datetime) -> int:
     return count_us((instant if instant.tzinfo else instant.replace(tzinfo=UTC)) - _EPOCH)
 
 
+def instant(us: int) -> datetime:
+    """Return the instant so many microseconds after the Unix epoch.
+
+    >>> str(instant(1_700_000_000_000_000))
+    '2023-11-14 22:13:20+00:00'
+    """
+    return _EPOCH + timedelta(microseconds=us)
+
+
 def spell(length: timedelta) -> str:
     """Write a duration with its largest whole unit, as `duration` reads it.
 

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -337,11 +337,12 @@ class FeastOnlineStore:
         """Return nothing."""
         return {}
 
-    def write(self, view: View, rows: pa.Table) -> int:
+    def write(self, view: View, rows: pa.Table, *, overwrite: bool = False) -> int:
         """Write rows in order; return how many were handed over, as Feast does not say which it kept.
 
-        Raises `Unavailable`.
+        Whether an older row is overwritten is the store's to say. Raises `Unavailable`.
         """
+        del overwrite
         if rows.num_rows == 0:
             return 0
         try:
@@ -354,6 +355,11 @@ class FeastOnlineStore:
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order, None where the view has no row."""
         return read_online(self._store, view, entities)
+
+    def drop(self, view: View, features: Collection[str]) -> int:
+        """Delete nothing: Feast can delete whole views only, and does so when the registry loses them."""
+        del view, features
+        return 0
 
     def close(self) -> None:
         """Do nothing: Feast keeps its connections."""

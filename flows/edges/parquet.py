@@ -13,6 +13,7 @@ offline_stores/dask.py, `_drop_duplicates`) and may give a superseded version, i
 import contextlib
 import itertools
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,15 +24,17 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from freshet.flows.edges import disk
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.generations import Generations, folder_of
 from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.view import CREATED, VERSION, View
 
 _T = TypeVar("_T")
-_FIRST_PART = "part-0.parquet"
+_FIRST_PART, _GENERATIONS = "part-0.parquet", "_generations.json"
 _READ_ATTEMPTS = 5
 
 
@@ -59,13 +62,58 @@ class OfflineStore:
         self.root, self._forms = root.absolute(), forms or {}
         self._run = uuid.uuid4().hex[:16]
         self._seq = itertools.count()
+        self._generations, self._read_at = Generations(), (0, 0)
+
+    @property
+    def generations(self) -> Generations:
+        """Which folder each view's rows are in. Raises `Unavailable` and, for a torn file, `Refused`."""
+        path = self.root / _GENERATIONS
+        try:
+            read_at = path.stat().st_mtime_ns, path.stat().st_ino
+            if read_at != self._read_at:
+                self._generations, self._read_at = Generations.model_validate_json(path.read_bytes()), read_at
+        except (FileNotFoundError, NotADirectoryError):
+            self._generations = Generations()
+        except OSError as error:
+            raise Unavailable(f"offline store at {self.root} cannot be read: {_reason(error)}") from error
+        except ValidationError as error:
+            hint = "bring the file back from a copy of the offline store"
+            raise Refused([Problem("offline store", str(path), "is torn", hint=hint)]) from error
+        return self._generations
+
+    def _folder(self, name: str) -> Path:
+        return self.root / self.generations.folder(name)
+
+    def folder(self, view: str) -> str:
+        """Return the name of a view's current folder, which stays this one's where the view's becomes another."""
+        return self.generations.folder(view)
+
+    def next_generation(self, view: str) -> int:
+        """Return the number that a view's next generation has."""
+        return self.generations.current.get(view, 0) + 1
+
+    def begin(self, view: str, generation: int, schema: pa.Schema) -> str:
+        """Make the empty folder of a generation that is not current, whatever is left of it; return its name."""
+        name = folder_of(view, generation)
+        assert name != self.folder(view), name
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        self.prepare(name, schema)
+        return name
+
+    def switch(self, generations: Mapping[str, int]) -> None:
+        """Make generations current, all at once; raises `Unavailable` when the disk refuses."""
+        content = self.generations.switched(generations).model_dump_json().encode()
+        try:
+            disk.replace(self.root / _GENERATIONS, lambda file: file.write(content))
+        except OSError as error:
+            raise Unavailable(f"offline store at {self.root} cannot be written: {_reason(error)}") from error
 
     def prepare(self, name: str, schema: pa.Schema) -> None:
         """Make the folder `name` with a part that has the schema and no rows; a second time changes nothing.
 
         Raises `Refused` if the folder cannot be written, or holds rows of another schema.
         """
-        first = self.root / name / _FIRST_PART
+        first = self._folder(name) / _FIRST_PART
         try:
             first.parent.mkdir(parents=True, exist_ok=True)
             if not first.exists():
@@ -95,9 +143,9 @@ class OfflineStore:
             return None
         part = f"part-{epoch:010d}-{self._run}-{next(self._seq):06d}.parquet"
         try:
-            self._write(self.root / name / _staged(part), table)
+            self._write(self._folder(name) / _staged(part), table)
         except OSError as error:
-            raise Unavailable(f"offline store at {self.root / name} cannot be written: {_reason(error)}") from error
+            raise Unavailable(f"offline store at {self._folder(name)} cannot be written: {_reason(error)}") from error
         return part
 
     def publish(self, parts: Mapping[str, Iterable[str]]) -> None:
@@ -106,7 +154,7 @@ class OfflineStore:
         Raises `Unavailable` for a part that is neither, and when the disk refuses.
         """
         for name, of_folder in parts.items():
-            folder = self.root / name
+            folder = self._folder(name)
             try:
                 for part in of_folder:
                     with contextlib.suppress(FileNotFoundError):  # published before a crash: told by the next line
@@ -126,16 +174,16 @@ class OfflineStore:
         count = 0
         for part in parts:
             try:
-                count += (self.root / name / part).stat().st_size
+                count += (self._folder(name) / part).stat().st_size
             except FileNotFoundError:
                 continue  # taken away since, as the validator will say
             except OSError as error:
-                raise Unavailable(f"offline store at {self.root / name} cannot be read: {_reason(error)}") from error
+                raise Unavailable(f"offline store at {self._folder(name)} cannot be read: {_reason(error)}") from error
         return count
 
     def discard_staged(self, name: str) -> int:
         """Delete what was staged in a folder, or half written, and never published; return how many files."""
-        left = [*(self.root / name).glob(_staged("part-*")), *(self.root / name).glob(".part-*.inprogress")]
+        left = [*(self._folder(name)).glob(_staged("part-*")), *(self._folder(name)).glob(".part-*.inprogress")]
         for file in left:
             file.unlink(missing_ok=True)
         return len(left)
@@ -150,15 +198,15 @@ class OfflineStore:
         tables, form = [], self._forms.get(name)
         for part in parts:
             try:
-                tables.append(_opened(self.root / name / part, lambda file: _formed(file, form, columns)))
+                tables.append(_opened(self._folder(name) / part, lambda file: _formed(file, form, columns)))
             except FileNotFoundError as error:
-                raise Unavailable(f"offline store part {self.root / name / part} is not there") from error
+                raise Unavailable(f"offline store part {self._folder(name) / part} is not there") from error
         return pa.concat_tables(tables)
 
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts, whoever made them; of a folder that is not there, none."""
         try:
-            names = os.listdir(self.root / name)  # noqa: PTH208  # a Path for each of a hundred thousand parts is slow
+            names = os.listdir(self._folder(name))  # noqa: PTH208  # a Path for each of a hundred thousand parts is slow
         except FileNotFoundError:
             return []
         return sorted(part for part in names if part.startswith("part-") and part.endswith(".parquet"))
@@ -166,7 +214,7 @@ class OfflineStore:
     def summary(self, name: str, part: str) -> PartSummary | None:
         """Return what a visible part's footer says, None if the part is gone; raises `Unavailable` for a torn one."""
         try:
-            found = _opened(self.root / name / part, lambda file: _summary(file.metadata, file.schema_arrow))
+            found = _opened(self._folder(name) / part, lambda file: _summary(file.metadata, file.schema_arrow))
         except FileNotFoundError:
             return None
         form = self._forms.get(name)
@@ -174,7 +222,7 @@ class OfflineStore:
 
     def is_staged(self, name: str, part: str) -> bool:
         """Say whether a part still waits to be published."""
-        return (self.root / name / _staged(part)).exists()
+        return (self._folder(name) / _staged(part)).exists()
 
     def read(self, name: str) -> pa.Table:
         """Return all rows, in every version.
@@ -193,7 +241,7 @@ class OfflineStore:
             for part, table in zip(parts, tables, strict=True):
                 _check(part, table.schema, tables[0].schema)
             return pa.concat_tables(tables)
-        raise Unavailable(f"offline store at {self.root / name} has no part that stays. Hint: run `freshet apply`")
+        raise Unavailable(f"offline store at {self._folder(name)} has no part that stays. Hint: run `freshet apply`")
 
     def matching(
         self, name: str, schema: pa.Schema, values: Mapping[str, Any], since: datetime | None = None
@@ -213,12 +261,12 @@ class OfflineStore:
             found.validate(full=True)
             tables = [_opened(part, lambda file: _formed(file, form)).filter(wanted) for part in others]
         except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, UnicodeDecodeError) as error:
-            raise Unavailable(f"offline store at {self.root / name} cannot be read: {error}") from error
+            raise Unavailable(f"offline store at {self._folder(name)} cannot be read: {error}") from error
         return pa.concat_tables([found, *tables])
 
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
-        return _final(self.read(view.name), view)
+        return last_versions(self.read(view.name), view)
 
     def newest(self, view: View) -> pa.Table:
         """Return each entity's newest final row, ordered by entity."""
@@ -236,11 +284,11 @@ class OfflineStore:
     def delete(self, name: str, parts: Iterable[str]) -> None:
         """Delete parts; one that is gone already is no matter."""
         for part in parts:
-            (self.root / name / part).unlink(missing_ok=True)
-        disk.sync(self.root / name)
+            (self._folder(name) / part).unlink(missing_ok=True)
+        disk.sync(self._folder(name))
 
     def _parts(self, name: str) -> list[Path]:
-        return [self.root / name / part for part in self.visible_parts(name)]
+        return [self._folder(name) / part for part in self.visible_parts(name)]
 
     def _write(self, part: Path, table: pa.Table) -> None:
         disk.replace(part, lambda file: pq.write_table(table, file), self._run)
@@ -254,6 +302,29 @@ class MemoryOfflineStore:
         self._visible: dict[str, dict[str, pa.Table]] = {}
         self._staged: dict[str, dict[str, pa.Table]] = {}
         self._seq = itertools.count()
+        self.generations = Generations()
+        """Which folder each view's rows are in."""
+
+    def folder(self, view: str) -> str:
+        """Return the name of a view's current folder, which stays this one's where the view's becomes another."""
+        return self.generations.folder(view)
+
+    def next_generation(self, view: str) -> int:
+        """Return the number that a view's next generation has."""
+        return self.generations.current.get(view, 0) + 1
+
+    def begin(self, view: str, generation: int, schema: pa.Schema) -> str:
+        """Make the empty folder of a generation that is not current, whatever is left of it; return its name."""
+        name = folder_of(view, generation)
+        assert name != self.folder(view), name
+        self._visible.pop(name, None)
+        self._staged.pop(name, None)
+        self.prepare(name, schema)
+        return name
+
+    def switch(self, generations: Mapping[str, int]) -> None:
+        """Make generations current, all at once."""
+        self.generations = self.generations.switched(generations)
 
     @property
     def names(self) -> list[str]:
@@ -262,9 +333,10 @@ class MemoryOfflineStore:
 
     def prepare(self, name: str, schema: pa.Schema) -> None:
         """Make the folder `name`; raises `Refused` if it holds rows of another schema."""
-        for part, table in self._visible.setdefault(name, {_FIRST_PART: schema.empty_table()}).items():
+        folder = self.folder(name)
+        for part, table in self._visible.setdefault(folder, {_FIRST_PART: schema.empty_table()}).items():
             _check(Path(name) / part, table.schema, schema, self.forms.get(name))
-        self._staged.setdefault(name, {})
+        self._staged.setdefault(folder, {})
 
     def append(self, name: str, table: pa.Table) -> str | None:
         """Keep a table's rows; return the name of the new part, or None if there are no rows."""
@@ -278,61 +350,64 @@ class MemoryOfflineStore:
         if table.num_rows == 0:
             return None
         part = f"part-{epoch:010d}-memory-{next(self._seq):06d}.parquet"
-        self._staged[name][part] = table
+        self._staged[self.folder(name)][part] = table
         return part
 
     def publish(self, parts: Mapping[str, Iterable[str]]) -> None:
         """Make staged parts visible, by folder; one that is visible already stays so."""
         for name, of_folder in parts.items():
             for part in of_folder:
-                table = self._staged[name].pop(part, None)
+                table = self._staged[self.folder(name)].pop(part, None)
                 if table is not None:
-                    self._visible[name][part] = table
-                elif part not in self._visible[name]:
+                    self._visible[self.folder(name)][part] = table
+                elif part not in self._visible[self.folder(name)]:
                     raise Unavailable(f"offline store part {name}/{part} is not there")
 
     def bytes_counts(self, parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
         """Return how large those of some parts, by folder, are that are visible, in memory."""
-        there = {name: [self._visible[name].get(part) for part in of_folder] for name, of_folder in parts.items()}
+        there = {
+            name: [self._visible[self.folder(name)].get(part) for part in of_folder]
+            for name, of_folder in parts.items()
+        }
         return {name: sum(table.nbytes for table in tables if table is not None) for name, tables in there.items()}
 
     def discard_staged(self, name: str) -> int:
         """Let go of what was staged in a folder and never published; return how many parts."""
-        count = len(self._staged[name])
-        self._staged[name] = {}
+        count = len(self._staged[self.folder(name)])
+        self._staged[self.folder(name)] = {}
         return count
 
     def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]:
         """Return the visible parts that were made after an epoch, each with its epoch, in that order."""
-        found = [(made, part) for part in self._visible[name] if (made := epoch_of(part)) is not None]
+        found = [(made, part) for part in self._visible[self.folder(name)] if (made := epoch_of(part)) is not None]
         return sorted(pair for pair in found if pair[0] > epoch)
 
     def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of some parts, all their columns or some; raises `Unavailable` naming one that is gone."""
         try:
-            found = pa.concat_tables([self._formed(name, self._visible[name][part]) for part in parts])
+            found = pa.concat_tables([self._formed(name, self._visible[self.folder(name)][part]) for part in parts])
         except KeyError as error:
             raise Unavailable(f"offline store part {name}/{error.args[0]} is not there") from error
         return found if columns is None else found.select(list(columns))
 
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts; of a folder that is not there, none."""
-        return list(self._visible.get(name, ()))
+        return list(self._visible.get(self.folder(name), ()))
 
     def summary(self, name: str, part: str) -> PartSummary | None:
         """Return what a visible part's footer would say, None if the part is gone."""
-        table = self._visible[name].get(part)
+        table = self._visible[self.folder(name)].get(part)
         return None if table is None else _summary_of(self._formed(name, table))
 
     def is_staged(self, name: str, part: str) -> bool:
         """Say whether a part still waits to be published."""
-        return part in self._staged[name]
+        return part in self._staged[self.folder(name)]
 
     def read(self, name: str) -> pa.Table:
         """Return all rows, in every version."""
-        if name not in self._visible:
+        if self.folder(name) not in self._visible:
             raise Unavailable(f"offline store in memory has no {name}")
-        return pa.concat_tables(self._formed(name, table) for table in self._visible[name].values())
+        return pa.concat_tables(self._formed(name, table) for table in self._visible[self.folder(name)].values())
 
     def _formed(self, name: str, table: pa.Table) -> pa.Table:
         return self.forms[name].read(table) if name in self.forms else table
@@ -341,12 +416,12 @@ class MemoryOfflineStore:
         self, name: str, schema: pa.Schema, values: Mapping[str, Any], since: datetime | None = None
     ) -> pa.Table:
         """Return the rows whose columns have these values, in every version, from a time on."""
-        tables = [self._formed(name, table) for table in self._visible.get(name, {}).values()]
+        tables = [self._formed(name, table) for table in self._visible.get(self.folder(name), {}).values()]
         return pa.concat_tables([schema.empty_table(), *tables]).filter(_wanted(values, since))
 
     def final(self, view: View) -> pa.Table:
         """Return the final version of each row, ordered by entity and time."""
-        return _final(self.read(view.name), view)
+        return last_versions(self.read(view.name), view)
 
     def newest(self, view: View) -> pa.Table:
         """Return each entity's newest final row, ordered by entity."""
@@ -357,14 +432,14 @@ class MemoryOfflineStore:
         made = {part for _, part in self.parts_after(name, epoch)}
         return {
             part: table.num_rows
-            for part, table in self._visible[name].items()
+            for part, table in self._visible[self.folder(name)].items()
             if part not in made and table.num_rows and pc.max(table[column]).as_py() < older_than
         }
 
     def delete(self, name: str, parts: Iterable[str]) -> None:
         """Delete parts; one that is gone already is no matter."""
         for part in parts:
-            self._visible[name].pop(part, None)
+            self._visible[self.folder(name)].pop(part, None)
 
 
 def _wanted(values: Mapping[str, Any], since: datetime | None) -> pc.Expression:
@@ -398,7 +473,8 @@ def _staged(part: str) -> str:
     return f".{part}.staged"
 
 
-def _final(rows: pa.Table, view: View) -> pa.Table:
+def last_versions(rows: pa.Table, view: View) -> pa.Table:
+    """Return the final version of each row, ordered by entity and time."""
     return _last_of_each(rows, (*view.entity_names, EVENT_TIME), (VERSION, CREATED))
 
 
