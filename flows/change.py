@@ -104,7 +104,8 @@ class Asked:
     """A change that is asked for: the pipeline that is to be in force, and what it was declared by.
 
     `carried` has, for each view that is changed, by feature the name of the old one that means the same. `since_us`
-    says from when on history is made, None for as far back as the archive allows.
+    says from when on history is made, None for as far back as the archive allows. `is_same` says that it means the same
+    as what is in force, so that nobody who runs needs to be told.
     """
 
     pipeline: Pipeline
@@ -112,6 +113,7 @@ class Asked:
     declared: Declared
     carried: Mapping[str, Mapping[str, str]]
     since_us: int | None = None
+    is_same: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,13 @@ class Done:
 
 
 def change(places: Places, asked: Asked, *, patience: timedelta, shards_count: int) -> Done | None:
-    """Put a declaration in force; None if nothing ever ran under another one, so that it is by being written down.
+    """Put a declaration in force; None if nothing ran under another one, so that it is by being written down.
 
     Raises `Refused` where rows cannot be made from what is archived, or DuckDB makes them otherwise, or whoever holds
     the ledger does not let go of it within `patience`; then nothing has changed. Raises `Unavailable`.
     """
     ledger = places.ledger.read()
-    if ledger is None:
+    if ledger is None or (asked.is_same and ledger.pending is None and not _differs(asked, ledger)):
         places.applied.write(_following(places.applied.read(), asked.declared))
         return None
     if ledger.pending is not None:
@@ -186,6 +188,10 @@ def _following(applied: Applied | None, declared: Declared) -> Applied:
     if applied is None:
         return Applied(declared=declared)
     return applied if applied.declared == declared else applied.followed_by(declared)
+
+
+def _differs(asked: Asked, ledger: Ledger) -> bool:
+    return bool(changed_plans(asked.pipeline, ledger)) or ledger.views.keys() != asked.declared.views.keys()
 
 
 def changed_plans(pipeline: Pipeline, ledger: Ledger) -> tuple[ViewPlan, ...]:
@@ -259,7 +265,7 @@ def _decide(
     folders = {*kept, *map(archive_name, asked.contracts)}
     ledger = ledger.model_copy(
         update={
-            "views": {**views, **asked.declared.views},
+            "views": {**views, **{name: view.digest for name, view in asked.declared.views.items()}},
             "shards": {**{key: ledger.shards[key] for key in of_kept(ledger.shards)}, **marks},
             "snapshots": snapshots,
             "parts": {name: parts for name, parts in ledger.parts.items() if name in folders},

@@ -227,7 +227,7 @@ class Journal:
         digests = self._digests()
         for view, digest in ledger.views.items():
             if digests.get(view, digest) != digest:
-                hint = f"give the definitions `view: {view}_v2`: a new view beside the old one"
+                hint = "run `freshet apply`, which makes its rows anew and hands them over"
                 problems.append(Problem("feature view", view, "computes something else than its state", hint=hint))
         identity = self.places.states.identity()
         if identity != ledger.id and ledger.epoch and not self.rebuild:

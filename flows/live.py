@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
-from freshet.flows import materializer
+from freshet.flows import change, materializer
 from freshet.flows import settings as settings_
 from freshet.flows.committer import OffsetCommitter, Offsets
 from freshet.flows.edges import bytewax, kafka, log
@@ -45,7 +45,7 @@ from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.archived import ArchiveForm
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas import declaration
-from freshet.schemas.applied import Declared
+from freshet.schemas.applied import Declared, DeclaredView
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, StoreLost
 from freshet.schemas.event import Contract
@@ -90,12 +90,20 @@ class Workspace:
 
     def in_force(self) -> "Workspace | None":
         """Return the project as it was applied last; None if it never was. Raises `Refused` and `Unavailable`."""
-        found = AppliedFile(self.offline_root).read()
-        if found is None:
-            return None
-        if found.declared.text == self.declared.text:
+        files = AppliedFile(self.offline_root)
+        ledger = LedgerFile(self.offline_root).read()
+        if ledger is not None and ledger.pending is not None:  # decided, so it is
+            declared = files.declared(ledger.pending.declaration)
+        else:
+            applied = files.read()
+            declared = None if applied is None else applied.declared
+        return None if declared is None else self.of(declared)
+
+    def of(self, declared: Declared) -> "Workspace":
+        """Return the project as it was declared at another time; raises `Refused`."""
+        if declared.text == self.declared.text:
             return self
-        return self._of(self.project, self.settings, found.declared.place, found.declared.text)
+        return self._of(self.project, self.settings, declared.place, declared.text)
 
     @classmethod
     def _of(cls, project: Project, settings: Settings, place: str, text: str) -> "Workspace":
@@ -103,7 +111,7 @@ class Workspace:
         streams = {name for made in source.declaration.featureDefinitions for name in made.streams}
         contracts = project.contracts(streams)
         pipeline = project.with_references(compile_views(source, contracts), source)
-        views = {plan.view.name: plan.digest for plan in pipeline.plans}
+        views = {plan.view.name: DeclaredView.of(plan) for plan in pipeline.plans}
         return cls(project, source, contracts, pipeline, settings, Declared(place=place, text=text, views=views))
 
     @property
@@ -204,18 +212,15 @@ class OnlineFilled(Online, Protocol):
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order."""
 
-    def drop(self, view: View, features: Collection[str]) -> int:
-        """Delete what is stored of some features of a view; of all, its rows."""
+    def drop(self, view: View, features: Collection[str] | None) -> int:
+        """Delete what is stored of some features of a view; None for whole rows."""
 
 
-class OfflineParts(Offline, Parts, Protocol):
+class OfflineParts(Offline, Parts, change.Offline, Protocol):
     """An offline store with all that a run needs of it."""
 
     def prepare(self, name: str, schema: pa.Schema) -> None:
         """Make a folder."""
-
-    def newest(self, view: View) -> pa.Table:
-        """Return each entity's newest final row."""
 
     def bytes_counts(self, parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
         """Return how large those of some parts, by folder, are that are visible."""
@@ -233,6 +238,7 @@ class Outside:
     offline: OfflineParts
     ledger: LedgerStore
     states: States
+    applied: change.InForce
     now_us: Callable[[], int]
 
 
@@ -353,6 +359,7 @@ def assemble(
     for contract in contracts.values():  # else the first reject would end it
         outside.partitions_count(dead_letter_topic(contract.stream.topic))
     if settings.leads:
+        _complete(outside, pipeline)
         prepare(outside.offline, pipeline, contracts)
     snapshots = ThreadPoolExecutor(1, "snapshots")
     journal = Journal(
@@ -424,6 +431,23 @@ def assemble(
 
 def _ignore(_: object) -> None:
     """A future's outcome is told otherwise."""
+
+
+def _complete(outside: Outside, pipeline: Pipeline) -> None:
+    """Complete a change of the declaration that was decided, and whose maker ended before all knew of it."""
+    ledger = outside.ledger.read()
+    if ledger is None or ledger.pending is None:
+        return
+    outside.ledger.lock()
+    try:
+        places = change.Places(
+            outside.ledger, outside.states, outside.offline, lambda: outside.online, outside.applied,
+            lambda _: pipeline, outside.now_us,
+        )  # fmt: skip
+        LOG.warning("completing a change of the declaration that its `freshet apply` did not complete")
+        change.complete(places, pipeline, ledger)
+    finally:
+        outside.ledger.unlock()
 
 
 def _fill_if_lost(outside: Outside, pipeline: Pipeline, journal: Journal) -> None:
@@ -499,6 +523,7 @@ def connect(workspace: Workspace, run: Run, states: States) -> Outside:
         offline=offline,
         ledger=LedgerFile(offline.root),
         states=states,
+        applied=AppliedFile(offline.root),
         now_us=_now_us,
     )
 
@@ -511,6 +536,8 @@ class Materializer:
     metrics: Metrics
     workspace: Workspace
     lag: LagExporter | None = None
+    lets_go: bool = False
+    """Whether it ended because `freshet apply` needs the ledger."""
 
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
@@ -547,6 +574,10 @@ class Materializer:
                 told = trouble
             try:
                 self.live.check_online()
+                if self.live.settings.leads and AppliedFile(self.workspace.offline_root).is_ledger_asked_for():
+                    LOG.info("letting go of the ledger: another declaration is being applied")
+                    self.lets_go = True
+                    self.live.stop.request()
                 if self.live.settings.leads and time.monotonic() >= expire_at:
                     expire_at = time.monotonic() + _EXPIRY.total_seconds()
                     self._expire()

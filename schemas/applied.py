@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from freshet.schemas.plan import ViewPlan
+
 FORMAT = 1
 """Of all that is written here; another one is refused."""
 
@@ -19,12 +21,29 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class DeclaredView(_Record):
+    """A view as it was declared: what it computes, as `ViewPlan.digest` has it, and where its rows stand online.
+
+    That is told by the entity's columns, each with its type, and the features, each with its dtype.
+    """
+
+    digest: str
+    entity: Mapping[str, str] = {}
+    features: Mapping[str, str] = {}
+
+    @classmethod
+    def of(cls, plan: ViewPlan) -> "DeclaredView":
+        """Return what is to be remembered of a view."""
+        entity = {column.name: str(column.type) for column in plan.view.entity}
+        return cls(digest=plan.digest, entity=entity, features={one.name: one.dtype.name for one in plan.view.features})
+
+
 class Declared(_Record):
-    """A declaration as it was written in a file, and what each view of it computes, as a digest (`ViewPlan.digest`)."""
+    """A declaration as it was written in a file, and its views."""
 
     place: str
     text: str
-    views: Mapping[str, str]
+    views: Mapping[str, DeclaredView]
 
     @property
     def id(self) -> str:
@@ -37,11 +56,15 @@ class Declared(_Record):
 
 
 class Applied(_Record):
-    """The declaration in force, and the ids of those that were before it, oldest first, each where it was last."""
+    """The declaration in force, and the ids of those that were before it, oldest first, each where it was last.
+
+    `leftovers` are those of which fields may stand online that nobody reads any more.
+    """
 
     format: int = FORMAT
     declared: Declared
     earlier: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
 
     def followed_by(self, declared: Declared) -> "Applied":
         """Return what is in force once another declaration is.
@@ -50,5 +73,8 @@ class Applied(_Record):
         >>> Applied(declared=a).followed_by(b).followed_by(a).earlier == (b.id,)
         True
         """
-        before = [*self.earlier, self.declared.id]
-        return Applied(declared=declared, earlier=tuple(dict.fromkeys(one for one in before if one != declared.id)))
+
+        def others(ids: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(one for one in (*ids, self.declared.id) if one != declared.id))
+
+        return Applied(declared=declared, earlier=others(self.earlier), leftovers=others(self.leftovers))

@@ -54,11 +54,12 @@ class Layout:
         """The glob that this view's keys match, among them keys of projects whose names end alike."""
         return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", self.prefix) + b"*" + self.project
 
-    def fields_of(self, features: Collection[str]) -> tuple[bytes, ...]:
-        """Return the fields of some of the view's features; of all of them, the row's own beside."""
+    def fields_of(self, features: Collection[str] | None) -> tuple[bytes, ...]:
+        """Return the fields of some of the view's features, None for the whole row."""
+        if features is None:
+            return self.fields
         names = [feature.name for feature in self.view.features]
-        found = tuple(field for name, field in zip(names, self.fields[2:], strict=True) if name in features)
-        return self.fields if len(found) == len(names) else found
+        return tuple(field for name, field in zip(names, self.fields[2:], strict=True) if name in features)
 
     def commands(self, rows: pa.Table) -> Iterator[tuple[bytes, ...]]:
         """For each row its key, then fields and values in turns, then what the script is told of ttls."""

@@ -19,10 +19,12 @@ import socket
 import sys
 import threading
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import NoReturn
 
 from freshet.flows.edges import bytewax, log
+from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.live import Run, Workspace, open_live
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import FreshetError, StoreLost
@@ -30,6 +32,8 @@ from freshet.scripts.cli import complain, wrong_use
 from freshet.scripts.cluster import GRACE_S, START_AGAIN, UNAVAILABLE, Cluster
 
 LOG = logging.getLogger("freshet")
+
+_LOOK_AGAIN = timedelta(milliseconds=50)
 
 _OF_MATERIALIZER = ("processes", "until_end", "rebuild", "accept_gap")
 
@@ -64,10 +68,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     if words.process == "server":
         return _serve(words, settings)
     if words.processes is not None and words.processes > 1:
-        Workspace.applied(settings)  # what can be refused is refused once
-        while (code := Cluster.of_flow(words.processes, words.workers or 1).wait()) == START_AGAIN:
-            pass
-        return code
+        return _run_all(words, settings)
     if words.leashed:
         threading.Thread(target=_end_with_input, name="leash", daemon=True).start()
     if words.metrics:
@@ -84,6 +85,15 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     if code or place.addresses:
         _end(code)
     return 0
+
+
+def _run_all(words: argparse.Namespace, settings: Settings) -> int:
+    """Run the processes of one flow until stopped."""
+    workspace = Workspace.applied(settings)  # what can be refused is refused once
+    while (code := Cluster.of_flow(words.processes, words.workers or 1).wait()) == START_AGAIN:
+        if not _applied(workspace):
+            return 0
+    return code
 
 
 def _validate(words: argparse.Namespace, settings: Settings) -> int:
@@ -127,16 +137,30 @@ def _serve(words: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run(settings: Settings, run: Run) -> int:
-    """Run, again whenever the online store has lost its rows: the next run fills it before it goes on."""
+    """Run, again whenever the online store has lost its rows, and whenever another declaration was applied."""
     while True:
+        opened = open_live(Workspace.applied(settings), run)
         try:
-            open_live(Workspace.applied(settings), run).run()
+            opened.run()
         except StoreLost as error:
             LOG.warning("%s", error)
-            if run.place.addresses:
-                return START_AGAIN
         else:
+            if not opened.lets_go:
+                return 0
+        if run.place.addresses:
+            return START_AGAIN
+        if opened.lets_go and not _applied(opened.workspace):
             return 0
+
+
+def _applied(workspace: Workspace) -> bool:
+    """Wait until nobody who applies a declaration needs the ledger; say whether to go on, which a signal may forbid."""
+    files, stop = AppliedFile(workspace.offline_root), bytewax.Stop()
+    with stop.on_signals():
+        while files.is_ledger_asked_for():
+            if stop.wait(_LOOK_AGAIN):
+                return False
+    return True
 
 
 def _end_at_once_with_defects() -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import AwareDatetime
 
+from freshet.flows.edges.applied import MemoryApplied
 from freshet.flows.edges.bytewax import Place, Stop
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.metrics import Metrics
@@ -159,6 +160,7 @@ class World:
         self.log = MemoryLog(lambda: self.now_us // 1000)
         self.log.create_topics({STREAM: self.partitions_count, f"{STREAM}.dlq": self.partitions_count})
         self.offline, self.ledger, self.states = MemoryOfflineStore(), MemoryLedger(), MemoryRecovery()
+        self.applied = MemoryApplied()
         self.online = MemoryOnlineStore("simulated", GIVEN.pipeline.views)
         self.letters: list[tuple[int, int, str]] = []
         self.sent: list[tuple[int, int, str]] = []
@@ -246,6 +248,7 @@ class World:
             offline=touched("offline", self.offline),
             ledger=touched("ledger", self.ledger),
             states=touched("states", self.states),
+            applied=touched("applied", self.applied),
             now_us=self.clock,
         )
 

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,15 @@ _ENTITY_TYPES = {
 }
 
 
-def repo_objects(project: str, views: Sequence[View], offline_root: Path) -> list[Any]:
-    """Return the Feast objects that the views are: what `feast apply` registers.
+def repo_objects(project: str, views: Sequence[View], folder_of: Callable[[str], Path]) -> list[Any]:
+    """Return the Feast objects that the views are: what `feast apply` registers; `folder_of` has each view's files.
 
     A view becomes a plain feature view on a push source, whose batch source is the view's parquet folder; each join key
     becomes an entity; one feature service, named like the project, serves everything. Every column is declared, so
     Feast reads no data to infer it. Raises `Refused` if two views give one entity two types.
     """
     entities = _entities(views)
-    made = [_feature_view(view, [entities[name] for name in view.entity_names], offline_root) for view in views]
+    made = [_feature_view(view, [entities[name] for name in view.entity_names], folder_of(view.name)) for view in views]
     return [Project(name=project), *entities.values(), *made, FeatureService(name=project, features=made)]
 
 
@@ -78,12 +78,10 @@ def _entities(views: Sequence[View]) -> dict[str, Entity]:
     }
 
 
-def _feature_view(view: View, entities: Sequence[Entity], offline_root: Path) -> FeatureView:
+def _feature_view(view: View, entities: Sequence[Entity], folder: Path) -> FeatureView:
     files = FileSource(
         name=f"{view.name}_files",
-        path=str(
-            offline_root.absolute() / view.name
-        ),  # DuckDB and Dask resolve a relative path against different places
+        path=str(folder.absolute()),  # DuckDB and Dask resolve a relative path against different places
         file_format=ParquetFormat(),  # without it DuckDB cannot read a directory
         timestamp_field=EVENT_TIME,
         created_timestamp_column=CREATED,
@@ -199,8 +197,8 @@ class FeastClient:
     Feast raises is `Unavailable`; a registry of another user is `Refused`.
     """
 
-    def __init__(self, config: Mapping[str, Any], offline_root: Path, patience_s: float = 10.0) -> None:
-        self._offline_root, self._registry = offline_root, Path(config["registry"]["path"])
+    def __init__(self, config: Mapping[str, Any], folder_of: Callable[[str], Path], patience_s: float = 10.0) -> None:
+        self._folder_of, self._registry = folder_of, Path(config["registry"]["path"])
         self._config = {**config, "online_store": _impatient(config["online_store"], patience_s)}
         import feast.infra.offline_stores.duckdb  # noqa: F401, PLC0415  # else Feast does, at the first question
 
@@ -208,7 +206,7 @@ class FeastClient:
         """Return every entry of a view as it is declared and as it is registered; a view may be not there at all."""
         with _asked_of_feast(f"read the registration of {view.name}"):
             store = open_store(self._config)
-            declared = _entries(_feature_view(view, [*_entities([view]).values()], self._offline_root))
+            declared = _entries(_feature_view(view, [*_entities([view]).values()], self._folder_of(view.name)))
             try:
                 registered = _entries(store.get_feature_view(view.name))
             except FeatureViewNotFoundException:
@@ -356,7 +354,7 @@ class FeastOnlineStore:
         """Return what is stored for each entity, in order, None where the view has no row."""
         return read_online(self._store, view, entities)
 
-    def drop(self, view: View, features: Collection[str]) -> int:
+    def drop(self, view: View, features: Collection[str] | None) -> int:
         """Delete nothing: Feast can delete whole views only, and does so when the registry loses them."""
         del view, features
         return 0

@@ -81,7 +81,8 @@ class OfflineStore:
             raise Refused([Problem("offline store", str(path), "is torn", hint=hint)]) from error
         return self._generations
 
-    def _folder(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Return where a view's rows, or a stream's events, are by now."""
         return self.root / self.generations.folder(name)
 
     def folder(self, view: str) -> str:
@@ -113,7 +114,7 @@ class OfflineStore:
 
         Raises `Refused` if the folder cannot be written, or holds rows of another schema.
         """
-        first = self._folder(name) / _FIRST_PART
+        first = self.path(name) / _FIRST_PART
         try:
             first.parent.mkdir(parents=True, exist_ok=True)
             if not first.exists():
@@ -143,9 +144,9 @@ class OfflineStore:
             return None
         part = f"part-{epoch:010d}-{self._run}-{next(self._seq):06d}.parquet"
         try:
-            self._write(self._folder(name) / _staged(part), table)
+            self._write(self.path(name) / _staged(part), table)
         except OSError as error:
-            raise Unavailable(f"offline store at {self._folder(name)} cannot be written: {_reason(error)}") from error
+            raise Unavailable(f"offline store at {self.path(name)} cannot be written: {_reason(error)}") from error
         return part
 
     def publish(self, parts: Mapping[str, Iterable[str]]) -> None:
@@ -154,7 +155,7 @@ class OfflineStore:
         Raises `Unavailable` for a part that is neither, and when the disk refuses.
         """
         for name, of_folder in parts.items():
-            folder = self._folder(name)
+            folder = self.path(name)
             try:
                 for part in of_folder:
                     with contextlib.suppress(FileNotFoundError):  # published before a crash: told by the next line
@@ -174,16 +175,16 @@ class OfflineStore:
         count = 0
         for part in parts:
             try:
-                count += (self._folder(name) / part).stat().st_size
+                count += (self.path(name) / part).stat().st_size
             except FileNotFoundError:
                 continue  # taken away since, as the validator will say
             except OSError as error:
-                raise Unavailable(f"offline store at {self._folder(name)} cannot be read: {_reason(error)}") from error
+                raise Unavailable(f"offline store at {self.path(name)} cannot be read: {_reason(error)}") from error
         return count
 
     def discard_staged(self, name: str) -> int:
         """Delete what was staged in a folder, or half written, and never published; return how many files."""
-        left = [*(self._folder(name)).glob(_staged("part-*")), *(self._folder(name)).glob(".part-*.inprogress")]
+        left = [*(self.path(name)).glob(_staged("part-*")), *(self.path(name)).glob(".part-*.inprogress")]
         for file in left:
             file.unlink(missing_ok=True)
         return len(left)
@@ -198,15 +199,15 @@ class OfflineStore:
         tables, form = [], self._forms.get(name)
         for part in parts:
             try:
-                tables.append(_opened(self._folder(name) / part, lambda file: _formed(file, form, columns)))
+                tables.append(_opened(self.path(name) / part, lambda file: _formed(file, form, columns)))
             except FileNotFoundError as error:
-                raise Unavailable(f"offline store part {self._folder(name) / part} is not there") from error
+                raise Unavailable(f"offline store part {self.path(name) / part} is not there") from error
         return pa.concat_tables(tables)
 
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts, whoever made them; of a folder that is not there, none."""
         try:
-            names = os.listdir(self._folder(name))  # noqa: PTH208  # a Path for each of a hundred thousand parts is slow
+            names = os.listdir(self.path(name))  # noqa: PTH208  # a Path for each of a hundred thousand parts is slow
         except FileNotFoundError:
             return []
         return sorted(part for part in names if part.startswith("part-") and part.endswith(".parquet"))
@@ -214,7 +215,7 @@ class OfflineStore:
     def summary(self, name: str, part: str) -> PartSummary | None:
         """Return what a visible part's footer says, None if the part is gone; raises `Unavailable` for a torn one."""
         try:
-            found = _opened(self._folder(name) / part, lambda file: _summary(file.metadata, file.schema_arrow))
+            found = _opened(self.path(name) / part, lambda file: _summary(file.metadata, file.schema_arrow))
         except FileNotFoundError:
             return None
         form = self._forms.get(name)
@@ -222,7 +223,7 @@ class OfflineStore:
 
     def is_staged(self, name: str, part: str) -> bool:
         """Say whether a part still waits to be published."""
-        return (self._folder(name) / _staged(part)).exists()
+        return (self.path(name) / _staged(part)).exists()
 
     def read(self, name: str) -> pa.Table:
         """Return all rows, in every version.
@@ -241,7 +242,7 @@ class OfflineStore:
             for part, table in zip(parts, tables, strict=True):
                 _check(part, table.schema, tables[0].schema)
             return pa.concat_tables(tables)
-        raise Unavailable(f"offline store at {self._folder(name)} has no part that stays. Hint: run `freshet apply`")
+        raise Unavailable(f"offline store at {self.path(name)} has no part that stays. Hint: run `freshet apply`")
 
     def matching(
         self, name: str, schema: pa.Schema, values: Mapping[str, Any], since: datetime | None = None
@@ -261,7 +262,7 @@ class OfflineStore:
             found.validate(full=True)
             tables = [_opened(part, lambda file: _formed(file, form)).filter(wanted) for part in others]
         except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, UnicodeDecodeError) as error:
-            raise Unavailable(f"offline store at {self._folder(name)} cannot be read: {error}") from error
+            raise Unavailable(f"offline store at {self.path(name)} cannot be read: {error}") from error
         return pa.concat_tables([found, *tables])
 
     def final(self, view: View) -> pa.Table:
@@ -284,11 +285,11 @@ class OfflineStore:
     def delete(self, name: str, parts: Iterable[str]) -> None:
         """Delete parts; one that is gone already is no matter."""
         for part in parts:
-            (self._folder(name) / part).unlink(missing_ok=True)
-        disk.sync(self._folder(name))
+            (self.path(name) / part).unlink(missing_ok=True)
+        disk.sync(self.path(name))
 
     def _parts(self, name: str) -> list[Path]:
-        return [self._folder(name) / part for part in self.visible_parts(name)]
+        return [self.path(name) / part for part in self.visible_parts(name)]
 
     def _write(self, part: Path, table: pa.Table) -> None:
         disk.replace(part, lambda file: pq.write_table(table, file), self._run)

@@ -274,8 +274,8 @@ class OnlineStore:
                 given, keys = given | keys, set()
         yield keys
 
-    def drop(self, view: View, features: Collection[str]) -> int:
-        """Delete what is stored of some features of a view that no longer has them, of every entity; of all, its rows.
+    def drop(self, view: View, features: Collection[str] | None) -> int:
+        """Delete what is stored of features that a view no longer has, of every entity; None for whole rows.
 
         Returns of how many entities something was deleted; raises `Unavailable`.
         """
@@ -526,8 +526,8 @@ class MemoryOnlineStore:
         ]
         return layout.entities(layout.ordered(keys, seed)[:size])
 
-    def drop(self, view: View, features: Collection[str]) -> int:
-        """Delete what is stored of some features of a view, of every entity; of all, its rows."""
+    def drop(self, view: View, features: Collection[str] | None) -> int:
+        """Delete what is stored of some features of a view, of every entity; None for whole rows."""
         layout, count = layouts(self._project, [view])[view.name], 0
         for key in [*self._hashes]:
             stored, fields = self._hash(key), layout.fields_of(features)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from freshet.flows.edges.applied import AppliedFile, MemoryApplied
-from freshet.schemas.applied import Applied, Declared
+from freshet.schemas.applied import Applied, Declared, DeclaredView
 from freshet.schemas.errors import Refused
 
-OLD, NEW = (Declared(place="features.yaml", text=text, views={"by_user": text}) for text in ("old", "new"))
+OLD, NEW = (
+    Declared(place="features.yaml", text=text, views={"by_user": DeclaredView(digest=text)}) for text in ("old", "new")
+)
 
 _HOLD = """
 import sys
@@ -35,7 +37,7 @@ def test_what_was_applied_last_is_in_force(applied: AppliedFile | MemoryApplied)
     applied.write(Applied(declared=OLD))
     applied.write(Applied(declared=OLD).followed_by(NEW))
 
-    assert applied.read() == Applied(declared=NEW, earlier=(OLD.id,))
+    assert applied.read() == Applied(declared=NEW, earlier=(OLD.id,), leftovers=(OLD.id,))
 
 
 def test_every_declaration_that_was_ever_in_force_is_kept(applied: AppliedFile | MemoryApplied) -> None:

@@ -102,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(folder: Path, online_url: str) -> dict[str, Any]:
     made = store_config(PROJECT, online_url.replace("/0", "/1"), folder / "state" / "registry.db")
-    feast.apply(made, feast.repo_objects(PROJECT, VIEWS, folder / "offline"))
+    feast.apply(made, feast.repo_objects(PROJECT, VIEWS, (folder / "offline").joinpath))
     return made
 
 
@@ -258,7 +258,7 @@ def test_history_is_read_from_our_folder(
 
 
 def test_applying_twice_changes_nothing_and_leaves_one_registry_file(config: dict[str, Any], folder: Path) -> None:
-    objects = feast.repo_objects(PROJECT, VIEWS, folder / "offline")
+    objects = feast.repo_objects(PROJECT, VIEWS, (folder / "offline").joinpath)
 
     feast.apply(config, objects)
 
@@ -272,11 +272,13 @@ def test_applying_twice_changes_nothing_and_leaves_one_registry_file(config: dic
 
 def test_views_no_longer_declared_leave_and_the_users_own_stay(tmp_path: Path) -> None:
     config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
-    (_, _, theirs, _) = feast.repo_objects(PROJECT, [View("theirs", ("orders",), BY_LONG.entity, FEATURES)], tmp_path)
+    (_, _, theirs, _) = feast.repo_objects(
+        PROJECT, [View("theirs", ("orders",), BY_LONG.entity, FEATURES)], tmp_path.joinpath
+    )
     theirs.tags = {}
-    feast.apply(config, [*feast.repo_objects(PROJECT, [BY_TEXT, BY_LONG], tmp_path), theirs])
+    feast.apply(config, [*feast.repo_objects(PROJECT, [BY_TEXT, BY_LONG], tmp_path.joinpath), theirs])
 
-    feast.apply(config, feast.repo_objects(PROJECT, [BY_LONG], tmp_path))
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_LONG], tmp_path.joinpath))
 
     store = feast.open_store(config)
     assert {view.name for view in store.list_feature_views()} == {"by_long", "theirs"}
@@ -289,20 +291,20 @@ def test_a_torn_or_missing_registry_is_named(tmp_path: Path) -> None:
     config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
     with pytest.raises(Unavailable, match=r"registry.db is not there"):
         feast.open_store(config)
-    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path.joinpath))
     whole = (tmp_path / "registry.db").read_bytes()
     (tmp_path / "registry.db").write_bytes(whole[: len(whole) // 2])
 
     with pytest.raises(Unavailable, match=r"registry.db cannot be read"):
         feast.open_store(config)
     with pytest.raises(Unavailable, match=r"registry.db cannot be read"):
-        feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
+        feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path.joinpath))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_registry_of_another_user_is_refused(tmp_path: Path) -> None:
     config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
-    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path.joinpath))
     os.chown(tmp_path / "registry.db", 12345, -1)
 
     with pytest.raises(Refused, match="belongs to another user; got uid 12345"):
@@ -313,7 +315,7 @@ def test_one_entity_of_two_types_is_refused(tmp_path: Path) -> None:
     other = View("other", ("orders",), (pa.field("user", pa.int64()),), FEATURES)
 
     with pytest.raises(Refused, match='entity "user" has two types'):
-        feast.repo_objects(PROJECT, [BY_TEXT, other], tmp_path)
+        feast.repo_objects(PROJECT, [BY_TEXT, other], tmp_path.joinpath)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ def test_any_password_reaches_redis_as_it_was(tmp_path: Path, online_url: str, p
 
         read = load_repo_config(tmp_path, tmp_path / "feature_store.yaml")
 
-        feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
+        feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path.joinpath))
         store = FeatureStore(config=read)
         assert feast.read_online(store, BY_TEXT, [("ada",)]) == [None]
         assert (tmp_path / "feature_store.yaml").stat().st_mode & 0o777 == 0o600
@@ -386,7 +388,7 @@ def test_feast_apply_collects_the_objects_from_definitions_py(
         "from freshet.schemas.dtypes import DTYPES\n"
         "from freshet.schemas.view import Feature, View\n"
         'views = [View("by_user", ("s",), (pa.field("user", pa.string()),), (Feature("n", DTYPES["int64"], "1"),))]\n'
-        'objects = repo_objects("shop", views, Path("offline"))\n'
+        'objects = repo_objects("shop", views, Path("offline").joinpath)\n'
         'globals().update({f"{type(made).__name__}_{made.name}": made for made in objects})\n'
     )
 
@@ -401,7 +403,7 @@ def test_feast_apply_collects_the_objects_from_definitions_py(
 @pytest.fixture
 def sqlite(tmp_path: Path) -> FeatureStore:
     config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
-    feast.apply(config, feast.repo_objects(PROJECT, VIEWS, tmp_path / "offline"))
+    feast.apply(config, feast.repo_objects(PROJECT, VIEWS, (tmp_path / "offline").joinpath))
     return feast.open_store(config)
 
 

@@ -66,10 +66,12 @@ def on_real_parts(online_url: str, folder: Path) -> Project:
     config = store_config("shop", url, folder / "registry" / "registry.db")
 
     def register(views: Sequence[View]) -> None:
-        feast.apply(config, feast.repo_objects("shop", views, folder))
+        feast.apply(config, feast.repo_objects("shop", views, folder.joinpath))
 
     register([VIEW])
-    return Project(OnlineStore(url, "shop", [VIEW]), OfflineStore(folder), feast.FeastClient(config, folder), register)
+    return Project(
+        OnlineStore(url, "shop", [VIEW]), OfflineStore(folder), feast.FeastClient(config, folder.joinpath), register
+    )
 
 
 def in_memory() -> Project:
