@@ -61,7 +61,9 @@ class StatusReader:
         self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
         letters = self._asked_of_kafka(self._dead_letters) or {}
         ledger = LedgerFile(self.workspace.offline_root)
-        found = self._asked("offline store", str(self.workspace.offline_root), ledger.read)
+        found, declaration = self._asked(
+            "offline store", str(self.workspace.offline_root), lambda: (ledger.read(), self.workspace.status())
+        ) or (None, None)
         written_at_s = None if found is None else ledger.written_at_s()
         streams = [
             self._stream(name, before, now, ages_s, letters.get(contract.stream.topic))
@@ -87,6 +89,7 @@ class StatusReader:
             epoch=None if found is None else found.epoch,
             rejects=_whole(by_label(now.samples, "freshet_rejects_total", "reason")) if now.samples else None,
             validated_age_s=now.at_s - validated_s if validated_s else None,
+            declaration=declaration,
         )
 
     def _seen(self) -> _Look:
