@@ -58,6 +58,15 @@ def knock(address: str, limit_s: float = 10.0) -> str:
     return ""
 
 
+def risen(before: Samples, now: Samples) -> Samples:
+    """Return by how much each counter has risen between two scrapes; one that fell has begun anew, at 0.
+
+    >>> risen({("rows", ()): 5.0, ("bytes", ()): 9.0}, {("rows", ()): 7.0, ("bytes", ()): 2.0})
+    {('rows', ()): 2.0, ('bytes', ()): 2.0}
+    """
+    return {key: value - was if (was := before.get(key, 0.0)) <= value else value for key, value in now.items()}
+
+
 def total(samples: Samples, name: str, **labels: str) -> float:
     """Return a metric's value, summed up over all labels that are not given."""
     wanted = set(labels.items())

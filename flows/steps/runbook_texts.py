@@ -34,6 +34,8 @@ FRESHET_METRICS_ADDRESS upwards: `curl -s localhost:9306/healthz`):
   then has to be started again, after what it waited for. Its log says why it ended; FreshetMaterializerDead.md goes
   by it.""",
     "other_parts": """\
+- **a part is UNWELL**: It answers, and says itself what it waits for, or what fails. Where that is a part that is ok
+  here, it reaches that one at another address or with other credentials than you.
 - **`kafka` is DOWN**: Kafka does not answer at the address shown. Start it, or mend the network or credentials. With
   `no leader for …` it does, but the broker that leads these partitions is away; until it is back nothing is known of
   the topic's other partitions either.
@@ -307,7 +309,7 @@ The first table says of each part whether it answers, and if not, why. The third
 - **the view is lagging**: Go on with FreshetLag.md.
 - **the view is fresh, idle or BREACHED, nothing waits, and there was an outage within the hour**: That was it, and it
   is over: BREACHED means that too many looks were late, not that one is. There is nothing to do: silence
-  this alert for half an hour in Alertmanager. (`p99` counts all rows since the materializer was started.)
+  this alert for half an hour in Alertmanager.
 - **the view is fresh, idle or BREACHED, without one**: It comes and goes. Look on the dashboard when: at bursts (more
   threads), at restarts (fewer deploys), or at the same time as something else on that machine.
 
