@@ -245,6 +245,10 @@ def test_a_cause_silences_its_consequences_and_nothing_else(
         "many errors": {"alertname": "FreshetServerErrors", "severity": "page", **here_too, "endpoint": "features"},
         "some errors": {"alertname": "FreshetServerErrors", "severity": "ticket", **here_too, "endpoint": "events"},
         "slow": {"alertname": "FreshetOnlineLatency", "severity": "page", **here_too},
+        "ended": {"alertname": "FreshetMaterializerDead", "severity": "page", "project": "third"},
+        "unknown, too": {"alertname": "FreshetLagUnknown", "severity": "page", "project": "third"},
+        "failing, too": {"alertname": "FreshetValidatorFailing", "severity": "page", "project": "third"},
+        "wrong, too": {"alertname": "FreshetSkew", "severity": "page", "project": "third", "cause": "value_mismatch"},
     }
     with running(alertmanager, tmp_path / "alertmanager.yml") as address:
         assert answer(f"http://{address}/api/v2/alerts", [{"labels": labels} for labels in firing.values()]) is not None
@@ -254,5 +258,5 @@ def test_a_cause_silences_its_consequences_and_nothing_else(
             return {name for name, labels in firing.items() if labels in [one["labels"] for one in found]}
 
         until(lambda: told("") == {*firing})
-        silenced = {"late", "stale", "some rejects", "served old", "slow"}
+        silenced = {"late", "stale", "some rejects", "served old", "slow", "unknown, too", "failing, too"}
         assert {*firing} - told("inhibited=false") == silenced

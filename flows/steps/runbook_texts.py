@@ -10,9 +10,10 @@ from freshet.schemas.finding import Cause
 
 PARTS: Mapping[str, str] = {
     "aftermath": """\
-What was held back may page then, for what is over: FreshetSkew (`stale_online`) for about five minutes,
-FreshetFreshnessBurnsFast for half an hour; there is nothing to do about either. `freshet status` calls views BREACHED
-until both end.""",
+What was held back may alert then, for what is over: FreshetSkew (`stale_online`) for about ten minutes,
+FreshetFreshnessBurnsFast for half an hour, FreshetFreshnessBurnsSlowly (a ticket) for two hours, after a long outage
+for six; there is nothing to do about any of them. `freshet status` calls views BREACHED for the first five minutes: as
+long as the validator has the finding open that FreshetSkew tells of.""",
     "where": """\
 Commands are run in the project's folder, with the settings of its processes. Why a process ended is said by the last
 line of its log that begins with `freshet:`; of one that was killed there is none.
@@ -133,7 +134,7 @@ is true of three of eight partitions; `freshet status --json` has every one unde
 
 ## Verify
 
-`freshet status --watch` shows the stream as `ok`, and `waiting` falling.
+`freshet status --watch` shows the stream as `ok`, and `waiting` falling. The alert ends a scrape later. {aftermath}
 """,
     "FreshetStalled": """\
 ## Meaning
@@ -171,7 +172,7 @@ An open transaction is ended by its producer, or by Kafka after `transaction.max
 
 ## Verify
 
-`freshet status --watch` shows the stream as `ok`, and `waiting` falling.
+`freshet status --watch` shows the stream as `ok`, and `waiting` falling. The alert ends a scrape later. {aftermath}
 """,
     "FreshetRewound": """\
 ## Meaning
@@ -346,6 +347,7 @@ Then look on the view's dashboard when looks were late: `freshet_freshness_burn_
 
 - **at bursts of events**: More threads or processes: see below.
 - **at each deploy or restart**: Restarts take longer than the target: deploy less often, or allow for it.
+- **in an outage that is over**: It is counted still, for two hours, or for six if it was long: there is nothing to do.
 - **all the time, a little**: The target is tighter than FRESHET_EPOCH, or what the machine gives: a row is counted as
   late only once it waits longer than both. Declare what is needed.
 
@@ -399,8 +401,9 @@ run while everything else does.
 
 ## Verify
 
-`freshet check` says `ok`; it may take a minute. The alert ends once the check has held for FRESHET_QUIET (a minute);
-one of `freshness_is_within_objective` some five minutes after the last late look.
+`freshet check` says `ok`; it may take a minute. The finding is over, and no longer on the screen of `freshet status`,
+once the check has held for FRESHET_QUIET (a minute); one of `freshness_is_within_objective` some five minutes after the
+last late look. The alert ends five minutes later, so that what comes back meanwhile is not another page.
 """,
     "FreshetRejects": """\
 ## Meaning
@@ -613,7 +616,8 @@ says why: the last line that begins with `freshet:`; what is above (of a panic, 
 
 ## Verify
 
-`freshet status` shows `materializer` as ok, and `waiting` falling. The alert ends at the next scrape. {aftermath}
+`freshet status` shows `materializer` as ok, and `waiting` falling. The alert ends at the next scrape. If Kafka was
+away, see that the producers send again: `last event` is seconds ago (else FreshetSilent.md). {aftermath}
 """,
     "FreshetValidatorDead": """\
 ## Meaning
@@ -955,9 +959,10 @@ CAUSES: Mapping[Cause, str] = {
     Cause.VALUE_MISMATCH: """\
 Both stores have one version of a row with different values; or both differ from what the declared SQL makes of the
 archived events; or a value is not as `expect:` says.
-If the evidence has an online and an offline value, somebody else wrote online: find the writer, then
-`freshet repair`. If the check is one of `expect:`, look at the events of the entity: the producers' data changed, or
-the limit is wrong. Else the rows themselves were made wrong: keep the evidence, train no model on them, move the
+First run `freshet check` again after two minutes: a mismatch that is gone, and stays away in one more, was of a race.
+If it is there still, and the evidence has an online and an offline value, somebody else wrote online: find the writer,
+then `freshet repair`. If the check is one of `expect:`, look at the events of the entity: the producers' data changed,
+or the limit is wrong. Else the rows themselves were made wrong: keep the evidence, train no model on them, move the
 recovery folder aside and start `freshet run materializer --rebuild`, which makes state anew from the archive.""",
     Cause.NULL_ONLINE: """\
 The online store has null where the offline store has a value; or nulls are more than `expect:` allows.

@@ -29,7 +29,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Alert:
-    """One rule. `hold` is how long `expr` must be so; `labels` stand beside severity and project.
+    """One rule. `hold` is how long `expr` must be so, `keep` for how long it fires on once that is over.
+
+    `labels` stand beside severity and project.
 
     `fires` and `silent` are what its test tries: at least one case of each.
     """
@@ -46,6 +48,7 @@ class Alert:
     silent: tuple[Case, ...]
     labels: Mapping[str, str] = field(default_factory=dict)
     dashboard: str = "freshet-overview"
+    keep: str = ""
 
     @property
     def runbook(self) -> str:
@@ -71,6 +74,7 @@ class Alert:
             "alert": self.name,
             "expr": self.expr,
             "for": self.hold,
+            **({"keep_firing_for": self.keep} if self.keep else {}),
             "labels": {"severity": self.severity, "project": self.project, **self.labels},
             "annotations": self.annotations,
         }
