@@ -562,9 +562,10 @@ Then see whether the producers run, and what their log says: `freshet status` kn
 ## Mitigate
 
 Start the producers, or mend them: with docker compose, `docker compose up --detach producer`. If a producer's log says
-that events were not delivered, have it send again what its source has since the outage began: where the contract has
-an event id, what comes twice within its lateness counts once. To see that the topic takes any, send one true event that
-was not sent yet (one JSON document a line): it stays there.
+`not delivered` (that of `freshet produce` says how many events of which stream, of which times, with which ids), have
+it send again what its source has from the first of these times on: where the contract has an event id, what comes twice
+within its lateness counts once. To see that the topic takes any, send one true event that was not sent yet (one JSON
+document a line): it stays there.
 
     freshet produce events.jsonl
 
@@ -741,7 +742,7 @@ see that the materializer still runs, and start it if not:
 
     freshet run materializer
 
-See that the producers run, too: those that ended, or whose log says that events were not delivered, are to send again
+See that the producers run, too: those that ended, or whose log says `not delivered`, are to send again
 (FreshetSilent.md).
 
 ## Verify
