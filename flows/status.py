@@ -10,7 +10,7 @@ from typing import TypeVar
 from freshet.flows import settings as settings_
 from freshet.flows.edges import kafka
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.edges.scrape import Samples, by_label, health, knock, quantile, risen, scrape, total
+from freshet.flows.edges.scrape import Samples, added, by_label, health, knock, quantile, risen, scrape, total
 from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import shown
 from freshet.flows.lag import LagReader, Lags
@@ -65,13 +65,14 @@ class StatusReader:
             self._looks.popleft()
         self._looks.append(now)
         ages_s = self._asked_of_kafka(lambda: self._last_event_ages_s(now.lags)) or {}
-        self._listen("materializer", self.workspace.settings.materializer_address)
-        validator = self._scraped("validator", self.workspace.settings.validator_address)
+        for address in self._materializers:
+            self._listen("materializer", address)
+        validator = self._validator()
         validated_s = total(validator, "freshet_validator_last_success_timestamp_seconds")
         validated_age_s = now.at_s - validated_s if validated_s else None
-        self._listen(
-            "validator", self.workspace.settings.validator_address, lambda said: failing(said, validated_age_s)
-        )
+        if validator:
+            address = self.workspace.settings.validator_address
+            self._listen("validator", address, lambda said: failing(said, validated_age_s))
         self._ask_server()
         self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
         letters = self._asked_of_kafka(self._dead_letters) or {}
@@ -104,9 +105,28 @@ class StatusReader:
         )
 
     def _seen(self) -> _Look:
-        samples = self._scraped("materializer", self.workspace.settings.materializer_address)
+        places = self._materializers
+        samples = self._asked("materializer", places[0], lambda: added(scrape(one, _LIMIT_S) for one in places)) or {}
         at_s = time.time()
         return _Look(at_s, self._asked_of_kafka(lambda: self._lags(at_s)) or {}, samples)
+
+    @property
+    def _materializers(self) -> list[str]:
+        """Where the materializer's processes are."""
+        settings = self.workspace.settings
+        return [
+            settings_.place_of(settings.materializer_address, number)
+            for number in range(settings.materializer_processes)
+        ]
+
+    def _validator(self) -> Samples:
+        settings = self.workspace.settings
+        if not settings.has_validator:
+            return {}
+        return (
+            self._asked("validator", settings.validator_address, lambda: scrape(settings.validator_address, _LIMIT_S))
+            or {}
+        )
 
     def _lags(self, at_s: float) -> Lags:
         self._lag = self._lag or self.workspace.lag_reader(_LIMIT_S)
@@ -151,12 +171,12 @@ class StatusReader:
         if trouble is None and settings.server_address is None:
             del self._parts["server"]
 
-    def _scraped(self, name: str, address: str) -> Samples:
-        return self._asked(name, address, lambda: scrape(address, _LIMIT_S)) or {}
-
     def _listen(self, name: str, address: str, worded: Callable[[str], str] = str) -> None:
         """Ask a part that answers what it says of itself: one that fails, or waits for another, answers all along."""
-        if not self._parts[name].trouble and (said := self._asked(name, address, lambda: health(address, _LIMIT_S))):
+        known = self._parts[name]
+        if known.trouble or known.complaint:
+            return
+        if said := self._asked(name, address, lambda: health(address, _LIMIT_S)):
             self._parts[name] = Part(name, address, complaint=worded(said))
 
     def _asked_of_kafka(self, ask: Callable[[], T]) -> T | None:

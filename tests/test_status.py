@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from confluent_kafka import Producer
 from prometheus_client import CollectorRegistry
-from stack import free_ports
+from stack import free_pair, free_ports
 
 from freshet.flows import settings as settings_
 from freshet.flows import status
@@ -150,3 +151,37 @@ def test_how_fresh_rows_were_is_told_of_the_looks_and_of_no_time_before(
         assert then.rows_per_s
     finally:
         server.close()
+
+
+def test_each_process_of_the_materializer_is_asked_and_no_validator_where_there_is_none(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "BETWEEN_S", 0.0)
+    first, trouble = free_pair(), ["", "waits for Redis"]
+    servers = []
+    for number, entities in enumerate((3, 4)):
+        metrics = Metrics([TOPIC], [VIEW])
+        metrics.entities.labels(VIEW).set(entities)
+        servers.append(Server(f"127.0.0.1:{first + number}", metrics.registry, partial(trouble.__getitem__, number)))
+    settings = Settings(
+        project=project,
+        brokers=NOBODY,
+        materializer_address=servers[0].address,
+        materializer_processes=2,
+        validator_address="off",
+    )
+    reader = StatusReader(Workspace.open(settings))
+
+    try:
+        report = reader.look()
+
+        assert next(view.entities_count for view in report.views if view.view == VIEW) == 7
+        assert "validator" not in names(report)
+        assert Part("materializer", servers[1].address, complaint="waits for Redis") in report.parts
+
+        servers[1].close()
+        (found,) = (part for part in reader.look().parts if part.name == "materializer")
+        assert f'process "{servers[1].address}" does not answer' in found.trouble
+    finally:
+        for server in servers:
+            server.close()

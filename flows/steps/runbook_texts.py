@@ -562,8 +562,8 @@ Then see whether the producers run, and what their log says: `freshet status` kn
 ## Mitigate
 
 Start the producers, or mend them: with docker compose, `docker compose up --detach producer`. If a producer's log says
-`not delivered` (that of `freshet produce` says how many events of which stream, of which times, with which ids), have
-it send again what its source has from the first of these times on: where the contract has an event id, what comes twice
+`not delivered` (that of Freshet's own says how many events of which stream, of which times, with which ids), have it
+send again what its source has from the first of these times on: where the contract has an event id, what comes twice
 within its lateness counts once. To see that the topic takes any, send one true event that was not sent yet (one JSON
 document a line): it stays there.
 
@@ -647,6 +647,7 @@ it ended, if it ended by itself.
 - **`No module named 'great_expectations'`**: It was installed without the validator's part:
   `pip install freshet[validator]`.
 - **exit code 2**: It refuses its settings or the declaration: the line ends with a hint.
+- **there is none, on purpose**: Set FRESHET_VALIDATOR_ADDRESS to `off`, and run `freshet apply`.
 - **exit code 137, or `Killed`, or no reason at all**: It was killed, mostly for too little memory: give it more, or a
   smaller FRESHET_SAMPLE. If it was the machine that went, there is nothing to mend.
 
@@ -811,7 +812,8 @@ The first table says of each part whether it answers, and if not, why. `server` 
 FRESHET_SERVER_ADDRESS is set. {server}
 
 - **it answers**: Only Prometheus does not reach it: FRESHET_METRICS_ADDRESS must be an address that Prometheus can
-  reach, and stand in prometheus.yml, each worker with its own port.
+  reach, and stand in prometheus.yml, each worker with its own port (as `freshet apply` writes it of
+  FRESHET_SERVER_WORKERS).
 - **exit code 2**: It refuses to start: a setting (FRESHET_SERVER_TOKEN is missing where FRESHET_SERVER_ADDRESS is not
   loopback, a certificate cannot be read) or the declaration. The line ends with a hint of what to do; do that.
 - **exit code 5, or 137, or `Killed`**: It, or one of its workers, which all end together, was ended from outside, most

@@ -343,6 +343,8 @@ def _durable(report: Report) -> str:
 def _validated(report: Report) -> str:
     if where := report.silent_at("validator"):
         return f"last validation unknown: no answer from the validator at {where}"
+    if not any(part.name == "validator" for part in report.parts):
+        return "no validator"
     return "not validated yet" if report.validated_age_s is None else f"validated {_ago(report.validated_age_s)}"
 
 

@@ -129,6 +129,7 @@ rows should be online within 2 s"""
     [
         ({}, "durable up to epoch 77, 400 ms ago; validated 3 s ago;"),
         ({"validated_age_s": None}, "; not validated yet;"),
+        ({"parts": [Part("kafka", "localhost:9092")], "validated_age_s": None}, "; no validator;"),
         ({"checkpoint_age_s": None, "epoch": None}, "nothing durable yet;"),
         (
             {"parts": [Part("offline store", "rows", "no such disk")], "checkpoint_age_s": None, "epoch": None},

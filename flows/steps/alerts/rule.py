@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from freshet.flows.steps.monitoring import RUNBOOKS, USUAL, Deployed
 from freshet.schemas.view import View
-
-RUNBOOKS = "deploy/runbooks"
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Alert:
     labels: Mapping[str, str] = field(default_factory=dict)
     dashboard: str = "freshet-overview"
     keep: str = ""
+    deployed: Deployed = USUAL
 
     @property
     def runbook(self) -> str:
@@ -63,8 +63,8 @@ class Alert:
             "description": self.description,
             "views": ", ".join(view.name for view in self.views),
             "features": ", ".join(feature.name for view in self.views for feature in view.features),
-            "runbook_url": self.runbook,
-            "dashboard_url": f"/d/{self.dashboard}",
+            "runbook_url": self.deployed.runbook(self.name),
+            "dashboard_url": self.deployed.dashboard(self.dashboard),
         }
 
     @property
