@@ -43,6 +43,7 @@ from freshet.flows.refill import refill
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.archived import ArchiveForm
+from freshet.flows.steps.monitoring import RUNBOOKS, Deployed
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas import declaration
 from freshet.schemas.applied import Declared, DeclaredView
@@ -168,9 +169,21 @@ class Workspace:
         target = self.source.declaration.servingRequirements.freshnessTarget
         return LagReader(Standings(cluster, self.group), counts, target.bound.total_seconds())
 
+    @property
+    def deployed(self) -> Deployed:
+        """What is deployed, as settings say."""
+        told = self.settings
+        return Deployed(
+            told.materializer_processes,
+            told.server_workers,
+            told.has_validator,
+            told.runbook_url or RUNBOOKS,
+            told.grafana_url or "",
+        )
+
     def lag_exporter(self, process: str) -> LagExporter | None:
         """Return what exports lag, not yet begun, if that is a process's task."""
-        return LagExporter(self.group, self.lag_reader) if self.settings.lag_export == process else None
+        return LagExporter(self.group, self.lag_reader) if self.settings.lag_exporter == process else None
 
     def online(self, patience_s: float = _ANSWER_LIMIT_S) -> "OnlineFilled":
         """Open the online store: our own writer for Redis, Feast's for any other. Raises `Unavailable`.

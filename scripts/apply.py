@@ -237,7 +237,7 @@ def generated(workspace: Workspace) -> dict[str, str]:
     own = workspace.project.root / RECEIVERS
     receivers = read_receivers(own.read_text(encoding="utf-8")) if own.exists() else None
     source, epoch = workspace.source, workspace.settings.epoch
-    return deploy_files(source.declaration, workspace.pipeline, topics, epoch, receivers)
+    return deploy_files(source.declaration, workspace.pipeline, topics, epoch, receivers, workspace.deployed)
 
 
 def write_files(workspace: Workspace, files: Mapping[str, str]) -> list[str]:

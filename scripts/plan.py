@@ -61,7 +61,13 @@ def planned_deployment(workspace: Workspace) -> Deployment:
     store = store_config(pipeline.project, url, workspace.project.registry)
     epoch = workspace.settings.epoch
     return deployment(
-        workspace.source.declaration, pipeline, workspace.contracts, store, without_credentials(url), epoch
+        workspace.source.declaration,
+        pipeline,
+        workspace.contracts,
+        store,
+        without_credentials(url),
+        epoch,
+        workspace.deployed,
     )
 
 

@@ -427,6 +427,12 @@ class MemoryOnlineStore:
         self.writes_count = 0
         """How many writes the store was seen to have counted."""
 
+    def reopened(self, views: Sequence[View]) -> "MemoryOnlineStore":
+        """Return what another process has of the same store, which it opens for other views."""
+        other = MemoryOnlineStore(self._project, views, self._now)
+        vars(other).update({name: vars(self)[name] for name in ("_hashes", "_expiries_ms", "_counted")})
+        return other
+
     def expect(self, writes_count: int) -> None:
         """Make sure that the store has counted so many writes; raises `StoreLost` if it has not."""
         if self._counted < writes_count:
