@@ -55,13 +55,13 @@ class Recompute:
         self, ledger: Ledger, rows: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Mapping[str, Any]], dict[str, set[str]]]:
         """Return the rows that can be recomputed, as many as the budget has, and the archive parts they need."""
-        view, reach_us = self._plan.view, self._plan.reach_us
+        view, lookback_us = self._plan.view, self._plan.lookback_us
         chosen, parts = list[Mapping[str, Any]](), {stream: set[str]() for stream in view.sources}
         numbers = _hashes_of(view, [_entity(view, row) for row in rows])
         expired_us = max((ledger.expired.get(stream, 0) for stream in view.sources), default=0)
         for row, number in zip(rows, numbers, strict=True):
             until_us = instant_us(row[EVENT_TIME])
-            since_us = None if reach_us is None else until_us - reach_us
+            since_us = None if lookback_us is None else until_us - lookback_us
             if expired_us and (since_us is None or since_us <= expired_us):
                 continue
             reach = view, int(number), ledger.epoch, since_us, until_us

@@ -194,6 +194,15 @@ class ViewPlan:
         spans = [frame.span_us for frame in self.ranges]
         return None if self.whole_history or None in spans else max(filter(None, spans), default=0)
 
+    @property
+    def lookback_us(self) -> int | None:
+        """How far back from its instant events say that there is a row, and what it is; None for all of the past.
+
+        It is more than the reach: a tick is made by an event that has left a frame, an interval ago at most.
+        """
+        interval_us = max((frame.decay_us or 0 for frame in self.ranges), default=0)
+        return None if self.reach_us is None else self.reach_us + interval_us
+
 
 @dataclass(frozen=True)
 class Pipeline:
