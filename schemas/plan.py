@@ -5,10 +5,12 @@ An event passes three stages: `inputs_sql` computes what the windows need of it,
 ours.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -134,6 +136,15 @@ class Oracle:
     exact: tuple[tuple[str, str, str], ...] = ()
     tolerances: Mapping[str, str] = field(default_factory=dict)
     traces: Mapping[str, Trace] = field(default_factory=dict)
+
+    def mentions(self, column: str) -> bool:
+        """Say whether any of the SQL may read a column of the events; of one that it does not, no value matters."""
+        return column.casefold() in self._words
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        every = [str(self), *self.tolerances.values(), *(sql for _, _, sql in self.exact)]
+        return frozenset(re.findall(r"\w+", " ".join(every).casefold()))
 
     @property
     def windowed(self) -> str:

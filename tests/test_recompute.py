@@ -16,12 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from forgetful import Forgetful
-from simulated import DECLARED, GIVEN, STREAM, WINDOW, Click, Crash, Fates, World
+from simulated import DECLARED, GIVEN, START, STREAM, WINDOW, Click, Crash, Fates, World
 
 from freshet.flows.archives import Budget, indexes_of
+from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.quality import Judge
 from freshet.flows.materializer import archive_name
 from freshet.flows.observer import Observer
+from freshet.flows.recompute import Recompute
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.steps.shards import hashes
@@ -29,9 +31,9 @@ from freshet.flows.testing import Given
 from freshet.flows.validator import check_once
 from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION
 from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
-from freshet.schemas.ledger import source_key
+from freshet.schemas.ledger import Ledger, source_key
 from freshet.schemas.units import Objective
 
 SOAK = int(os.environ.get("FRESHET_SOAK", "1"))
@@ -353,7 +355,7 @@ def test_the_archive_is_listed_once_a_round_and_each_part_indexed_once_for_all_v
         for part in parts:
             entities = hashes(offline.read_parts(name, [part]), view)
             assert all(part in index.of(view, int(entity), 2**40, None, 2**62) for entity in entities)
-            assert [] == index.of(view, -1, 2**40, None, 2**62)
+            assert {} == index.of(view, -1, 2**40, None, 2**62)
 
 
 def test_a_part_of_the_archive_that_waits_to_be_published_is_not_missed(judge: Judge) -> None:
@@ -417,5 +419,59 @@ def test_a_round_recomputes_no_more_than_its_budget(judge: Judge) -> None:
     assert counting.lines[Frame.RECOMPUTED] == 1
 
     counting = Counting(judge)
-    check(world, counting, budget=Budget(parts_count=0))
+    check(world, counting, budget=Budget(events_count=0))
     assert Frame.RECOMPUTED not in counting.lines
+
+
+def test_however_many_events_an_entity_has_a_round_takes_few_and_each_entity_has_its_turn() -> None:
+    """One user has nine of ten events, another most of the rest; DuckDB is given no more than the budget has."""
+    (plan,), name, offline = GIVEN.pipeline.plans, archive_name(STREAM), MemoryOfflineStore()
+    offline.prepare(name, GIVEN.contracts[STREAM].schema)
+    users = ["hot"] * 900 + ["warm"] * 60 + [f"cold {number}" for number in range(40)]
+    for epoch in range(3):
+        at = [START + timedelta(milliseconds=epoch * 1000 + index) for index in range(len(users))]
+        columns = {"at": at, "user": users, "id": [f"{epoch} {index}" for index in range(len(users))]}
+        columns |= {"cost": ["1"] * len(users), EVENT_TIME: at, AVAILABLE_AT: at}
+        columns |= {PARTITION: [0] * len(users), OFFSET: [epoch * len(users) + index for index in range(len(users))]}
+        events = pa.table(columns).select(GIVEN.contracts[STREAM].schema.names).cast(GIVEN.contracts[STREAM].schema)
+        offline.publish({name: [str(offline.stage(name, events, epoch + 1))]})
+    ledger = Ledger(id="a", shards_count=1, epoch=3, rows_counts={name: 3 * len(users)})
+    read = list[tuple[str, ...]]()
+
+    class Archive:
+        visible_parts, summary = offline.visible_parts, offline.summary
+
+        def is_staged(self, _name: str, _part: str) -> bool:
+            return False
+
+        def read_parts(self, name: str, parts: Iterable[str], columns: Sequence[str] | None = None) -> pa.Table:
+            read.append(tuple(columns or ()))
+            return offline.read_parts(name, parts, columns)
+
+    budget, rounds_count = Budget(events_count=1400), 30
+    indexes = indexes_of([plan], Archive(), budget)
+    indexes[STREAM].begin()
+    indexes[STREAM].learn()
+    recompute, chance = Recompute(plan, Archive(), indexes, budget), random.Random(1)
+    read.clear()
+    newest = {user: START + timedelta(milliseconds=2000 + index) for index, user in enumerate(users)}
+    judged, taken_count = Counter[str](), 0
+
+    for _ in range(rounds_count):
+        some = ["hot", "warm", *chance.sample(users[-40:], 10)]
+        rows = [row(user, newest[user], 3 * users.count(user)) for user in chance.sample(some, len(some))]
+        frame = recompute.frame(ledger, rows)
+        lines = [] if frame is None else frame.to_dict("records")
+        assert all(line["sql_version"] == line["version"] for line in lines)
+        judged.update(line["entity"] for line in lines)
+        taken_count += sum(line["version"] for line in lines)
+
+    assert 5 <= judged["hot"] <= rounds_count // 2
+    assert judged.keys() == {*users}
+    assert taken_count + len(read) * (100 + len(users) // 20) <= rounds_count * budget.events_count
+    assert {*read} == {("user", "id", "cost", EVENT_TIME, PARTITION, OFFSET)}, "what the SQL needs, and no more"
+
+
+def row(user: str, at: datetime, version: int) -> dict[str, Any]:
+    own = {"user": user, EVENT_TIME: at, "created": at, "_version": version, PARTITION: 0, OFFSET: 0, "_part": "any"}
+    return {**dict.fromkeys(VIEW.row_schema.names), **own}
