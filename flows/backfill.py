@@ -254,4 +254,4 @@ def exact_since_us(plan: ViewPlan, ledger: Ledger) -> int | None:
     expired = [ledger.expired[stream] for stream in plan.view.sources if stream in ledger.expired]
     if not expired:
         return NEVER_US
-    return None if plan.reach_us is None else max(expired) + plan.reach_us + 1
+    return None if plan.lookback_us is None else max(expired) + plan.lookback_us + 1

@@ -365,10 +365,8 @@ class Journal:
         for stream in set(plan.view.sources) & ledger.expired.keys():
             lateness_us = count_us(self.contracts[stream].stream.lateness)
             newest = [mark.accepted_us for mark in ledger.partitions_of(stream).values()]
-            interval_us = max((frame.decay_us or 0 for frame in plan.ranges), default=0)
-            expired_us = ledger.expired[stream]
-            reach_us = plan.reach_us
-            if reach_us is None or expired_us >= min(newest, default=NEVER_US) - lateness_us - reach_us - interval_us:
+            expired_us, lookback_us = ledger.expired[stream], plan.lookback_us
+            if lookback_us is None or expired_us >= min(newest, default=NEVER_US) - lateness_us - lookback_us:
                 fact = "cannot be rebuilt: its rows depend on events that the archive has dropped"
                 hint = "bring the recovery folder back, or start the view anew under another name"
                 raise Refused([Problem("feature view", plan.view.name, fact, archive_name(stream), hint)])
