@@ -1,9 +1,12 @@
 """The offline store: `<root>/<name>/part-….parquet`, only ever added to, read by Feast as a directory.
 
-A part is staged under a name that begins with a dot, which Dask and DuckDB pass over, and renamed once all of its epoch
-is durable: a reader sees the whole part or nothing, and never one that is taken back. All parts of a folder have one
-schema; Feast's readers take it from the first part, so a part without rows is there from the start. Times are
-microseconds in UTC. A part's name has the epoch that made it and the run: no two runs ever write the same name.
+A part is staged in `<root>/_staged/<name>/` and renamed once all of its epoch is durable: a reader sees the whole part
+or nothing, and never one that is taken back. All parts of a folder have one schema; Feast's readers take it from the
+first part, so a part without rows is there from the start. Times are microseconds in UTC. A part's name has the epoch
+that made it and the run: no two runs ever write the same name.
+
+Which folder that is, `_generations.json` says (schemas/generations.py): all here read the current generation. A part
+that is published is linked into every other one that is alive, and only then seen in the current one.
 
 A row may stand there in several versions. The final one has the greatest (`_version`, `created`) of its entity and
 time. Feast chooses by `created` alone, which rises with `_version`; its Dask store sorts by it unstably (feast/infra/
@@ -23,16 +26,19 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from freshet.flows.edges import disk
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.generations import Generation, Generations, folder_name
 from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.view import CREATED, VERSION, View
 
 _T = TypeVar("_T")
 _FIRST_PART = "part-0.parquet"
 _READ_ATTEMPTS = 5
+_GENERATIONS, _STAGED = "_generations.json", "_staged"
 
 
 class Form(Protocol):
@@ -59,13 +65,46 @@ class OfflineStore:
         self.root, self._forms = root.absolute(), forms or {}
         self._run = uuid.uuid4().hex[:16]
         self._seq = itertools.count()
+        self._generations: tuple[object, Generations] = (None, Generations())
+
+    def generations(self) -> Generations:
+        """Return which generations there are; raises `Unavailable` for a file that cannot be read."""
+        path = self.root / _GENERATIONS
+        try:
+            found = path.stat()
+            known = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if known != self._generations[0]:  # replaced since, so it is another file
+                self._generations = known, Generations.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return Generations()
+        except (OSError, ValidationError) as error:
+            hint = "bring the file back from a copy of the offline store"
+            raise Unavailable(f"generations {path} cannot be read: {error}. Hint: {hint}") from error
+        return self._generations[1]
+
+    def generations_number(self) -> int:
+        """Return the number of what `generations` returns; what is published from now on goes by it, or by a later."""
+        return self.generations().number
+
+    def generation(self, name: str) -> Generation:
+        """Return a folder's current generation."""
+        return self.generations().of(name).generation
+
+    def path(self, name: str) -> Path:
+        """Return where a folder's current generation stands."""
+        return self.root / folder_name(name, self.generation(name).number)
+
+    def paths(self, name: str) -> list[Path]:
+        """Return all places where a reader may find the rows of a folder, the current one first."""
+        folder = self.generations().of(name)
+        return [self.root / folder_name(name, number) for number in (folder.current, *folder.former)]
 
     def prepare(self, name: str, schema: pa.Schema) -> None:
         """Make the folder `name` with a part that has the schema and no rows; a second time changes nothing.
 
         Raises `Refused` if the folder cannot be written, or holds rows of another schema.
         """
-        first = self.root / name / _FIRST_PART
+        first = self.path(name) / _FIRST_PART
         try:
             first.parent.mkdir(parents=True, exist_ok=True)
             if not first.exists():
@@ -95,7 +134,8 @@ class OfflineStore:
             return None
         part = f"part-{epoch:010d}-{self._run}-{next(self._seq):06d}.parquet"
         try:
-            self._write(self.root / name / _staged(part), table)
+            self._staging(name).mkdir(parents=True, exist_ok=True)
+            self._write(self._staging(name) / _staged(part), table)
         except OSError as error:
             raise Unavailable(f"offline store at {self.root / name} cannot be written: {_reason(error)}") from error
         return part
@@ -105,18 +145,30 @@ class OfflineStore:
 
         Raises `Unavailable` for a part that is neither, and when the disk refuses.
         """
+        generations = self.generations()
         for name, of_folder in parts.items():
-            folder = self.root / name
+            place = generations.of(name)
+            current = self.root / folder_name(name, place.current)
+            others = [self.root / folder_name(name, number) for number in place.others]
             try:
                 for part in of_folder:
-                    with contextlib.suppress(FileNotFoundError):  # published before a crash: told by the next line
-                        (folder / _staged(part)).replace(folder / part)
-                    if not (folder / part).exists():
-                        hint = "a part that was committed is lost: bring it back, or start anew in another folder"
-                        raise Unavailable(f"offline store part {folder / part} is not there. Hint: {hint}")
-                disk.sync(folder)
+                    self._publish(name, part, current, others)
+                for folder in (*others, current):
+                    disk.sync(folder)
             except OSError as error:
-                raise Unavailable(f"offline store at {folder} cannot be written: {_reason(error)}") from error
+                raise Unavailable(f"offline store at {current} cannot be written: {_reason(error)}") from error
+
+    def _publish(self, name: str, part: str, current: Path, others: Sequence[Path]) -> None:
+        """Make a part visible everywhere; last in the current generation: what is seen there, others have."""
+        staged = self._staged_file(name, part)
+        for other in others:
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # of one that is nowhere the end says it
+                (other / part).hardlink_to(current / part if staged is None else staged)
+        if staged is not None:
+            staged.replace(current / part)
+        if not (current / part).exists():
+            hint = "a part that was committed is lost: bring it back, or start anew in another folder"
+            raise Unavailable(f"offline store part {current / part} is not there. Hint: {hint}")
 
     def bytes_counts(self, parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
         """Return how large those of some parts, by folder, are that are visible. Raises `Unavailable`."""
@@ -126,7 +178,7 @@ class OfflineStore:
         count = 0
         for part in parts:
             try:
-                count += (self.root / name / part).stat().st_size
+                count += (self.path(name) / part).stat().st_size
             except FileNotFoundError:
                 continue  # taken away since, as the validator will say
             except OSError as error:
@@ -135,7 +187,8 @@ class OfflineStore:
 
     def discard_staged(self, name: str) -> int:
         """Delete what was staged in a folder, or half written, and never published; return how many files."""
-        left = [*(self.root / name).glob(_staged("part-*")), *(self.root / name).glob(".part-*.inprogress")]
+        places = (self._staging(name), self.path(name))
+        left = [file for place in places for one in (_staged("part-*"), ".part-*.inprogress") for file in place.glob(one)]
         for file in left:
             file.unlink(missing_ok=True)
         return len(left)
@@ -149,24 +202,17 @@ class OfflineStore:
         """Return the rows of some parts, all their columns or some; raises `Unavailable` naming one torn or gone."""
         tables, form = [], self._forms.get(name)
         for part in parts:
-            try:
-                tables.append(_opened(self.root / name / part, lambda file: _formed(file, form, columns)))
-            except FileNotFoundError as error:
-                raise Unavailable(f"offline store part {self.root / name / part} is not there") from error
+            tables.append(self._opened_anywhere(name, part, lambda file: _formed(file, form, columns)))
         return pa.concat_tables(tables)
 
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts, whoever made them; of a folder that is not there, none."""
-        try:
-            names = os.listdir(self.root / name)  # noqa: PTH208  # a Path for each of a hundred thousand parts is slow
-        except FileNotFoundError:
-            return []
-        return sorted(part for part in names if part.startswith("part-") and part.endswith(".parquet"))
+        return _listed(self.path(name))
 
     def summary(self, name: str, part: str) -> PartSummary | None:
         """Return what a visible part's footer says, None if the part is gone; raises `Unavailable` for a torn one."""
         try:
-            found = _opened(self.root / name / part, lambda file: _summary(file.metadata, file.schema_arrow))
+            found = _opened(self.path(name) / part, lambda file: _summary(file.metadata, file.schema_arrow))
         except FileNotFoundError:
             return None
         form = self._forms.get(name)
@@ -174,7 +220,7 @@ class OfflineStore:
 
     def is_staged(self, name: str, part: str) -> bool:
         """Say whether a part still waits to be published."""
-        return (self.root / name / _staged(part)).exists()
+        return self._staged_file(name, part) is not None
 
     def read(self, name: str) -> pa.Table:
         """Return all rows, in every version.
@@ -234,13 +280,32 @@ class OfflineStore:
         }
 
     def delete(self, name: str, parts: Iterable[str]) -> None:
-        """Delete parts; one that is gone already is no matter."""
-        for part in parts:
-            (self.root / name / part).unlink(missing_ok=True)
-        disk.sync(self.root / name)
+        """Delete parts, in every generation; one that is gone already is no matter."""
+        folder, parts = self.generations().of(name), [*parts]
+        for number in (*folder.others, folder.current):
+            place = self.root / folder_name(name, number)
+            for part in parts:
+                (place / part).unlink(missing_ok=True)
+            disk.sync(place)
+
+    def _staging(self, name: str) -> Path:
+        return self.root / _STAGED / name
+
+    def _staged_file(self, name: str, part: str) -> Path | None:
+        """Return where a part is staged; earlier versions of Freshet did it beside the visible ones."""
+        places = (self._staging(name) / _staged(part), self.root / name / _staged(part))
+        return next((place for place in places if place.exists()), None)
 
     def _parts(self, name: str) -> list[Path]:
-        return [self.root / name / part for part in self.visible_parts(name)]
+        place = self.path(name)
+        return [place / part for part in _listed(place)]
+
+    def _opened_anywhere(self, name: str, part: str, take: Callable[[pq.ParquetFile], _T]) -> _T:
+        """Take something from a part of the current generation, or of one before, as its reader may have listed that."""
+        for place in self.paths(name):
+            with contextlib.suppress(FileNotFoundError):
+                return _opened(place / part, take)
+        raise Unavailable(f"offline store part {self.path(name) / part} is not there")
 
     def _write(self, part: Path, table: pa.Table) -> None:
         disk.replace(part, lambda file: pq.write_table(table, file), self._run)
@@ -259,6 +324,14 @@ class MemoryOfflineStore:
     def names(self) -> list[str]:
         """The folders that were made."""
         return list(self._visible)
+
+    def generations_number(self) -> int:
+        """Return 0: in memory nothing is compacted."""
+        return 0
+
+    def generation(self, name: str) -> Generation:  # noqa: ARG002  # the same for all
+        """Return a folder's only generation."""
+        return Generation(0, 0)
 
     def prepare(self, name: str, schema: pa.Schema) -> None:
         """Make the folder `name`; raises `Refused` if it holds rows of another schema."""
@@ -391,6 +464,15 @@ def _summary_of(table: pa.Table) -> PartSummary:
         return PartSummary(table.num_rows, table.schema)
     bounds = pc.min_max(table[EVENT_TIME]).as_py()
     return PartSummary(table.num_rows, table.schema, bounds["min"], bounds["max"])
+
+
+def _listed(place: Path) -> list[str]:
+    """Return the names of the parts in a folder; of one that is not there, none."""
+    try:
+        names = os.listdir(place)  # noqa: PTH208  # a Path for each of a hundred thousand parts is slow
+    except FileNotFoundError:
+        return []
+    return sorted(part for part in names if part.startswith("part-") and part.endswith(".parquet"))
 
 
 def _staged(part: str) -> str:
