@@ -48,8 +48,8 @@ class Offline(Protocol):
     ) -> pa.Table:
         """Return the rows whose columns have these values, in every version, from a time on."""
 
-    def visible_parts(self, name: str) -> list[str]:
-        """Return the names of all visible parts."""
+    def is_staged(self, name: str, part: str) -> bool:
+        """Say whether a part still waits to be published."""
 
 
 class LedgerStore(Protocol):
@@ -181,8 +181,8 @@ class Explainer:
     def _is_published(self, ledger: Ledger) -> bool:
         """Say whether all parts that the last commit names can be seen."""
         names = [self.view.name, *map(archive_name, self.view.sources)]
-        told = {name: ledger.parts[name].keys() for name in names if ledger.parts.get(name)}
-        return all(parts <= {*self.outside.offline.visible_parts(name)} for name, parts in told.items())
+        told = [(name, part) for name in names for part in ledger.parts.get(name, ())]
+        return not any(self.outside.offline.is_staged(name, part) for name, part in told)
 
     def _clock_us(self, ledger: Ledger, entity: tuple[Any, ...]) -> int:
         """Return up to when the entity's rows are made."""
