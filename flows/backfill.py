@@ -168,8 +168,9 @@ class Backfill:
         for part in new:
             table = self.offline.read_parts(self.carry.source, [part])
             old = table.filter(pc.less(table[EVENT_TIME].cast(pa.int64()), self.carry.before_us))
-            self._waiting.append(widened(old, self.plan.view, self.carry.columns))
-            self._write(_ROWS_PER_PART)
+            if old.num_rows:  # parts of their own: they were made by another declaration, which they name
+                self.offline.append(self.folder, widened(old, self.plan.view, self.carry.columns))
+                self.rows_count += old.num_rows
         self._carried.update(new)
 
 
@@ -182,7 +183,7 @@ def widened(rows: pa.Table, view: View, columns: Mapping[str, str]) -> pa.Table:
         else pa.nulls(rows.num_rows, column.type)
         for column in view.row_schema
     ]
-    return pa.table(made, schema=view.row_schema)
+    return pa.table(made, schema=view.row_schema.with_metadata(rows.schema.metadata))
 
 
 class _Sample:
