@@ -137,7 +137,7 @@ def change(places: Places, asked: Asked, *, patience: timedelta, shards_count: i
     """
     ledger = places.ledger.read()
     if ledger is None or (asked.is_same and ledger.pending is None and not _differs(asked, ledger)):
-        places.applied.write(_following(places.applied.read(), asked.declared))
+        places.applied.write(_following(places.applied.read(), asked.declared, places.now_us()))
         return None
     if ledger.pending is not None:
         with _held(places, patience) as completed:
@@ -178,16 +178,16 @@ def complete(places: Places, pipeline: Pipeline, ledger: Ledger) -> Ledger:
     views = [view for view in pipeline.views if view.name in pending.generations]
     if views:
         refill(places.online(), places.offline, views, ledger, places.now_us(), overwrite=True)
-    places.applied.write(_following(places.applied.read(), declared))
+    places.applied.write(_following(places.applied.read(), declared, places.now_us()))
     ledger = ledger.model_copy(update={"pending": None})
     places.ledger.write(ledger)
     return ledger
 
 
-def _following(applied: Applied | None, declared: Declared) -> Applied:
+def _following(applied: Applied | None, declared: Declared, now_us: int) -> Applied:
     if applied is None:
-        return Applied(declared=declared)
-    return applied if applied.declared == declared else applied.followed_by(declared)
+        return Applied(declared=declared, since_us=now_us)
+    return applied if applied.declared == declared else applied.followed_by(declared, now_us)
 
 
 def _differs(asked: Asked, ledger: Ledger) -> bool:

@@ -1,7 +1,9 @@
 """What is in force, on disk and in memory: one suite; and the lock that only files can have."""
 
+import fcntl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,24 @@ def test_every_declaration_that_was_ever_in_force_is_kept(applied: AppliedFile |
     assert applied.declared("unknown") is None
 
 
+def test_a_stamp_differs_whenever_something_was_put_in_force(applied: AppliedFile | MemoryApplied) -> None:
+    stamps = [applied.stamp()]
+    for declared in (OLD, NEW, OLD):
+        applied.write(Applied(declared=declared))
+        stamps.append(applied.stamp())
+
+    assert stamps[0] is None
+    assert len(set(stamps)) == 4
+    assert stamps[-1] == applied.stamp()
+
+
+def test_whoever_looks_sees_that_a_declaration_is_being_changed(applied: AppliedFile | MemoryApplied) -> None:
+    assert not applied.is_being_changed()
+    with applied.applying():
+        assert applied.is_being_changed()
+    assert not applied.is_being_changed()
+
+
 def test_the_ledger_is_asked_for_while_somebody_applies(applied: AppliedFile | MemoryApplied) -> None:
     with applied.applying():
         assert not applied.is_ledger_asked_for()
@@ -73,6 +93,18 @@ def test_two_cannot_apply_at_once_and_one_that_is_killed_holds_nothing_up(tmp_pa
     assert not file.is_ledger_asked_for()
     with file.applying():
         pass
+
+
+def test_whoever_only_looks_keeps_nobody_from_applying(tmp_path: Path) -> None:
+    file = AppliedFile(tmp_path)
+    with file.applying():
+        pass
+    with (tmp_path / "_apply.lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.1, looking.close).start()
+
+        with file.applying():
+            assert looking.closed
 
 
 def test_a_torn_file_is_refused_by_name(tmp_path: Path) -> None:
