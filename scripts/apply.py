@@ -19,6 +19,7 @@ import pyarrow as pa
 from freshet.flows.change import Asked, Done, Places, change, changed_plans
 from freshet.flows.edges import feast, kafka, store_config
 from freshet.flows.edges.applied import AppliedFile
+from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
@@ -100,6 +101,8 @@ def _apply(workspace: Workspace, files: AppliedFile, since_us: int | None, *, ag
     ledger, pipeline = LedgerFile(workspace.offline_root).read(), workspace.pipeline
     new = () if ledger is None else changed_plans(pipeline, ledger)
     standing = Pipeline(pipeline.project, tuple(plan for plan in pipeline.plans if plan not in new))
+    if ledger is None:
+        _begin_anew(workspace.offline(), pipeline)
     prepare(workspace.offline(), standing, workspace.contracts)
     wanted = {**kafka.topics_of(workspace.contracts.values()), FINDINGS_TOPIC: 1}
     topics = kafka.create_topics(workspace.kafka, wanted)
@@ -121,6 +124,19 @@ def _apply(workspace: Workspace, files: AppliedFile, since_us: int | None, *, ag
         "registry": str(workspace.project.registry),
         "files": written,
     }
+
+
+def _begin_anew(offline: OfflineStore, pipeline: Pipeline) -> None:
+    """Give views that were declared otherwise, and never had a row, folders of their new form."""
+    begun = {}
+    for view in pipeline.views:
+        if offline.visible_parts(view.name):
+            rows = offline.read(view.name)
+            if not rows.num_rows and not rows.schema.equals(view.row_schema):
+                begun[view.name] = offline.next_generation(view.name)
+                offline.begin(view.name, begun[view.name], view.row_schema)
+    if begun:
+        offline.switch(begun)
 
 
 def _hand_over(workspace: Workspace, files: AppliedFile, before: Workspace | None, since_us: int | None) -> Done | None:

@@ -93,9 +93,15 @@ class Story:
         )
         assert done.returncode == code, done.stdout + done.stderr
         self.stack.produce(40)
-        until(self.stack.is_done)
+        until(self.is_visible)
         self.stack.workspace = Workspace.applied(self.stack.workspace.settings)
         return done.stdout + done.stderr
+
+    def is_visible(self) -> bool:
+        """Say whether all events are committed, and the parts of the last commit can be seen."""
+        offline, ledger = self.stack.workspace.offline(), self.stack.ledger()
+        is_seen = all({*parts} <= {*offline.visible_parts(name)} for name, parts in ledger.parts.items())
+        return is_seen and self.stack.is_done() and self.stack.ledger() == ledger
 
     def check(self) -> None:
         """All is as DuckDB says; and Feast serves it, online and for trainers."""
@@ -142,7 +148,7 @@ def test_a_deployment_changes_while_events_flow_and_readers_read(story: Story, s
     flow = stack.start()
     server = stack.spawn([*FRESHET, "run", "server"], FRESHET_SERVER_ADDRESS=f"127.0.0.1:{server_port}")
     stack.produce(600)
-    until(stack.is_done)
+    until(story.is_visible)
     view = stack.workspace.pipeline.plan("wiki_edits_by_user").view
     user = stack.workspace.offline().newest(view).to_pylist()[0]["user"]
     asked = {"features": [f"{view.name}:{USER}"], "entities": {"user": [user]}}
@@ -180,7 +186,7 @@ def test_a_deployment_changes_while_events_flow_and_readers_read(story: Story, s
         assert "wiki_edits_by_user_v2" in told
         story.edit(
             '"user_added_20m", "dtype": "float64"',
-            '"view": "wiki_edits_by_user_v2", "name": "user_added_20m", "dtype": "float64"',
+            '"user_added_20m", "view": "wiki_edits_by_user_v2", "dtype": "float64"',
         )
         story.apply()
         assert "wiki_edits_by_user_v2" in {each.name for each in stack.workspace.pipeline.views}
