@@ -516,8 +516,8 @@ class Journal:
         told, offsets = self._told[0], _by_key(self._offsets, number)
         generations = self.places.parts.generations_number()  # in the ledger first, then published by it or by a later
         news = told.parts or told.snapshots or offsets.items() - self.ledger.offsets.items()
-        news = news or generations != self.ledger.generations  # compaction waits for our word
-        if not news and not (is_last and told.shards):
+        is_awaited = generations != self.ledger.generations  # by compaction
+        if not news and not is_awaited and not (is_last and told.shards):
             return None
         before, ledger = self.ledger, self.ledger.after(number, offsets, self._told, generations)
         written_bytes = self.places.ledger.write(ledger)

@@ -76,8 +76,9 @@ class Ledger(_Record):
     either. `parts` has, by folder of the offline store, the parts that the last commit makes visible, each with its
     number of rows: a crash may have left some of them staged. `rows_counts` is how many rows all visible parts of a
     folder have, if none was dropped by compaction; `generations` is the number of what the parts were published by
-    (schemas/generations.py): every part since is in each generation that was alive then. `views` says, by name, what each view computed, as a digest; `expired`, by stream, up to
-    which event time (µs since the epoch) archived events may have been dropped.
+    (schemas/generations.py): every part since is in each generation that was alive then. `views`
+    says, by name, what each view computed, as a digest; `expired`, by stream, up to which event time (µs since the
+    epoch) archived events may have been dropped.
     """
 
     format: int = FORMAT

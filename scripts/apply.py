@@ -53,7 +53,7 @@ def apply(workspace: Workspace) -> dict[str, Any]:
     topics = kafka.create_topics(workspace.kafka, wanted)
     project, pipeline = workspace.project, workspace.pipeline
     config = store_config.store_config(pipeline.project, workspace.online_url, project.registry)
-    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))
+    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline()))
     write_store_config(workspace)
     written = write_files(workspace, files)
     _write(project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
