@@ -117,7 +117,7 @@ def feast_client(workspace: Workspace, patience_s: float) -> Client:
     from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # that is why
 
     config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
-    return FeastClient(config, workspace.offline().path, patience_s)
+    return FeastClient(config, workspace.offline(), patience_s)
 
 
 def sampling_of(settings: Settings, sample_count: int, limit: timedelta, seed: int = 0) -> Sampling:

@@ -28,13 +28,14 @@ class _Record(BaseModel):
 class Folder(_Record):
     """A folder's generations: the current one, and how many of all committed rows each one that is alive lacks.
 
-    An alive one above the current is being made; one below it is left to readers that know its path. `left_us` is since
-    when (µs since the epoch) Feast's registry has pointed to the current one; None while it may not.
+    An alive one above the current is being made; a former one, below it, is left to readers that know its path.
+    `left_us` has, by former one, since when (µs since the epoch) Feast's registry points to another; it lacks those to
+    which the registry may still point.
     """
 
     current: int = 0
     alive: Mapping[int, int] = {0: 0}
-    left_us: int | None = None
+    left_us: Mapping[int, int] = {}
 
     @property
     def next(self) -> int | None:
@@ -93,7 +94,7 @@ class Generations(_Record):
         folder = self.of(name)
         assert folder.next is not None, "there is one"
         alive = {**folder.alive, folder.next: folder.alive[folder.current] + dropped_count}
-        return self._with(name, Folder(current=folder.next, alive=alive))
+        return self._with(name, folder.model_copy(update={"current": folder.next, "alive": alive}))
 
     def replaced(self, generations: Mapping[str, int]) -> "Generations":
         """Make folders of rows that were made anew the only ones; those of before stay as they are, for their readers.
@@ -105,9 +106,17 @@ class Generations(_Record):
         anew = {name: Folder(current=number, alive={number: 0}) for name, number in generations.items()}
         return Generations(number=self.number + 1, folders={**self.folders, **anew})
 
-    def left(self, name: str, at_us: int) -> "Generations":
-        """Note since when Feast's registry points to the current generation."""
-        return self._with(name, self.of(name).model_copy(update={"left_us": at_us}))
+    def left(self, name: str, at_us: int, *, again: bool = False) -> "Generations":
+        """Note that Feast's registry points to the current generation, since an instant; or `again` since then.
+
+        >>> made = Generations().begun("by_user").switched("by_user", 0).left("by_user", 7)
+        >>> made.of("by_user").left_us, made.left("by_user", 9).of("by_user").left_us
+        ({0: 7}, {0: 7})
+        """
+        folder = self.of(name)
+        known = {} if again else folder.left_us
+        left_us = {number: known.get(number, at_us) for number in folder.former}
+        return self._with(name, folder.model_copy(update={"left_us": left_us}))
 
     def without(self, name: str, numbers: tuple[int, ...]) -> "Generations":
         """Let the flow put no more parts into some generations.
@@ -118,7 +127,8 @@ class Generations(_Record):
         folder = self.of(name)
         assert folder.current not in numbers, "the current one stays"
         alive = {number: count for number, count in folder.alive.items() if number not in numbers}
-        return self._with(name, folder.model_copy(update={"alive": alive}))
+        left_us = {number: at_us for number, at_us in folder.left_us.items() if number not in numbers}
+        return self._with(name, folder.model_copy(update={"alive": alive, "left_us": left_us}))
 
     def _with(self, name: str, folder: Folder) -> "Generations":
         return Generations(number=self.number + 1, folders={**self.folders, name: folder})

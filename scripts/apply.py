@@ -174,7 +174,7 @@ def _register(workspace: Workspace) -> None:
     """Have Feast know the views, and where their files are by now."""
     pipeline, registry = workspace.pipeline, workspace.project.registry
     config = store_config.store_config(pipeline.project, workspace.online_url, registry)
-    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline().path))
+    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline()))
 
 
 def _drop_leftovers(workspace: Workspace, files: AppliedFile) -> None:

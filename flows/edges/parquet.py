@@ -39,7 +39,7 @@ from freshet.schemas.view import CREATED, VERSION, View
 _T = TypeVar("_T")
 _FIRST_PART = "part-0.parquet"
 _READ_ATTEMPTS = 5
-_GENERATIONS, _STAGED = "_generations.json", "_staged"
+GENERATIONS, _STAGED = "_generations.json", "_staged"
 
 
 class Form(Protocol):
@@ -70,7 +70,7 @@ class OfflineStore:
 
     def generations(self) -> Generations:
         """Return which generations there are; raises `Unavailable` for a file that cannot be read."""
-        path = self.root / _GENERATIONS
+        path = self.root / GENERATIONS
         try:
             found = path.stat()
             known = (found.st_ino, found.st_mtime_ns, found.st_size)
@@ -120,7 +120,7 @@ class OfflineStore:
         """Make generations current, all at once; those of before get no more. Raises `Unavailable`."""
         content = self.generations().replaced(generations).model_dump_json().encode()
         try:
-            disk.replace(self.root / _GENERATIONS, lambda file: file.write(content))
+            disk.replace(self.root / GENERATIONS, lambda file: file.write(content))
         except OSError as error:
             raise Unavailable(f"offline store at {self.root} cannot be written: {_reason(error)}") from error
 
@@ -138,7 +138,7 @@ class OfflineStore:
             fact, hint = f"cannot be written: {_reason(error)}", "name a folder that this user may write"
             raise Refused([Problem("offline store", str(first.parent), fact, hint=hint)]) from error
         for part in self._parts(name):
-            _check(part, _opened(part, lambda file: file.schema_arrow), schema, self._forms.get(name))
+            check_part(part, open_part(part, lambda file: file.schema_arrow), schema, self._forms.get(name))
 
     def append(self, name: str, table: pa.Table) -> str | None:
         """Make a table's rows durable and visible, all at once; return the new part, or None if there are no rows.
@@ -234,12 +234,12 @@ class OfflineStore:
 
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts, whoever made them; of a folder that is not there, none."""
-        return _listed(self.path(name))
+        return listed(self.path(name))
 
     def summary(self, name: str, part: str) -> PartSummary | None:
         """Return what a visible part's footer says, None if the part is gone; raises `Unavailable` for a torn one."""
         try:
-            found = _opened(self.path(name) / part, lambda file: _summary(file.metadata, file.schema_arrow))
+            found = open_part(self.path(name) / part, lambda file: summary_of_file(file.metadata, file.schema_arrow))
         except FileNotFoundError:
             return None
         form = self._forms.get(name)
@@ -258,13 +258,13 @@ class OfflineStore:
         for _ in range(_READ_ATTEMPTS):
             parts = self._parts(name)
             try:
-                tables = [_opened(part, lambda file: _formed(file, form)) for part in parts]
+                tables = [open_part(part, lambda file: _formed(file, form)) for part in parts]
             except FileNotFoundError:
                 continue  # a part was replaced or expired since the folder was listed: list it again
             if not tables:
                 break
             for part, table in zip(parts, tables, strict=True):
-                _check(part, table.schema, tables[0].schema)
+                check_part(part, table.schema, tables[0].schema)
             return pa.concat_tables(tables)
         raise Unavailable(f"offline store at {self.root / name} has no part that stays. Hint: run `freshet apply`")
 
@@ -280,11 +280,11 @@ class OfflineStore:
 
         wanted, form, parts = _wanted(values, since), self._forms.get(name), self._parts(name)
         try:
-            others = [] if form is None else [part for part in parts if not _opened(part, _has_form(form))]
+            others = [] if form is None else [part for part in parts if not open_part(part, _has_form(form))]
             alike = [str(part) for part in parts if part not in others]
             found = ds.dataset(alike, schema=schema, format="parquet").to_table(filter=wanted)
             found.validate(full=True)
-            tables = [_opened(part, lambda file: _formed(file, form)).filter(wanted) for part in others]
+            tables = [open_part(part, lambda file: _formed(file, form)).filter(wanted) for part in others]
         except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, UnicodeDecodeError) as error:
             raise Unavailable(f"offline store at {self.root / name} cannot be read: {error}") from error
         return pa.concat_tables([found, *tables])
@@ -301,7 +301,7 @@ class OfflineStore:
         """Return the parts made up to an epoch whose newest `column` is older, with their rows' numbers."""
         made = {part for _, part in self.parts_after(name, epoch)}
         return {
-            part.name: _opened(part, lambda file: file.metadata.num_rows)
+            part.name: open_part(part, lambda file: file.metadata.num_rows)
             for part in self._parts(name)
             if part.name not in made and _all_older(part, column, older_than)
         }
@@ -325,13 +325,13 @@ class OfflineStore:
 
     def _parts(self, name: str) -> list[Path]:
         place = self.path(name)
-        return [place / part for part in _listed(place)]
+        return [place / part for part in listed(place)]
 
     def _opened_anywhere(self, name: str, part: str, take: Callable[[pq.ParquetFile], _T]) -> _T:
-        """Take something from a part of the current generation, or of one before, which its reader may have listed."""
+        """Take something from a part of the current generation, or of a former one that was listed."""
         for place in self.paths(name):
             with contextlib.suppress(FileNotFoundError):
-                return _opened(place / part, take)
+                return open_part(place / part, take)
         raise Unavailable(f"offline store part {self.path(name) / part} is not there")
 
     def _write(self, part: Path, table: pa.Table) -> None:
@@ -386,7 +386,7 @@ class MemoryOfflineStore:
         """Make the folder `name`; raises `Refused` if it holds rows of another schema."""
         folder = self.folder(name)
         for part, table in self._visible.setdefault(folder, {_FIRST_PART: schema.empty_table()}).items():
-            _check(Path(name) / part, table.schema, schema, self.forms.get(name))
+            check_part(Path(name) / part, table.schema, schema, self.forms.get(name))
         self._staged.setdefault(folder, {})
 
     def append(self, name: str, table: pa.Table) -> str | None:
@@ -501,7 +501,7 @@ def _wanted(values: Mapping[str, Any], since: datetime | None) -> pc.Expression:
     return wanted if since is None else wanted & (pc.field(EVENT_TIME) >= since)
 
 
-def _summary(metadata: pq.FileMetaData, schema: pa.Schema) -> PartSummary:
+def summary_of_file(metadata: pq.FileMetaData, schema: pa.Schema) -> PartSummary:
     """Read a footer; times are known only if every row group says them."""
     if EVENT_TIME not in schema.names or metadata.num_rows == 0:
         return PartSummary(metadata.num_rows, schema)
@@ -519,7 +519,7 @@ def _summary_of(table: pa.Table) -> PartSummary:
     return PartSummary(table.num_rows, table.schema, bounds["min"], bounds["max"])
 
 
-def _listed(place: Path) -> list[str]:
+def listed(place: Path) -> list[str]:
     """Return the names of the parts in a folder; of one that is not there, none."""
     try:
         names = os.listdir(place)  # noqa: PTH208  # a Path for each of a hundred thousand parts is slow
@@ -555,7 +555,7 @@ def _last_of_each(rows: pa.Table, key: Sequence[str], order: Sequence[str]) -> p
     return rows.filter(last)
 
 
-def _opened(part: Path, take: Callable[[pq.ParquetFile], _T]) -> _T:
+def open_part(part: Path, take: Callable[[pq.ParquetFile], _T]) -> _T:
     """Take something from a part; raises `Unavailable` naming a torn one, FileNotFoundError for one that is gone."""
     try:
         with part.open("rb") as file:
@@ -586,7 +586,7 @@ def _formed(file: pq.ParquetFile, form: Form | None, columns: Sequence[str] | No
     return made if columns is None else made.select(list(columns))
 
 
-def _check(part: Path, found: pa.Schema, expected: pa.Schema, form: Form | None = None) -> None:
+def check_part(part: Path, found: pa.Schema, expected: pa.Schema, form: Form | None = None) -> None:
     """Refuse a part that differs from what the folder is for."""
     if form is not None:
         form.check(str(part), found)
@@ -600,7 +600,7 @@ def _check(part: Path, found: pa.Schema, expected: pa.Schema, form: Form | None 
 
 
 def _all_older(part: Path, column: str, older_than: datetime) -> bool:
-    metadata = _opened(part, lambda file: file.metadata)
+    metadata = open_part(part, lambda file: file.metadata)
     if metadata.num_rows == 0:
         return False
     place = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(column)
