@@ -182,7 +182,10 @@ class Compactor:
         store, name = self.outside.store, view.name
         self._clean(name)
         folder = store.generations().of(name)
-        if not self._planned(view, folder.current, store.parts(name, folder.current)).are_needed:
+        told = self.outside.ledger.read()
+        newest = set[str]() if told is None else {*told.parts.get(name, ())}
+        there = [part for part in store.parts(name, folder.current) if part not in newest]  # those may stay as they are
+        if not self._planned(view, folder.current, there).are_needed:
             if folder.next is not None:
                 self._drop(name, (folder.next,))
             return Compacted(name)
@@ -219,7 +222,7 @@ class Compactor:
         """Remove a view's former generations, if readers had their time; say until when they stay."""
         folder, now_us = self.outside.store.generations().of(view.name), self.outside.now_us()
         until_us = {number: left_us + count_us(self.choice.grace) for number, left_us in folder.left_us.items()}
-        over = tuple(number for number in folder.former if until_us.get(number, now_us) < now_us)
+        over = tuple(number for number in folder.former if until_us.get(number, now_us + 1) <= now_us)
         if over:
             self._drop(view.name, over)
         stay_us = [until_us[number] for number in folder.former if number not in over]

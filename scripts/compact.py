@@ -16,10 +16,10 @@ from datetime import timedelta
 from typing import Any
 
 from freshet.flows.compact import Choice, Compacted, Compactor, Outside
+from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.compaction import CompactionFolder
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.schemas import units

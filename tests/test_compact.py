@@ -514,11 +514,9 @@ def test_a_torn_part_is_named_and_readers_keep_what_they_have(tmp_path: Path) ->
     world = filled(tmp_path, 3, ALL)
     world.end()
     torn = next(world.offline.path(VIEW.name).glob("part-0000*"))
-    content = bytearray(torn.read_bytes())
-    content[8:60] = bytes(52)
-    torn.write_bytes(content)
+    torn.write_bytes(torn.read_bytes()[:100])
 
-    with pytest.raises(Unavailable, match="offline store at .* cannot be merged"):
+    with pytest.raises(Unavailable, match=r"offline store part .* is torn or not parquet"):
         Compactor(outside(world), world.choice).run([VIEW])
 
     assert world.offline.generation(VIEW.name).number == 0
