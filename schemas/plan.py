@@ -20,6 +20,9 @@ from freshet.schemas.view import View
 PARTITION_BITS = 20
 """In a view of several streams, `_partition` of the inputs has the stream's place above so many bits."""
 
+APPROXIMATE = ("approx_count_distinct", "approx_quantile")
+"""Functions whose values are near those of the SQL that they are judged by."""
+
 _NOTHING = pa.schema([])
 
 
@@ -116,10 +119,17 @@ class Framed:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a feature is made of: its windows, and the columns that it takes of the newest event alone."""
+    """What a feature is made of: its windows, and the columns that it takes of the newest event alone.
+
+    `shape` is its expression with everything in place that has a name, but no window's entity and frame; `frames` has
+    these, a frame for each window in the order of the text. Of equal shapes and frames the values are equal, but that
+    `decay_us` says when rows stand, not what they hold.
+    """
 
     windows: tuple[Framed, ...]
     columns: tuple[str, ...]
+    shape: str = ""
+    frames: tuple[Range | Rows, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,8 +202,16 @@ class ViewPlan:
 
     @property
     def digest(self) -> str:
-        """What it computes: of equal digests, equal rows."""
-        return hashlib.sha256(str(self.oracle).encode()).hexdigest()[:16]
+        """What it computes: of equal digests, equal rows of views of one name.
+
+        The oracle's SQL says neither of which streams its events are, nor what it only judges by something exact. Most
+        views are named after their streams, and are exact: their digests are those of before these were told apart.
+        """
+        view, said = self.view, [str(self.oracle)]
+        if not view.name.startswith("_".join(view.sources).lower()):
+            said.append(f"of {', '.join(view.sources)}")
+        said += [f"{made.function} of {made.argument}" for made in self.aggregates if made.function in APPROXIMATE]
+        return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
     @property
     def frames(self) -> tuple[Range | Rows, ...]:

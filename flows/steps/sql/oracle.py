@@ -24,6 +24,10 @@ _ORDERED = ("list", "arg_min", "arg_max")
 _FLOATS = ("FLOAT", "DOUBLE")
 _EXACT = ("sum", "avg", "var_samp", "var_pop", "stddev_samp", "stddev_pop")
 _TIME = "_time"
+_NO_FRAME: Node = {
+    "partitions": [], "orders": [], "start": "UNBOUNDED_PRECEDING", "end": "CURRENT_ROW_RANGE", "start_expr": None,
+    "end_expr": None, "exclude_clause": "NO_OTHER",
+}  # fmt: skip
 _COMMA = ",\n    "
 
 
@@ -201,7 +205,28 @@ class _Oracle:
             return None
 
         rewrite(one.node, note)
-        return Trace(tuple(self.framed[column] for column in windows), tuple(columns))
+        framed = tuple(self.framed[column] for column in windows)
+        return Trace(framed, tuple(columns), *self._meaning(one))
+
+    def _meaning(self, one: Expression) -> tuple[str, tuple[Range | Rows, ...]]:
+        """Return a feature's shape, and its windows' frames."""
+        frames: list[Range | Rows] = []
+
+        def bare(node: Node) -> Node | None:
+            if node["class"] == "COLUMN_REF" and node["column_names"][0] in one.lagged:
+                return rewrite(one.lagged[node["column_names"][0]], bare)
+            if node["class"] == "WINDOW":
+                inner = {key: node[key] for key in ("arguments", "filter_expr")}
+                return {**node, **rewrite(inner, bare), **_NO_FRAME}
+            return None
+
+        def note(node: Node) -> Node | None:
+            if node["class"] == "WINDOW":
+                frames.append(frame_of(self.connection, node, one))
+                return bare(node)
+            return None
+
+        return write(self.connection, rewrite(one.node, note)), tuple(frames)
 
     def _is_float(self, window: Node, one: Expression, made: Windowed) -> bool:
         if made.form is Form.DOUBLE:
