@@ -24,6 +24,7 @@ from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alertmanager import RECEIVERS, RECEIVERS_AT_FIRST, read_receivers
+from freshet.flows.steps.changes import carried
 from freshet.flows.steps.deploy_files import deploy_files
 from freshet.schemas.applied import Applied, Declared, DeclaredView
 from freshet.schemas.dtypes import dtype
@@ -152,22 +153,13 @@ def _hand_over(workspace: Workspace, files: AppliedFile, before: Workspace | Non
         lambda: time.time_ns() // 1000,
     )
     is_same = before is not None and before.source.declaration == workspace.source.declaration
-    carried = {} if before is None else carried_of(before.pipeline, workspace.pipeline)
-    asked = Asked(workspace.pipeline, workspace.contracts, workspace.declared, carried, since_us, is_same)
+    known = {} if before is None else {plan.view.name: plan for plan in before.pipeline.plans}
+    plans = [plan for plan in workspace.pipeline.plans if plan.view.name in known]
+    same = {plan.view.name: carried(known[plan.view.name], plan) for plan in plans}
+    asked = Asked(workspace.pipeline, workspace.contracts, workspace.declared, same, since_us, is_same)
     settings = workspace.settings
     patience = max(settings.patience, timedelta(seconds=30)) + settings.epoch
     return change(places, asked, patience=patience, shards_count=settings.shards)
-
-
-def carried_of(before: Pipeline, after: Pipeline) -> dict[str, dict[str, str]]:
-    """Return, by view and feature, the name of the feature of before that means the same."""
-    found: dict[str, dict[str, str]] = {}
-    known = {plan.view.name: plan.view for plan in before.plans}
-    for view in (view for view in after.views if view.name in known):
-        old = {(one.transformation, one.dtype): one.name for one in known[view.name].features}
-        same = {one.name: old.get((one.transformation, one.dtype)) for one in view.features}
-        found[view.name] = {name: other for name, other in same.items() if other is not None}
-    return found
 
 
 def _register(workspace: Workspace) -> None:
