@@ -175,6 +175,9 @@ class OnlineFilled(Online, Protocol):
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order."""
 
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:
+        """Delete the view's rows of some entities; return how many there were."""
+
 
 class OfflineParts(Offline, Parts, Protocol):
     """An offline store with all that a run needs of it."""
