@@ -228,6 +228,9 @@ class OnlineFilled(Online, Protocol):
     def drop(self, view: View, features: Collection[str] | None) -> int:
         """Delete what is stored of some features of a view; None for whole rows."""
 
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:
+        """Delete the view's rows of some entities; return how many there were."""
+
 
 class OfflineParts(Offline, Parts, change.Offline, Protocol):
     """An offline store with all that a run needs of it."""

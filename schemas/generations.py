@@ -130,6 +130,20 @@ class Generations(_Record):
         left_us = {number: at_us for number, at_us in folder.left_us.items() if number not in numbers}
         return self._with(name, folder.model_copy(update={"alive": alive, "left_us": left_us}))
 
+    def rewritten(self, removed: Mapping[str, int]) -> "Generations":
+        """Put a new generation in place of all others of some folders at once; each lacks so many rows more.
+
+        >>> made = Generations().rewritten({"by_user": 3, "_events/clicks": 0})
+        >>> made.number, made.of("by_user").alive, made.of("_events/clicks").current
+        (1, {1: 3}, 1)
+        """
+        made = dict(self.folders)
+        for name, count in removed.items():
+            folder = self.of(name)
+            number = max(folder.alive) + 1
+            made[name] = Folder(current=number, alive={number: folder.alive[folder.current] + count})
+        return Generations(number=self.number + 1, folders=made)
+
     def _with(self, name: str, folder: Folder) -> "Generations":
         return Generations(number=self.number + 1, folders={**self.folders, name: folder})
 

@@ -10,13 +10,15 @@ import fcntl
 import itertools
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -26,7 +28,9 @@ from freshet.schemas.compaction import Kind, Sized, Slice, kind_of
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.generations import Generations, folder_name
-from freshet.schemas.part import run_of
+from freshet.schemas.part import epoch_of, run_of
+from freshet.schemas.purge import FILE as PURGE
+from freshet.schemas.purge import Decided
 from freshet.schemas.view import CREATED, VERSION, View
 
 _FIRST_PART = "part-0.parquet"
@@ -42,8 +46,8 @@ class CompactionFolder:
         self._run, self._seq = uuid.uuid4().hex[:16], itertools.count()
         self._lock: IO[bytes] | None = None
 
-    def lock(self) -> None:
-        """Be the only one who makes generations; raises `Refused` while another process does."""
+    def lock(self, *, purges: bool = False) -> None:
+        """Be the only one who makes generations; raises `Refused` while another does, or a purge is not done."""
         with self._writing():
             held = (self._root / GENERATIONS).with_suffix(".lock").open("ab")
         try:
@@ -54,6 +58,10 @@ class CompactionFolder:
             raise Refused(
                 [Problem("offline store", str(self._root), "is being compacted or purged already", hint=hint)]
             ) from None
+        if not purges and self.decided() is not None:
+            held.close()
+            fact, hint = "has a purge that was begun and is not done", "run the same `freshet purge` again"
+            raise Refused([Problem("offline store", str(self._root), fact, hint=hint)])
         self._lock = held
         with self._writing():
             shutil.rmtree(self._removed, ignore_errors=True)  # what a killed one left
@@ -190,6 +198,53 @@ class CompactionFolder:
                 self._place(name, generation).replace(gone)
             disk.sync(self._root)
             shutil.rmtree(self._removed)
+
+    def rewrite(
+        self, name: str, source: int, target: int, schema: pa.Schema, is_of: Callable[[pa.Table], pa.Array]
+    ) -> int:
+        """Make a generation of all parts of another, without some rows; return how many.
+
+        Parts keep the form they were written in, and their epoch and kind, but no part without its rows has its name.
+        """
+        here, there = self._place(name, source), self._place(name, target)
+        with self._writing():
+            shutil.rmtree(there, ignore_errors=True)
+        self.begin(name, target, schema)
+        count = 0
+        for part in self.parts(name, source):
+            mine = is_of(self._store.read_parts(name, [part]))
+            removed = pc.sum(mine).as_py() or 0
+            count += removed
+            if part == _FIRST_PART:
+                continue
+            if not removed:
+                self.link(name, source, target, [part])
+                continue
+            rows = open_part(here / part, lambda file: file.read()).filter(pc.invert(mine))
+            if rows.num_rows:
+                kind, epoch = kind_of(run_of(part)) or "purged", epoch_of(part) or 0
+                new = there / f"part-{epoch:010d}-{kind}.{self._run}-{next(self._seq):06d}.parquet"
+                with self._writing():
+                    disk.replace(new, partial(pq.write_table, rows), self._run)
+        return int(count)
+
+    def decided(self) -> Decided | None:
+        """Return what a purge has decided and not yet done; None if there is no such."""
+        try:
+            return Decided.model_validate_json((self._root / PURGE).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def decide(self, decided: Decided | None) -> None:
+        """Note what a purge has decided, durably; None once it is done."""
+        path = self._root / PURGE
+        with self._writing():
+            if decided is None:
+                path.unlink(missing_ok=True)
+                disk.sync(self._root)
+            else:
+                content = decided.model_dump_json().encode()
+                disk.replace(path, lambda file: file.write(content))
 
     @property
     def _removed(self) -> Path:

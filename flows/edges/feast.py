@@ -423,6 +423,12 @@ class FeastOnlineStore:
         del view, features
         return 0
 
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:  # noqa: ARG002  # as Redis has it
+        """Refuse: Feast has no way to delete an entity."""
+        hint = "delete its rows in the store by its own means, and name none here: `freshet purge` knows Redis alone"
+        kind = self._store.config.online_store.type
+        raise Refused([Problem("online store", kind, "cannot be asked to delete an entity", hint=hint)])
+
     def close(self) -> None:
         """Do nothing: Feast keeps its connections."""
 
