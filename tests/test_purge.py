@@ -30,6 +30,7 @@ from freshet.flows.purge import Outside, Purger, lines_of
 from freshet.flows.steps.oracle import compare
 from freshet.schemas.errors import Refused
 from freshet.schemas.purge import FILE, Receipt
+from freshet.scripts.cli import main
 
 (VIEW,) = GIVEN.pipeline.views
 ARCHIVE = archive_name(STREAM)
@@ -313,3 +314,16 @@ def test_the_receipt_says_what_remains_and_names_the_key_only_if_it_may(tmp_path
     assert f"topic {STREAM}: its messages of before now, until 2026-03-02T01:00:00+00:00" in text
     assert f"topic {STREAM}.dlq" in text
     assert "user=a" not in text + receipt.model_dump_json()
+
+
+def test_a_key_that_names_nothing_is_wrong_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logging.disable(logging.NOTSET)
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "shop"]) == 0
+
+    assert main(["-C", "shop", "purge", "ada"]) == 2
+    assert 'argument "KEY" is ada. Hint: write NAME=VALUE' in capsys.readouterr().err
+    assert main(["-C", "shop", "compact", "nothing"]) == 2
+    assert 'argument "nothing" is no feature view. Hint: there is ' in capsys.readouterr().err
