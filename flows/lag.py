@@ -91,13 +91,18 @@ class LagExporter(Collector):
 
     def __init__(self, group: str, connect: Callable[[], LagReader]) -> None:
         self._group, self._connect = group, connect
-        self._lock, self._ends = threading.Lock(), threading.Event()
+        self._lock, self._ends, self._is_other = threading.Lock(), threading.Event(), threading.Event()
         self._lags: Lags = {}
         self._answered_s: float | None = None
 
     def start(self) -> None:
         """Begin to look."""
         threading.Thread(target=self._run, name="lag", daemon=True).start()
+
+    def follow(self, connect: Callable[[], LagReader]) -> None:
+        """Look at other topics from the next look on."""
+        self._connect = connect
+        self._is_other.set()
 
     def end(self) -> None:
         """Look no more."""
@@ -106,6 +111,9 @@ class LagExporter(Collector):
     def _run(self) -> None:
         reader, trouble, chance = None, "", random.Random()  # noqa: S311  # no secret
         while not self._ends.is_set():
+            if self._is_other.is_set():
+                self._is_other.clear()
+                reader = None
             try:
                 reader = reader or self._connect()
                 self.note(reader.look(time.time()), time.time())

@@ -46,15 +46,15 @@ from freshet.flows.steps.archived import ArchiveForm
 from freshet.flows.steps.monitoring import RUNBOOKS, Deployed
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas import declaration
-from freshet.schemas.applied import Declared, DeclaredView
+from freshet.schemas.applied import DeclarationStatus, Declared, DeclaredView
 from freshet.schemas.declaration import Source
-from freshet.schemas.errors import FreshetError, StoreLost
+from freshet.schemas.errors import FreshetError, Refused, StoreLost
 from freshet.schemas.event import Contract
 from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.progress import Progress
 from freshet.schemas.rejects import Reject, dead_letter_topic
-from freshet.schemas.units import count_us
+from freshet.schemas.units import count_us, instant
 from freshet.schemas.view import StoredRow, View
 
 LOG = logging.getLogger("freshet")
@@ -105,6 +105,34 @@ class Workspace:
         if declared.text == self.declared.text:
             return self
         return self._of(self.project, self.settings, declared.place, declared.text)
+
+    def is_in_force(self) -> bool:
+        """Say whether this is what is in force, and nobody is changing that. Raises `Unavailable` and `Refused`."""
+        files = AppliedFile(self.offline_root)
+        if files.is_being_changed():
+            return False
+        applied = files.read()
+        return applied is None or applied.declared.id == self.declared.id
+
+    def status(self) -> DeclarationStatus:
+        """Say which declaration is in force, and whether its file says another one by now.
+
+        Raises `Unavailable` and, where what is in force cannot be read, `Refused`.
+        """
+        applied = AppliedFile(self.offline_root).read()
+        declared = self.declared if applied is None else applied.declared
+        try:
+            place, text = self.project.written()
+        except Refused:  # whatever is wrong with it, it is not what was applied
+            place, text = declared.place, ""
+        since_us = None if applied is None else applied.since_us
+        return DeclarationStatus(
+            id=declared.id,
+            place=place,
+            is_applied=applied is not None,
+            since=None if since_us is None else instant(since_us),
+            is_edited=applied is not None and text != declared.text,
+        )
 
     @classmethod
     def _of(cls, project: Project, settings: Settings, place: str, text: str) -> "Workspace":

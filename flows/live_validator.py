@@ -28,6 +28,7 @@ from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.edges.webhook import Webhook
+from freshet.flows.following import Following
 from freshet.flows.lag import LagExporter
 from freshet.flows.live import Workspace
 from freshet.flows.observer import Observer, Seen
@@ -41,8 +42,9 @@ from freshet.flows.steps.pages import summary
 from freshet.flows.validator import Edges, Looker, Report, Round, Rounds, build
 from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
-from freshet.schemas.finding import Alarm, Outcome, Status, Verdict
+from freshet.schemas.finding import Alarm, Check, Outcome, Status, Verdict
 from freshet.schemas.ledger import source_key
+from freshet.schemas.units import Objective
 from freshet.schemas.view import View
 
 LOG = logging.getLogger("freshet")
@@ -67,11 +69,16 @@ class Release:
 
 
 def open_observer(
-    workspace: Workspace, sampling: Sampling, patience_s: float | None = None, release: Release | None = None
+    workspace: Workspace,
+    sampling: Sampling,
+    patience_s: float | None = None,
+    release: Release | None = None,
+    freshness: Freshness | None = None,
 ) -> Observer:
     """Connect a project's observer; no question of it waits longer than `patience_s`.
 
-    It sends canaries only if it is given a `release`. Raises `Refused` and `Unavailable`.
+    It sends canaries only if it is given a `release`, and goes on with the `freshness` that it is given. Raises
+    `Refused` and `Unavailable`.
     """
     cluster = workspace.kafka if patience_s is None else replace(workspace.kafka, patience_s=patience_s)
     online = workspace.online() if patience_s is None else workspace.online(patience_s)
@@ -97,9 +104,20 @@ def open_observer(
                 found[streams[topic], part] = Progress(committed[part], end)
         return found
 
-    offline, ledger = workspace.offline(), LedgerFile(workspace.offline_root)
+    def close() -> None:
+        offsets.close()
+        online.close()
+
     outside = Outside(
-        online, offline, ledger, ends, progress, _now, lambda: feast_client(workspace, patience_s or _FEAST_PATIENCE_S)
+        online,
+        workspace.offline(),
+        LedgerFile(workspace.offline_root),
+        ends,
+        progress,
+        _now,
+        lambda: feast_client(workspace, patience_s or _FEAST_PATIENCE_S),
+        workspace.is_in_force,
+        close,
     )
     target, epoch = workspace.source.declaration.servingRequirements.freshnessTarget, workspace.settings.epoch
     canaries = None
@@ -109,7 +127,7 @@ def open_observer(
         canaries = Canaries(
             release.templates, workspace.pipeline, by_stream, CanaryWriter(cluster), _now, limit, release.seen
         )
-    return Observer(workspace.pipeline, outside, sampling, Freshness(target, epoch), canaries)
+    return Observer(workspace.pipeline, outside, sampling, freshness or Freshness(target, epoch), canaries)
 
 
 def feast_client(workspace: Workspace, patience_s: float) -> Client:
@@ -162,6 +180,11 @@ class Connecting:
                 return [Seen(view, self.now(), error=str(error)) for view in self.views]
         return self._observer.look(number, choose=choose)
 
+    def close(self) -> None:
+        """Let go of all connections."""
+        if self._observer is not None:
+            self._observer.close()
+
 
 @dataclass
 class LiveReporter:
@@ -193,6 +216,15 @@ class LiveReporter:
             if report.news or told.at >= due:
                 self._write(report, told.at)
         self.trouble = _trouble(told.verdicts)
+
+    def follow(self, views: Sequence[View], news: Sequence[Alarm]) -> None:
+        """Go on with other views, and tell what became news by that."""
+        names = {view.name for view in views}
+        self._outcomes = {name: outcome for name, outcome in self._outcomes.items() if name in names}
+        for alarm in news:
+            _log_alarm(alarm)
+        for courier in self.couriers:
+            courier.send(news)
 
     def close(self) -> None:
         """Deliver what can be delivered still."""
@@ -249,6 +281,51 @@ def _log_alarm(alarm: Alarm) -> None:
         LOG.info("resolved %s: %s, open since %s", finding.cause, finding.check, alarm.since.isoformat(), extra=told)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What looks at the stores by one declaration, and what what it sees is judged by."""
+
+    workspace: Workspace
+    observer: Connecting
+    freshness: Freshness
+
+    @property
+    def target(self) -> Objective:
+        """The declared freshness."""
+        return self.workspace.source.declaration.servingRequirements.freshnessTarget
+
+    @property
+    def views(self) -> Sequence[View]:
+        """All views."""
+        return self.workspace.pipeline.views
+
+    @property
+    def checks(self) -> dict[str, tuple[Check, ...]]:
+        """The checks of each view."""
+        return {view.name: checks_of(view, self.target) for view in self.views}
+
+
+def begin(workspace: Workspace, metrics: ValidatorMetrics, before: Begun | None = None) -> Begun:
+    """Begin to look by a declaration, with the history of the one before where both promise the same freshness.
+
+    Raises `Refused`; a system that does not answer yet is waited for in rounds.
+    """
+    settings = workspace.settings
+    sampling = sampling_of(settings, settings.sample, Sampling.limit)
+    templates = templates_of(workspace)
+    target = workspace.source.declaration.servingRequirements.freshnessTarget
+    is_same = before is not None and before.target == target
+    freshness = before.freshness if before is not None and is_same else Freshness(target, settings.epoch)
+    release = (
+        Release(templates, lambda *place: metrics.canaries.labels(*place[:2]).set(place[2])) if templates else None
+    )
+    observer = Connecting(
+        workspace.pipeline.views, lambda: open_observer(workspace, sampling, _PATIENCE_S, release, freshness)
+    )
+    observer.begin()
+    return Begun(workspace, observer, freshness)
+
+
 @dataclass
 class Validator:
     """A validator of a project, ready to run: the dataflow, and what watches it."""
@@ -256,10 +333,44 @@ class Validator:
     dataflow: Dataflow
     edges: Edges
     reporter: LiveReporter
-    workspace: Workspace
+    begun: Begun
     lag: LagExporter | None = None
     _begun_at_s: float = field(default_factory=time.monotonic)
     _number: int = 0
+
+    def __post_init__(self) -> None:
+        """Follow the declaration in force, round by round."""
+        metrics = self.reporter.metrics
+        self._following = Following(self.begun.workspace, lambda found: begin(found, metrics, self.begun))
+        self.edges.follow = self.follow
+
+    @property
+    def workspace(self) -> Workspace:
+        """The project as it is looked at now."""
+        return self.begun.workspace
+
+    def follow(self) -> None:
+        """Begin anew if another declaration is in force, as a restart would, but for what is open, and told of.
+
+        Findings stay open until their checks have held by the new declaration; those of checks that are no more are
+        over. Addresses, counters and those who are told stay.
+        """
+        begun = self._following.look()
+        if begun is None:
+            return
+        before, self.begun = self.begun, begun
+        before.observer.close()
+        checks = begun.checks
+        known = {check.name for own in checks.values() for check in own}
+        readings = {view.name: begun.freshness.reading(view.sources) for view in begun.views}
+        counted = {name: (one.checked_count, one.stale_count) for name, one in readings.items()}
+        self.reporter.follow(begun.views, self.edges.alarms.keep(known, _now()))
+        self.reporter.metrics.follow(begun.views, checks, counted)
+        self.edges.observer, self.edges.freshness_target = begun.observer, begun.target
+        self.edges.pools.clear()
+        if self.lag is not None:
+            self.lag.follow(begun.workspace.lag_reader)
+        LOG.info("validating by declaration %s from now on", begun.workspace.declared.id)
 
     def run(self) -> None:
         """Run until stopped. Raises what went wrong first, which no outage is."""
@@ -303,30 +414,24 @@ def open_validator(workspace: Workspace) -> Validator:
     """Make a project's validator. Raises `Refused`; a system that does not answer yet is waited for in rounds."""
     settings, pipeline = workspace.settings, workspace.pipeline
     target = workspace.source.declaration.servingRequirements.freshnessTarget
-    sampling = sampling_of(settings, settings.sample, Sampling.limit)
     webhook = Webhook(workspace.webhook, pipeline.project) if workspace.webhook else None
     if settings.parity_every:
         feast_client(workspace, _PATIENCE_S)  # what takes seconds holds up no round
-    templates = templates_of(workspace)
     judge = quality.Judge()
     receivers = (TOPIC,) if webhook is None else (TOPIC, WEBHOOK)
     checks = {view.name: checks_of(view, target) for view in pipeline.views}
     metrics = ValidatorMetrics(pipeline.views, checks, receivers, WINDOWS)
-    release = (
-        Release(templates, lambda *place: metrics.canaries.labels(*place[:2]).set(place[2])) if templates else None
-    )
-    observer = Connecting(pipeline.views, lambda: open_observer(workspace, sampling, _PATIENCE_S, release))
-    observer.begin()
+    begun = begin(workspace, metrics)
     findings = Findings(replace(workspace.kafka, patience_s=_PATIENCE_S), pipeline.project)
     couriers = [_courier(TOPIC, findings, metrics)]
     couriers += [] if webhook is None else [_courier(WEBHOOK, webhook, metrics, _WEBHOOK_ATTEMPTS)]
     docs = DataDocs(workspace.data_docs_root)
     reporter = LiveReporter(pipeline.project, metrics, couriers, docs, judge.page, settings.data_docs_every)
-    edges = Edges(observer, judge, Alarms(settings.quiet), Rounds(settings.round, _now), reporter, target)
+    edges = Edges(begun.observer, judge, Alarms(settings.quiet), Rounds(settings.round, _now), reporter, target)
     lag = workspace.lag_exporter("validator")
     if lag is not None:
         metrics.registry.register(lag)
-    return Validator(build(pipeline.project, edges), edges, reporter, workspace, lag)
+    return Validator(build(pipeline.project, edges), edges, reporter, begun, lag)
 
 
 def templates_of(workspace: Workspace) -> tuple[Template, ...]:

@@ -1,6 +1,6 @@
 """The validator's eyes: every view, looked at round after round; an outage makes a look without frames."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -10,12 +10,12 @@ from freshet.flows.archives import indexes_of
 from freshet.flows.canaries import Canaries
 from freshet.flows.steps import frames
 from freshet.flows.steps.freshness import Freshness, Progress, Reading, Source
-from freshet.flows.steps.watch import Entity
+from freshet.flows.steps.watch import Entity, unlike
 from freshet.flows.watch import Outside, Sampling, Watch
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.finding import Frame
 from freshet.schemas.ledger import Ledger
-from freshet.schemas.plan import Pipeline
+from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.view import StoredRow, View
 
 
@@ -24,7 +24,8 @@ class Seen:
     """What a round saw of a view: frames to judge, and why there are none, or not all.
 
     `waiting_count` entities cannot be judged yet; of `undecided_count` partitions it will show how they keep up.
-    `freshness` is all that was seen of that so far; None if this round saw nothing of it.
+    `freshness` is all that was seen of that so far; None if this round saw nothing of it. `void` says why the look says
+    nothing of the view's rows: they were, or became, those of another declaration.
     """
 
     view: View
@@ -34,6 +35,7 @@ class Seen:
     waiting_count: int = 0
     undecided_count: int = 0
     freshness: Reading | None = None
+    void: str = ""
 
 
 class Observer:
@@ -50,7 +52,12 @@ class Observer:
         self._outside, self._sampling, self.freshness, self._canaries = outside, sampling, freshness, canaries
         self._begun_at: datetime | None = None
         self._indexes = indexes_of(pipeline.plans, outside.offline, sampling.budget)
-        self.watches = [Watch(plan, outside, sampling, self._indexes) for plan in pipeline.plans]
+        self.watches = [self._watch(plan) for plan in pipeline.plans]
+        self._folders = dict[str, str]()
+        """In which folder each view's rows were found last."""
+
+    def _watch(self, plan: ViewPlan) -> Watch:
+        return Watch(plan, self._outside, self._sampling, self._indexes)
 
     def look(self, number: int, *, choose: bool = True) -> list[Seen]:
         """Do one round; what cannot be read makes an error of the views concerned. `choose` more entities, or not."""
@@ -61,10 +68,11 @@ class Observer:
             ledger = self._outside.ledger.read()
             if ledger is None:
                 return [self._unwritten(watch.view, at) for watch in self.watches]
+            void = self._void(ledger)
             counted = self._outside.online.counted_writes()
             online = frames.store(ledger.online_writes_count, counted)
             lost = counted < ledger.online_writes_count
-            new, errors, newest = self._list_parts(ledger)
+            new, errors, newest = self._list_parts(ledger, void)
             archives = self._archives(newest, progress, errors)
             again = dict[str, Mapping[Entity, StoredRow | None]]()
             for watch in self.watches:
@@ -85,24 +93,52 @@ class Observer:
             if self._canaries is not None:
                 self._canaries.send(ledger)
             stores = {name: {Frame.STORE: online, **own} for name, own in archives.items()}
-            return [
-                Seen(watch.view, at, error=errors[watch.view.name])
-                if watch.view.name in errors
+            seen = [
+                Seen(watch.view, at, error=errors.get(watch.view.name, ""))
+                if watch.view.name in errors or watch.view.name in void
                 else self._seen(watch, at, stores[watch.view.name], again[watch.view.name], ends)
                 for watch in self.watches
             ]
+            return self._without_void(seen, {**self._void(self._outside.ledger.read() or ledger), **void}, at)
         except FreshetError as error:
             return [Seen(watch.view, at, error=str(error)) for watch in self.watches]
 
-    def _list_parts(self, ledger: Ledger) -> tuple[dict[str, list[str]], dict[str, str], Ledger]:
-        """List every view's parts between two readings of the ledger.
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._outside.close()
+
+    def _void(self, ledger: Ledger) -> dict[str, str]:
+        """Return why a look says nothing of some views' rows; of views whose rows may be judged, nothing.
+
+        The ledger was read before. A change replaces it first, then moves rows that it makes anew to another folder.
+        """
+        found = dict[str, str]()
+        for watch in self.watches:
+            name, folder = watch.view.name, self._outside.offline.folder(watch.view.name)
+            is_another = self._folders.get(name, folder) != folder
+            self._folders[name] = folder
+            why = unlike(watch.plan, ledger) or ("its rows were made anew" if is_another else "")
+            if why:
+                found[name] = why
+        return found
+
+    def _without_void(self, seen: Sequence[Seen], void: Mapping[str, str], at: datetime) -> list[Seen]:
+        """Return what was seen, of void looks only what Kafka tells; nothing that they saw is remembered."""
+        self.watches = [self._watch(watch.plan) if watch.view.name in void else watch for watch in self.watches]
+        return [
+            replace(self._unwritten(one.view, at), void=void[one.view.name]) if one.view.name in void else one
+            for one in seen
+        ]
+
+    def _list_parts(self, ledger: Ledger, void: Collection[str]) -> tuple[dict[str, list[str]], dict[str, str], Ledger]:
+        """List the parts of every view, but of those that are void, between two readings of the ledger.
 
         Return each's new parts, what went wrong, and the ledger as it was read last.
         """
         new, errors = dict[str, list[str]](), dict[str, str]()
         for index in self._indexes.values():
             index.begin()
-        for watch in self.watches:
+        for watch in [watch for watch in self.watches if watch.view.name not in void]:
             try:
                 new[watch.view.name], ledger = watch.list_parts(ledger)
             except FreshetError as error:
@@ -172,7 +208,7 @@ class Observer:
         return Seen(view, at, made, "", waiting_count, self._undecided_count(view, at), reading)
 
     def _unwritten(self, view: View, at: datetime) -> Seen:
-        """Before the first commit there is nothing to look at but Kafka."""
+        """Look at nothing but Kafka, as before the first commit."""
         return self._looked(view, at, self._freshness(view))
 
     def _freshness(self, view: View) -> dict[Frame, pd.DataFrame]:

@@ -68,6 +68,8 @@ class Parity:
     online: Online
     offline: Offline
     now: Callable[[], datetime]
+    is_in_force: Callable[[], bool] = lambda: True
+    """Whether Feast is to know this very view: not while a declaration is being applied, which tells it last."""
     every: timedelta = EVERY
     trouble: str = ""
     """Why Feast could not be asked, until it could be."""
@@ -83,7 +85,7 @@ class Parity:
             return {}
         try:
             rows, shown = self._chosen(looked, parts, now)
-            if not rows:
+            if not rows or not self.is_in_force():
                 return {}
             client = self.client()
             entries = client.registration(self.view)
@@ -93,6 +95,8 @@ class Parity:
                 if answers.empty:  # none stood still meanwhile
                     return {}
                 made[Frame.SERVED] = answers
+            if not self.is_in_force():
+                return {}
         except FreshetError as error:
             self.trouble = str(error)
             return {}

@@ -70,6 +70,8 @@ def _verdict(seen: Seen, freshness_target: Objective, answers: Sequence[tuple[Qu
     rows, verdicts = seen.frames.get(Frame.ROWS), [verdict for _, verdict in answers]
     if seen.error:
         verdicts.insert(0, Verdict(view.name, Outcome.VALIDATOR_ERROR, 0, reasons=(f"{view.name}: {seen.error}",)))
+    elif seen.void:
+        verdicts.append(Verdict(view.name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view.name}: {seen.void}",)))
     elif rows is None:
         verdicts.append(Verdict(view.name, Outcome.INCONCLUSIVE, 0, reasons=(f"{view.name}: nothing is committed",)))
     judged_names = {check.name for question, _ in answers for check in question.checks}
@@ -97,13 +99,16 @@ def check_once(
 ) -> tuple[Verdict, ...]:
     """Choose entities once, look until all of them can be judged, and return one verdict a view.
 
-    What lags at the last look breaks the objective: there is no history to hold against it.
+    What lags at the last look breaks the objective: there is no history to hold against it. One look at a view that is
+    void makes all of them so.
     """
     seen = observer.look(0)
     gathered: dict[tuple[str, Frame], list[pd.DataFrame]] = {}
+    void = {one.view.name: one.void for one in seen if one.void}
     wait(grace)
     while True:
         seen = observer.look(0, choose=False)
+        void |= {one.view.name: one.void for one in seen if one.void}
         for one in seen:
             for kind in _GATHERED & one.frames.keys():
                 gathered.setdefault((one.view.name, kind), []).append(one.frames[kind])
@@ -119,9 +124,11 @@ def check_once(
         }
         whole = {kind: pd.concat(frames, ignore_index=True) for kind, frames in found.items() if frames}
         frames = {**one.frames, **whole}
+        if one.view.name in void:
+            frames = {kind: frame for kind, frame in frames.items() if kind is Frame.FRESHNESS}
         if Frame.FRESHNESS in frames:
             frames[Frame.FRESHNESS] = freshness(without_history(observer.freshness.lines(one.view.sources)))
-        looks.append(Seen(one.view, one.at, frames, one.error))
+        looks.append(Seen(one.view, one.at, frames, one.error, void=void.get(one.view.name, "")))
     return judged(judge, looks, freshness_target)
 
 
@@ -216,6 +223,9 @@ class Looker(Protocol):
     def look(self, number: int, *, choose: bool = True) -> list[Seen]:
         """Do one round."""
 
+    def close(self) -> None:
+        """Let go of all connections."""
+
 
 class Reporter(Protocol):
     """Where rounds are told; it waits for nobody."""
@@ -224,9 +234,12 @@ class Reporter(Protocol):
         """Tell of one round, which took so long."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Edges:
-    """What the flow is made of. `pools` gather each view's rows over rounds."""
+    """What the flow is made of. `pools` gather each view's rows over rounds.
+
+    `follow` is called before each round, which may put other parts in place of these.
+    """
 
     observer: Looker
     judge: Judge
@@ -237,6 +250,7 @@ class Edges:
     stop: Stop = field(default_factory=Stop)
     failure: Failure = field(default_factory=Failure)
     pools: dict[str, Pools] = field(default_factory=dict)
+    follow: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -258,6 +272,7 @@ def build(project: str, edges: Edges) -> Dataflow:
     """Return the validator's dataflow. It runs in one worker: Great Expectations knows no threads."""
 
     def look(items: list[tuple[str, int]]) -> list[tuple[int, list[Seen]]]:
+        edges.follow()
         return [(number, edges.observer.look(number)) for _, number in items]
 
     def judge(items: list[tuple[int, list[Seen]]]) -> list[tuple[str, Round]]:

@@ -69,6 +69,9 @@ class Offline(Protocol):
     def generation(self, name: str) -> Generation:
         """Return the folder's current generation."""
 
+    def folder(self, view: str) -> str:
+        """Return the name of a view's current folder: of rows that were made anew, another one."""
+
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts."""
 
@@ -95,7 +98,8 @@ class Outside:
 
     `ends` gives, by source partition, the offset after the last message; `progress`, by stream and partition, what is
     committed, asked first, and the end. `feast` makes a client of Feast, which takes seconds at the first time; None
-    where Feast is not asked.
+    where Feast is not asked. `is_in_force` says that what is looked by is in force, and that nobody is changing it.
+    `close` lets go of all connections.
     """
 
     online: Online
@@ -105,6 +109,8 @@ class Outside:
     progress: Callable[[], Mapping[Source, Progress]]
     now: Callable[[], datetime]
     feast: Callable[[], Client] | None = None
+    is_in_force: Callable[[], bool] = lambda: True
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,11 @@ class Watch:
     def __init__(
         self, plan: ViewPlan, outside: Outside, sampling: Sampling, indexes: Mapping[str, ArchiveIndex]
     ) -> None:
-        self.view, self._outside, self._sampling = plan.view, outside, sampling
+        self.plan, self.view, self._outside, self._sampling = plan, plan.view, outside, sampling
         self._recompute = Recompute(plan, outside.offline, indexes, sampling.budget)
         self._parity = None
         if outside.feast and sampling.parity_every:
-            edges = (outside.feast, outside.online, outside.offline, outside.now)
+            edges = (outside.feast, outside.online, outside.offline, outside.now, outside.is_in_force)
             self._parity = Parity(plan.view, *edges, sampling.parity_every)
         self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit, plan.view.ttl)
         self._parts = Parts(plan.view.row_schema)

@@ -18,13 +18,14 @@ from freshet.flows.edges.recovery import MemoryLedger
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.observer import Observer
 from freshet.flows.steps.alarms import Alarms
+from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness, Progress
 from freshet.flows.validator import Edges, Round, Rounds, heeded
 from freshet.flows.watch import Outside, Sampling
 from freshet.schemas import feast_bytes
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.finding import Check, Outcome, Question, Verdict
-from freshet.schemas.ledger import Ledger, ShardMark, Update, source_key
+from freshet.schemas.ledger import Ledger, Pending, ShardMark, Update, source_key
 from freshet.schemas.plan import Oracle, Pipeline, ViewPlan
 from freshet.schemas.units import Objective, instant_us
 from freshet.schemas.view import Feature, View
@@ -36,6 +37,11 @@ VIEW = View("edits_by_user", (STREAM,), (pa.field("user", pa.string()),), (Featu
 
 Row = dict[str, Any]
 Event = tuple[str, datetime]
+
+
+def plan_of(view: View, sql: str = "") -> ViewPlan:
+    """A plan that says no more of what it computes than that another one computes something else."""
+    return ViewPlan(view, (), pa.schema([]), (), (), "", Oracle((), sql), whole_history=True)
 
 
 def nothing(*_: Any) -> None:
@@ -89,7 +95,8 @@ class History:
         self.events: dict[str, list[datetime]] = {}
         self.staging: list[Row] = []
         self._unseen: dict[str, dict[str, int]] = {}
-        self.ledger.write(Ledger(id="a", shards_count=SHARDS_COUNT))
+        self.plan = plan_of(self.view)  # what is in force
+        self.ledger.write(Ledger(id="a", shards_count=SHARDS_COUNT, views={self.view.name: self.plan.digest}))
 
     # What producers and the flow do
 
@@ -191,11 +198,15 @@ class History:
     @property
     def parts(self) -> list[str]:
         """The visible parts that have rows."""
-        return [part for part, table in self.offline._visible[self.view.name].items() if table.num_rows]  # noqa: SLF001
+        return [part for part, table in self._folder.items() if table.num_rows]
+
+    @property
+    def _folder(self) -> dict[str, pa.Table]:
+        return self.offline._visible[self.offline.folder(self.view.name)]  # noqa: SLF001  # what no writer may do
 
     def change_part(self, part: str, change: Callable[[pa.Table], pa.Table | None]) -> None:
         """Replace a visible part, or take it away."""
-        parts = self.offline._visible[self.view.name]  # noqa: SLF001
+        parts = self._folder
         changed = change(parts[part])
         if changed is None:
             del parts[part]
@@ -229,21 +240,121 @@ class History:
         return {(STREAM, part): Progress(committed[part], len(log)) for part, log in enumerate(self.log)}
 
 
+class Changing(History):
+    """A history in which the declaration changes, to and fro, step by step as `flows/change.py` does it.
+
+    One counts otherwise than the other. The flow waits from its last commit on until the new declaration is in force.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.is_held, self._next = False, self.plan
+        self._steps = list[Callable[[], None]]()
+
+    def change(self, steps_count: int = 1) -> None:
+        """Go some steps on."""
+        for _ in range(steps_count):
+            self._steps = self._steps or [
+                self._hold, self._decide, self._switch, self._fill_half, self._fill, self._apply, self._end
+            ]  # fmt: skip
+            self._steps.pop(0)()
+
+    def complete(self) -> None:
+        """Have the change, if there is one, be over."""
+        while self._steps:
+            self.change()
+
+    def row(self, user: str, at: datetime, version: int) -> Row:
+        """Return a row as it must be."""
+        return {**super().row(user, at, version), "edits": 1 + (version + len(self._next.oracle.finish)) % 7}
+
+    def process(self) -> None:
+        if not self.is_held:
+            super().process()
+
+    def commit(self, *, published: bool = True) -> None:
+        if not self.is_held:
+            super().commit(published=published)
+
+    def crash(self) -> None:
+        if not self.is_held:
+            super().crash()
+
+    def _hold(self) -> None:
+        self.commit()
+        self.is_held = True
+
+    def _decide(self) -> None:
+        self._next = plan_of(self.view, "" if self._next.oracle.finish else "other")
+        ledger, name = self.ledger.read(), self.view.name
+        assert ledger is not None
+        rows = [
+            self.row(user, at, bisect_right(times, at))
+            for user, times in self.events.items()
+            for at in sorted({*times})
+        ]
+        self._generations = {name: self.offline.next_generation(name)}
+        folder = self.offline.begin(name, self._generations[name], self.view.row_schema)
+        part = self.offline.stage(folder, pa.Table.from_pylist(rows, self.view.row_schema), ledger.epoch)
+        self.offline.publish({folder: [part] if part else []})
+        changes = {
+            "views": {name: self._next.digest},
+            "parts": {},
+            "rows_counts": {name: len(rows)},
+            "pending": Pending(declaration="other", generations=self._generations),
+        }
+        self.ledger.write(ledger.model_copy(update=changes))
+
+    def _switch(self) -> None:
+        self.offline.switch(self._generations)
+
+    def _fill_half(self) -> None:
+        self._overwrite([*self.events][::2])
+
+    def _fill(self) -> None:
+        self._overwrite([*self.events])
+
+    def _overwrite(self, users: Sequence[str]) -> None:
+        for user in users:
+            if times := self.events[user]:
+                self.overwrite(self.row(user, times[-1], len(times)))
+
+    def _apply(self) -> None:
+        self.plan = self._next
+
+    def _end(self) -> None:
+        ledger = self.ledger.read()
+        assert ledger is not None
+        self.ledger.write(ledger.model_copy(update={"pending": None}))
+        self.is_held = False
+
+
 class Validator:
-    """A validator of a history at default settings, whose rounds are begun by hand."""
+    """A validator of a history at default settings, whose rounds are begun by hand.
+
+    It begins anew where the plan is another one by now, and goes on with the findings that are open.
+    """
 
     def __init__(self, history: History, judge: Any, sampling: Sampling) -> None:
-        plan = ViewPlan(history.view, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True)
-        pipeline = Pipeline("history", (plan,))
-        self._observer = Observer(pipeline, history.outside(), sampling, Freshness(TARGET, timedelta(seconds=1)))
+        self._history, self._sampling = history, sampling
+        self._begin()
         rounds = Rounds(timedelta(seconds=5), lambda: history.now)
-        self._edges = Edges(self._observer, judge, Alarms(), rounds, _Silent(), TARGET)
+        self._edges = Edges(self.observer, judge, Alarms(), rounds, _Silent(), TARGET)
         self._number = 0
+
+    def _begin(self) -> None:
+        history, self._plan = self._history, self._history.plan
+        pipeline, freshness = Pipeline("history", (self._plan,)), Freshness(TARGET, timedelta(seconds=1))
+        self.observer = Observer(pipeline, history.outside(), self._sampling, freshness)
 
     def round(self) -> Round:
         """Do one round."""
         self._number += 1
-        return heeded(self._edges, self._number, self._observer.look(self._number))
+        if self._history.plan.digest != self._plan.digest:
+            self._begin()
+            checks = {check.name for check in checks_of(self._history.view, TARGET)}
+            assert self._edges.alarms.keep(checks, self._history.now) == ()
+        return heeded(self._edges, self._number, self.observer.look(self._number))
 
 
 class _Silent:

@@ -80,7 +80,10 @@ def observer_of(rows: Rows, serve: Callable[[StoredRow | None], StoredRow | None
     parts = {VIEW.name: {part: len(rows)}}
     shards = {f"{VIEW.name}/{shard}": ShardMark(clock_us=2**60) for shard in range(2)}
     update = Update(parts=parts, shards=shards, online_writes_count=online.counted_writes())
-    ledger.write(Ledger(id="a", shards_count=2).after(1, {"edits/000000": len(rows)}, [update]))
+    plan = ViewPlan(VIEW, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True)
+    ledger.write(
+        Ledger(id="a", shards_count=2, views={VIEW.name: plan.digest}).after(1, {"edits/000000": len(rows)}, [update])
+    )
     offline.publish(parts)
 
     class Served:
@@ -97,7 +100,6 @@ def observer_of(rows: Rows, serve: Callable[[StoredRow | None], StoredRow | None
 
     ends, progress = {"edits/000000": len(rows)}, {("edits", 0): Progress(len(rows), len(rows))}
     outside = Outside(Served(), offline, ledger, lambda: ends, lambda: progress, tick)
-    plan = ViewPlan(VIEW, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True)
     sampling = Sampling(rows_count=size, keys_count=0, grace=GRACE, limit=timedelta(hours=9))
     return Observer(Pipeline("test", (plan,)), outside, sampling, Freshness(TARGET))
 

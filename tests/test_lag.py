@@ -127,3 +127,22 @@ def test_an_exporter_connects_when_it_can_and_looks_until_it_is_ended(error: Fre
         assert registry.get_sample_value("kafka_consumergroup_lag", place) == 1.0
     finally:
         exporter.end()
+
+
+def test_an_exporter_that_follows_looks_at_other_topics() -> None:
+    shop, other = Shop(), Shop()
+    for one, count in ((shop, 1), (other, 2)):
+        one.passes(1, sent=count)
+    exporter = LagExporter(GROUP, lambda: shop.reader)
+    registry = CollectorRegistry()
+    registry.register(exporter)
+    place = {"consumergroup": GROUP, "topic": TOPIC, "partition": "1"}
+    exporter.start()
+    try:
+        until(lambda: registry.get_sample_value("kafka_consumergroup_lag", place) == 1)
+
+        exporter.follow(lambda: other.reader)
+
+        until(lambda: registry.get_sample_value("kafka_consumergroup_lag", place) == 2)
+    finally:
+        exporter.end()

@@ -11,16 +11,19 @@ from typing import Any
 
 import mmh3
 import pytest
+from changing import edited, with_feature, without_feature
 from listener import SECRET, Listener
 from stack import FRESHET, Server, Stack, free_ports, prepared, until
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.redis import OnlineStore
+from freshet.flows.live import Workspace
 from freshet.schemas.event import CANARY_HEADER
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.record import header
 from freshet.schemas.view import View
+from freshet.scripts.apply import apply
 
 ROUNDS = {"FRESHET_ROUND": "500ms", "FRESHET_QUIET": "4s", "FRESHET_PARITY_EVERY": "off"}
 VIEW = "wiki_edits_by_channel"
@@ -57,7 +60,7 @@ def stack(broker: Broker, server: Server, tmp_path: Path) -> Iterator[Stack]:
 
 
 def validate(stack: Stack, **environment: str) -> Any:
-    return stack.spawn([*FRESHET, "run", "validator"], **ROUNDS, **environment)
+    return stack.spawn([*FRESHET, "run", "validator"], **{**ROUNDS, **environment})
 
 
 def metric(stack: Stack, name: str, **labels: str) -> float:
@@ -177,6 +180,58 @@ def test_a_torn_part_is_an_error_of_its_view_until_it_is_mended(stack: Stack) ->
     until(lambda: metric(stack, "freshet_skew_compared_total", feature_view=VIEW) > 0)
     until(lambda: stack.health() == "ok\n")
     stack.stop(running, signal.SIGINT)
+
+
+ADDED, WEEK = (
+    "chan_edits_1w",
+    "(PARTITION BY channel ORDER BY event_timestamp RANGE BETWEEN INTERVAL '7 days' PRECEDING AND CURRENT ROW)",
+)
+
+
+def test_a_validator_follows_what_is_applied_finds_nothing_in_it_and_goes_on_with_what_it_had_found(
+    stack: Stack, server: Server
+) -> None:
+    """Feast, which hears of it last, is asked all the while."""
+    running = validate(stack, FRESHET_PARITY_EVERY="100ms")
+    until(lambda: metric(stack, "freshet_skew_compared_total", feature_view=VIEW) > 0)
+    places = re.findall(r"metrics at (\S+)", stack.said())
+    rewritten = edited(
+        stack,
+        lambda text: with_feature(
+            f'name: {ADDED}, dtype: int64, source: wiki_edits, transformation: "count(*) OVER {WEEK}"'
+        )(text.replace("sum(added) OVER channel_1h", "sum(added) OVER channel_1h + 1")),
+    )
+
+    apply(rewritten)
+
+    until(lambda: metric(stack, "freshet_skew_compared_total", feature_view=VIEW, feature=ADDED) > 0)
+    before = rounds(stack)
+    until(lambda: rounds(stack) >= before + 3)
+    assert f"validating by declaration {rewritten.declared.id}" in stack.said()
+    assert news(stack) == []
+    assert metric(stack, "freshet_skew_inconclusive_total", feature_view=VIEW) > 0, "no look was in between"
+    assert places == re.findall(r"metrics at (\S+)", stack.said())
+
+    altered(stack, server, ADDED)
+    until(lambda: news(stack))
+    dropped = edited(stack, without_feature(ADDED))
+    apply(dropped)
+
+    until(lambda: len(news(stack)) == 2)
+    opened, resolved = news(stack)
+    assert ("opened", [ADDED]) == (opened["status"], opened["features"])
+    assert ("resolved", opened["check"], opened["since"]) == (resolved["status"], resolved["check"], resolved["since"])
+    until(lambda: metric(stack, "freshet_validator_findings") == 0)
+    stack.stop(running)
+
+
+def altered(stack: Stack, server: Server, feature: str) -> None:
+    """Have the online store say another value of a feature of somebody's."""
+    pipeline = Workspace.applied(stack.workspace.settings).pipeline
+    online = OnlineStore(server.url, pipeline.project, pipeline.views)
+    (entity, *_) = online.sample(pipeline.plan(VIEW).view, 1, seed=1)
+    (key,) = online._layouts[VIEW].keys_of([entity])  # noqa: SLF001  # where the row stands
+    server.client().hset(key, mmh3.hash(f"{VIEW}:{feature}", signed=False).to_bytes(4, "little"), b"\x20\x97\x08")
 
 
 CANARY = """\

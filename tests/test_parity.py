@@ -200,6 +200,26 @@ def test_feast_is_asked_seldom_and_at_once_where_there_was_nothing_to_ask() -> N
     assert [{Frame.REGISTRY, Frame.SERVED}, set(), {Frame.REGISTRY, Frame.SERVED}] == [{*one} for one in frames]
 
 
+def test_while_another_declaration_is_applied_feast_is_not_asked_and_what_it_says_is_not_taken() -> None:
+    rig, is_in_force = Rig(), [False]
+    rig.parity.is_in_force = lambda: is_in_force[0]
+    rig.put(row("ann", 0))
+    looked = rig.looked("ann")
+
+    assert rig.frames(*looked) == {}
+    assert rig.feast.entities == []
+
+    is_in_force[0] = True
+    rig.feast.meanwhile = lambda: is_in_force.__setitem__(0, False)
+
+    assert rig.frames(*looked) == {}
+    assert rig.feast.entities == [("ann",)]
+
+    is_in_force[0], rig.feast.meanwhile = True, lambda: None
+
+    assert {*rig.frames(*looked)} == {Frame.REGISTRY, Frame.SERVED}
+
+
 def test_a_feast_that_fails_is_the_validator_s_error_until_it_answers(judge: Judge) -> None:
     rig = Rig()
     rig.put(row("ann", 0))

@@ -70,8 +70,12 @@ def row(user: str, seconds: float, version: int = 1, **values: Any) -> Row:
     }
 
 
+def plan_of(view: View) -> ViewPlan:
+    return ViewPlan(view, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True)
+
+
 def pipeline_of(view: View) -> Pipeline:
-    return Pipeline("test", (ViewPlan(view, (), pa.schema([]), (), (), "", Oracle((), ""), whole_history=True),))
+    return Pipeline("test", (plan_of(view),))
 
 
 @dataclass
@@ -96,7 +100,7 @@ class World:
         self.online, self.offline = MemoryOnlineStore("test", [self.view], lambda: self.at), MemoryOfflineStore()
         self.offline.prepare(self.view.name, self.view.row_schema)
         self.ledger = MemoryLedger()
-        self.ledger.write(Ledger(id="a", shards_count=2))
+        self.ledger.write(Ledger(id="a", shards_count=2, views={self.view.name: plan_of(self.view).digest}))
         self.feast = MemoryFeastClient(self, self.offline, [self.view])
 
     def put_online(self, *rows: Row) -> None:

@@ -48,9 +48,11 @@ def drifted(table: pa.Table) -> pa.Table:
 class Stores(RuleBasedStateMachine):
     """Both stores under a validator. Times are of the history alone."""
 
+    history_of = History
+
     @initialize(seed=st.integers(0, 3))
     def begin(self, seed: int) -> None:
-        self.seed, self.history = seed, History()
+        self.seed, self.history = seed, self.history_of()
         self.begin_validator()
 
     @rule()

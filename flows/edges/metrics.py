@@ -251,10 +251,32 @@ class ValidatorMetrics:
         for receiver in receivers:
             self.failures.labels(receiver)
             self.dropped.labels(receiver)
-        for view in views:
+        self._windows = tuple(windows)
+        self._begin(checks)
+
+    def follow(
+        self, views: Sequence[View], checks: Mapping[str, Sequence[Check]], counted: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """Go on with other views, of which so many looks at partitions, and stale ones, are counted elsewhere already.
+
+        Counters of views that are no more stay, as Prometheus expects of counters; what they stood at does not.
+        """
+        for gone in self._views.keys() - {view.name for view in views}:
+            for cause in Cause:
+                self.findings.remove(gone, cause.value)
+            for window in self._windows:
+                self.burn_rate.remove(gone, window)
+        self.canaries.clear()
+        self._views = {view.name: view for view in views}
+        self._counted = {view.name: counted[view.name] for view in views}
+        self._begin(checks)
+
+    def _begin(self, checks: Mapping[str, Sequence[Check]]) -> None:
+        """Show every label set that can occur."""
+        for view in self._views.values():
             self.checked.labels(view.name)
             self.stale.labels(view.name)
-            for window in windows:
+            for window in self._windows:
                 self.burn_rate.labels(view.name, window)
             self.inconclusive.labels(view.name)
             self.errors.labels(view.name)

@@ -1,6 +1,6 @@
 """When a failing check is news, and when it is over: pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -69,6 +69,15 @@ class Alarms:
             self._open[finding.check] = _Open(finding, known.since if known else at, at)
         news += self._over(verdict, failing, at)
         return _only(verdict, confirmed), tuple(news)
+
+    def keep(self, checks: Collection[str], at: datetime) -> tuple[Alarm, ...]:
+        """Begin anew with other checks; return what became news: of a check that is no more, the finding is over.
+
+        Findings of others stay open until their checks have held; what did not open counts for nothing any more.
+        """
+        self._failed.clear()
+        closed = {check: self._open.pop(check) for check in [*self._open] if check not in checks}
+        return tuple(Alarm(Status.RESOLVED, one.finding, one.since, at) for one in closed.values())
 
     def _over(self, verdict: Verdict, failing: set[str], at: datetime) -> list[Alarm]:
         over = [

@@ -24,6 +24,7 @@ from freshet.flows.steps.shards import hashes
 from freshet.schemas.event import EVENT_TIME, NEVER_US
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.part import PartSummary, epoch_of, run_of
+from freshet.schemas.plan import ViewPlan
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import VERSION, StoredRow, View
 
@@ -33,6 +34,19 @@ Place = tuple[datetime, int]
 
 PART = "_part"
 """The column that says which part a row was found in."""
+
+
+def unlike(plan: ViewPlan, ledger: Ledger) -> str:
+    """Say why a view's rows, as the ledger speaks for them, cannot be judged by a plan; nothing if they can be.
+
+    A change of the declaration replaces the ledger before it touches a row, and has its digests stay.
+    """
+    name = plan.view.name
+    if ledger.pending is not None and name in ledger.pending.generations:
+        return "its rows are being made anew: another declaration comes into force"
+    if name not in ledger.views:
+        return "the flow makes no rows of it"
+    return "" if ledger.views[name] == plan.digest else "its rows are those of another declaration"
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,31 @@ def test_findings_that_are_open_are_shown_until_they_are_over() -> None:
     assert metrics.value("freshet_validator_findings", feature_view="by_page", cause="dtype") == 0
 
 
+def test_views_that_are_no_more_show_nothing_that_is_so_now_and_others_are_zero_from_the_start() -> None:
+    metrics = validator_metrics()
+    metrics.observe((Verdict("by_user", Outcome.OK, 7),), (found(Cause.DTYPE),), AT, 0.1)
+    metrics.observe_freshness("by_page", 40, 4, {"5m": 2.5, "1h": 0.2})
+    metrics.canaries.labels("edits/0", "online").set(1)
+    later = View("by_city", ("edits",), (), (Feature("rides", DTYPES["int64"], "…"),))
+
+    metrics.follow([OTHER, later], {"by_page": (), "by_city": ()}, {"by_page": (40, 4), "by_city": (40, 4)})
+    metrics.observe_freshness("by_page", 48, 5, {})
+    metrics.observe_freshness("by_city", 48, 5, {})
+    metrics.observe((Verdict("by_city", Outcome.OK, 3),), (), AT, 0.1)
+
+    value = metrics.registry.get_sample_value
+    assert value("freshet_validator_findings", {"feature_view": "by_user", "cause": "dtype"}) is None
+    assert value("freshet_freshness_burn_rate", {"feature_view": "by_user", "window": "5m"}) is None
+    assert value("freshet_canary_last_timestamp_seconds", {"partition": "edits/0", "store": "online"}) is None
+    assert value("freshet_skew_compared_total", {"feature_view": "by_user", "feature": "edits"}) == 7
+    assert value("freshet_freshness_checked_total", {"feature_view": "by_page"}) == 48
+    assert value("freshet_freshness_stale_total", {"feature_view": "by_page"}) == 5
+    assert value("freshet_freshness_checked_total", {"feature_view": "by_city"}) == 8
+    assert value("freshet_freshness_stale_total", {"feature_view": "by_city"}) == 1
+    assert value("freshet_skew_compared_total", {"feature_view": "by_city", "feature": "rides"}) == 3
+    assert value("freshet_validator_findings", {"feature_view": "by_city", "cause": "dtype"}) == 0
+
+
 def test_a_round_in_which_the_validator_failed_in_one_view_is_no_success() -> None:
     metrics = validator_metrics()
     metrics.observe((Verdict("by_user", Outcome.OK, 1), Verdict("by_page", Outcome.OK, 1)), (), AT, 0.1)
@@ -276,6 +301,26 @@ def test_values_that_were_served_are_counted_by_status(serving: ServerMetrics) -
         for status in map(str.lower, Status)
     }
     assert {"present": 4, "null_value": 0, "not_found": 0, "outside_max_age": 2} == found
+
+
+def test_a_server_that_follows_another_declaration_counts_on_and_has_its_bound(serving: ServerMetrics) -> None:
+    serving.served("by_user", {Status.PRESENT: 3})
+    serving.request("features", 200, 0.001)
+
+    serving.follow(["by_city"], BOUND)
+    serving.served("by_city", {Status.PRESENT: 1})
+    serving.served("by_user", {Status.PRESENT: 1})  # by a request that began before
+
+    value = serving.registry.get_sample_value
+    assert value("freshet_served_values_total", {"feature_view": "by_user", "status": "present"}) == 4
+    assert value("freshet_served_values_total", {"feature_view": "by_city", "status": "present"}) == 1
+    assert value("freshet_request_duration_seconds_count", {"endpoint": "features"}) == 1
+
+    serving.follow(["by_city"], timedelta(milliseconds=13))
+    serving.request("features", 200, 0.0129)
+
+    assert value("freshet_request_duration_seconds_bucket", {"endpoint": "features", "le": "0.013"}) == 1
+    assert value("freshet_requests_total", {"endpoint": "features", "status": "2xx"}) == 2
 
 
 def test_metrics_and_health_are_served() -> None:

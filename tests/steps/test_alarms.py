@@ -160,6 +160,18 @@ def test_a_view_whose_name_begins_like_another_s_is_not_that_one() -> None:
     assert news(alarms, verdict(), 6000) == []
 
 
+def test_a_finding_of_a_check_that_is_no_more_is_over_and_others_stay_open_until_theirs_hold() -> None:
+    alarms, gone = Alarms(QUIET), finding("old_feature.online_equals_offline")
+    alarms.heed(verdict(finding(), gone, finding("patient", rounds=2)), at(0))
+
+    over = alarms.keep({finding().check, finding("patient").check}, at(5))
+
+    assert [(one.status, one.finding, one.since, one.at) for one in over] == [(Status.RESOLVED, gone, at(0), at(5))]
+    assert news(alarms, verdict(finding(), finding("patient", rounds=2)), 10) == []
+    assert [*alarms.open] == [finding().check]
+    assert news(alarms, verdict(), 70) == RESOLVED
+
+
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 @given(failing=st.lists(st.booleans(), max_size=60))
 def test_opened_and_resolved_take_turns_and_tell_what_is_open(rounds: int, failing: list[bool]) -> None:
