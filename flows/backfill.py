@@ -168,8 +168,9 @@ class Backfill:
         for part in new:
             table = self.offline.read_parts(self.carry.source, [part])
             old = table.filter(pc.less(table[EVENT_TIME].cast(pa.int64()), self.carry.before_us))
-            self._waiting.append(widened(old, self.plan.view, self.carry.columns))
-            self._write(_ROWS_PER_PART)
+            if old.num_rows:  # parts of their own: they were made by another declaration, which they name
+                self.offline.append(self.folder, widened(old, self.plan.view, self.carry.columns))
+                self.rows_count += old.num_rows
         self._carried.update(new)
 
 
@@ -182,7 +183,7 @@ def widened(rows: pa.Table, view: View, columns: Mapping[str, str]) -> pa.Table:
         else pa.nulls(rows.num_rows, column.type)
         for column in view.row_schema
     ]
-    return pa.table(made, schema=view.row_schema)
+    return pa.table(made, schema=view.row_schema.with_metadata(rows.schema.metadata))
 
 
 class _Sample:
@@ -254,4 +255,4 @@ def exact_since_us(plan: ViewPlan, ledger: Ledger) -> int | None:
     expired = [ledger.expired[stream] for stream in plan.view.sources if stream in ledger.expired]
     if not expired:
         return NEVER_US
-    return None if plan.reach_us is None else max(expired) + plan.reach_us + 1
+    return None if plan.lookback_us is None else max(expired) + plan.lookback_us + 1

@@ -30,7 +30,7 @@ from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import NEVER_US, Contract
 from freshet.schemas.ledger import Ledger, Pending, SnapshotMark
 from freshet.schemas.plan import Pipeline, ViewPlan
-from freshet.schemas.units import instant
+from freshet.schemas.units import instant_at
 from freshet.schemas.view import StoredRow, View
 
 _LOOK_AGAIN_S = 0.05
@@ -229,8 +229,8 @@ def _since_us(plan: ViewPlan, ledger: Ledger, asked_us: int | None) -> int:
     if asked_us is None:
         return exact_us
     if asked_us < exact_us:
-        fact = f"cannot be filled from {instant(asked_us).isoformat()}: the archive has a gap before it"
-        hint = f"its rows are whole from {instant(exact_us).isoformat()} on: name that time, or none"
+        fact = f"cannot be filled from {instant_at(asked_us).isoformat()}: the archive has a gap before it"
+        hint = f"its rows are whole from {instant_at(exact_us).isoformat()} on: name that time, or none"
         raise Refused([Problem("feature view", name, fact, hint=hint)])
     return asked_us
 

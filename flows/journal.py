@@ -76,6 +76,9 @@ class States(Protocol):
 class Parts(Protocol):
     """The offline store, as `edges.parquet` does."""
 
+    def generations_number(self) -> int:
+        """Return which generations there are, by number: what is published from now on goes by it, or by a later."""
+
     def publish(self, parts: Mapping[str, Iterable[str]]) -> None:
         """Make staged parts visible."""
 
@@ -240,7 +243,8 @@ class Journal:
             for plan in self.pipeline.plans:
                 self._check_reach(plan, ledger)
             ledger = ledger.model_copy(update={"snapshots": {}})
-        ledger = ledger.model_copy(update={"views": {**ledger.views, **digests}})
+        generations = self.places.parts.generations_number()
+        ledger = ledger.model_copy(update={"views": {**ledger.views, **digests}, "generations": generations})
         self.places.ledger.write(ledger)
         if identity != ledger.id:
             self.places.states.identify(ledger.id)
@@ -365,10 +369,8 @@ class Journal:
         for stream in set(plan.view.sources) & ledger.expired.keys():
             lateness_us = count_us(self.contracts[stream].stream.lateness)
             newest = [mark.accepted_us for mark in ledger.partitions_of(stream).values()]
-            interval_us = max((frame.decay_us or 0 for frame in plan.ranges), default=0)
-            expired_us = ledger.expired[stream]
-            reach_us = plan.reach_us
-            if reach_us is None or expired_us >= min(newest, default=NEVER_US) - lateness_us - reach_us - interval_us:
+            expired_us, lookback_us = ledger.expired[stream], plan.lookback_us
+            if lookback_us is None or expired_us >= min(newest, default=NEVER_US) - lateness_us - lookback_us:
                 fact = "cannot be rebuilt: its rows depend on events that the archive has dropped"
                 hint = "bring the recovery folder back, or start the view anew under another name"
                 raise Refused([Problem("feature view", plan.view.name, fact, archive_name(stream), hint)])
@@ -466,10 +468,12 @@ class Journal:
     def _replace(self, number: int, *, is_last: bool) -> Committed | None:
         """Replace the ledger, and make visible what it speaks for; None if there are no news."""
         told, offsets = self._told[0], _by_key(self._offsets, number)
-        news = told.parts or told.snapshots or offsets.items() - self.ledger.offsets.items()
+        generations = self.places.parts.generations_number()  # in the ledger first, then published by it or by a later
+        is_new = generations != self.ledger.generations  # compaction waits for our word
+        news = is_new or told.parts or told.snapshots or offsets.items() - self.ledger.offsets.items()
         if not news and not (is_last and told.shards):
             return None
-        before, ledger = self.ledger, self.ledger.after(number, offsets, self._told)
+        before, ledger = self.ledger, self.ledger.after(number, offsets, self._told, generations)
         written_bytes = self.places.ledger.write(ledger)
         self._ledger, self._told = ledger, []
         _forget(self._offsets, number)

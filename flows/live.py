@@ -43,6 +43,7 @@ from freshet.flows.refill import refill
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.archived import ArchiveForm
+from freshet.flows.steps.monitoring import RUNBOOKS, Deployed
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas import declaration
 from freshet.schemas.applied import DeclarationStatus, Declared, DeclaredView
@@ -53,7 +54,7 @@ from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.progress import Progress
 from freshet.schemas.rejects import Reject, dead_letter_topic
-from freshet.schemas.units import count_us, instant
+from freshet.schemas.units import count_us, instant_at
 from freshet.schemas.view import StoredRow, View
 
 LOG = logging.getLogger("freshet")
@@ -129,7 +130,7 @@ class Workspace:
             id=declared.id,
             place=place,
             is_applied=applied is not None,
-            since=None if since_us is None else instant(since_us),
+            since=None if since_us is None else instant_at(since_us),
             is_edited=applied is not None and text != declared.text,
         )
 
@@ -196,9 +197,21 @@ class Workspace:
         target = self.source.declaration.servingRequirements.freshnessTarget
         return LagReader(Standings(cluster, self.group), counts, target.bound.total_seconds())
 
+    @property
+    def deployed(self) -> Deployed:
+        """What is deployed, as settings say."""
+        told = self.settings
+        return Deployed(
+            told.materializer_processes,
+            told.server_workers,
+            told.has_validator,
+            told.runbook_url or RUNBOOKS,
+            told.grafana_url or "",
+        )
+
     def lag_exporter(self, process: str) -> LagExporter | None:
         """Return what exports lag, not yet begun, if that is a process's task."""
-        return LagExporter(self.group, self.lag_reader) if self.settings.lag_export == process else None
+        return LagExporter(self.group, self.lag_reader) if self.settings.lag_exporter == process else None
 
     def online(self, patience_s: float = _ANSWER_LIMIT_S) -> "OnlineFilled":
         """Open the online store: our own writer for Redis, Feast's for any other. Raises `Unavailable`.
@@ -242,6 +255,9 @@ class OnlineFilled(Online, Protocol):
 
     def drop(self, view: View, features: Collection[str] | None) -> int:
         """Delete what is stored of some features of a view; None for whole rows."""
+
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:
+        """Delete the view's rows of some entities; return how many there were."""
 
 
 class OfflineParts(Offline, Parts, change.Offline, Protocol):

@@ -53,8 +53,8 @@ class Observer:
         self._begun_at: datetime | None = None
         self._indexes = indexes_of(pipeline.plans, outside.offline, sampling.budget)
         self.watches = [self._watch(plan) for plan in pipeline.plans]
-        self._folders = dict[str, str]()
-        """In which folder each view's rows were found last."""
+        self._anew_counts = dict[str, int]()
+        """How often each view's rows had been made anew when they were looked at last."""
 
     def _watch(self, plan: ViewPlan) -> Watch:
         return Watch(plan, self._outside, self._sampling, self._indexes)
@@ -110,14 +110,14 @@ class Observer:
     def _void(self, ledger: Ledger) -> dict[str, str]:
         """Return why a look says nothing of some views' rows; of views whose rows may be judged, nothing.
 
-        The ledger was read before. A change replaces it first, then moves rows that it makes anew to another folder.
+        The ledger was read before. A change replaces it first, and then the folder of rows that it makes anew.
         """
         found = dict[str, str]()
         for watch in self.watches:
-            name, folder = watch.view.name, self._outside.offline.folder(watch.view.name)
-            is_another = self._folders.get(name, folder) != folder
-            self._folders[name] = folder
-            why = unlike(watch.plan, ledger) or ("its rows were made anew" if is_another else "")
+            name, count = watch.view.name, self._outside.offline.anew_count(watch.view.name)
+            is_anew = self._anew_counts.get(name, count) != count
+            self._anew_counts[name] = count
+            why = unlike(watch.plan, ledger) or ("its rows were made anew" if is_anew else "")
             if why:
                 found[name] = why
         return found

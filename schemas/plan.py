@@ -6,10 +6,12 @@ ours.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -17,6 +19,9 @@ from freshet.schemas.view import View
 
 PARTITION_BITS = 20
 """In a view of several streams, `_partition` of the inputs has the stream's place above so many bits."""
+
+APPROXIMATE = ("approx_count_distinct", "approx_quantile")
+"""Functions whose values are near those of the SQL that they are judged by."""
 
 _NOTHING = pa.schema([])
 
@@ -114,10 +119,17 @@ class Framed:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a feature is made of: its windows, and the columns that it takes of the newest event alone."""
+    """What a feature is made of: its windows, and the columns that it takes of the newest event alone.
+
+    `shape` is its expression with everything in place that has a name, but no window's entity and frame; `frames` has
+    these, a frame for each window in the order of the text. Of equal shapes and frames the values are equal, but that
+    `decay_us` says when rows stand, not what they hold.
+    """
 
     windows: tuple[Framed, ...]
     columns: tuple[str, ...]
+    shape: str = ""
+    frames: tuple[Range | Rows, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,15 @@ class Oracle:
     exact: tuple[tuple[str, str, str], ...] = ()
     tolerances: Mapping[str, str] = field(default_factory=dict)
     traces: Mapping[str, Trace] = field(default_factory=dict)
+
+    def mentions(self, column: str) -> bool:
+        """Say whether any of the SQL may read a column of the events; of one that it does not, no value matters."""
+        return column.casefold() in self._words
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        every = [str(self), *self.tolerances.values(), *(sql for _, _, sql in self.exact)]
+        return frozenset(re.findall(r"\w+", " ".join(every).casefold()))
 
     @property
     def windowed(self) -> str:
@@ -181,8 +202,16 @@ class ViewPlan:
 
     @property
     def digest(self) -> str:
-        """What it computes: of equal digests, equal rows."""
-        return hashlib.sha256(str(self.oracle).encode()).hexdigest()[:16]
+        """What it computes: of equal digests, equal rows of views of one name.
+
+        The oracle's SQL says neither of which streams its events are, nor what it only judges by something exact. Most
+        views are named after their streams, and are exact: their digests are those of before these were told apart.
+        """
+        view, said = self.view, [str(self.oracle)]
+        if not view.name.startswith("_".join(view.sources).lower()):
+            said.append(f"of {', '.join(view.sources)}")
+        said += [f"{made.function} of {made.argument}" for made in self.aggregates if made.function in APPROXIMATE]
+        return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
     @property
     def frames(self) -> tuple[Range | Rows, ...]:
@@ -199,6 +228,15 @@ class ViewPlan:
         """How far back from its instant a row can depend on events; None for all of the past."""
         spans = [frame.span_us for frame in self.ranges]
         return None if self.whole_history or None in spans else max(filter(None, spans), default=0)
+
+    @property
+    def lookback_us(self) -> int | None:
+        """How far back from its instant events say that there is a row, and what it is; None for all of the past.
+
+        It is more than the reach: a tick is made by an event that has left a frame, an interval ago at most.
+        """
+        interval_us = max((frame.decay_us or 0 for frame in self.ranges), default=0)
+        return None if self.reach_us is None else self.reach_us + interval_us
 
 
 @dataclass(frozen=True)

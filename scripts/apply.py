@@ -19,10 +19,12 @@ import pyarrow as pa
 from freshet.flows.change import Asked, Done, Places, change, changed_plans
 from freshet.flows.edges import feast, kafka, store_config
 from freshet.flows.edges.applied import AppliedFile
+from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alertmanager import RECEIVERS, RECEIVERS_AT_FIRST, read_receivers
+from freshet.flows.steps.changes import carried
 from freshet.flows.steps.deploy_files import deploy_files
 from freshet.schemas.applied import Applied, Declared, DeclaredView
 from freshet.schemas.dtypes import dtype
@@ -100,6 +102,8 @@ def _apply(workspace: Workspace, files: AppliedFile, since_us: int | None, *, ag
     ledger, pipeline = LedgerFile(workspace.offline_root).read(), workspace.pipeline
     new = () if ledger is None else changed_plans(pipeline, ledger)
     standing = Pipeline(pipeline.project, tuple(plan for plan in pipeline.plans if plan not in new))
+    if ledger is None:
+        _begin_anew(workspace.offline(), pipeline)
     prepare(workspace.offline(), standing, workspace.contracts)
     wanted = {**kafka.topics_of(workspace.contracts.values()), FINDINGS_TOPIC: 1}
     topics = kafka.create_topics(workspace.kafka, wanted)
@@ -123,6 +127,19 @@ def _apply(workspace: Workspace, files: AppliedFile, since_us: int | None, *, ag
     }
 
 
+def _begin_anew(offline: OfflineStore, pipeline: Pipeline) -> None:
+    """Give views that were declared otherwise, and never had a row, folders of their new form."""
+    begun = {}
+    for view in pipeline.views:
+        if offline.visible_parts(view.name):
+            rows = offline.read(view.name)
+            if not rows.num_rows and not rows.schema.equals(view.row_schema):
+                begun[view.name] = offline.next_generation(view.name)
+                offline.begin(view.name, begun[view.name], view.row_schema)
+    if begun:
+        offline.switch(begun)
+
+
 def _hand_over(workspace: Workspace, files: AppliedFile, before: Workspace | None, since_us: int | None) -> Done | None:
     """Have the flow go on under the new declaration, once the rows of what is new or changed are made."""
     offline = workspace.offline()
@@ -136,29 +153,20 @@ def _hand_over(workspace: Workspace, files: AppliedFile, before: Workspace | Non
         lambda: time.time_ns() // 1000,
     )
     is_same = before is not None and before.source.declaration == workspace.source.declaration
-    carried = {} if before is None else carried_of(before.pipeline, workspace.pipeline)
-    asked = Asked(workspace.pipeline, workspace.contracts, workspace.declared, carried, since_us, is_same)
+    known = {} if before is None else {plan.view.name: plan for plan in before.pipeline.plans}
+    plans = [plan for plan in workspace.pipeline.plans if plan.view.name in known]
+    same = {plan.view.name: carried(known[plan.view.name], plan) for plan in plans}
+    asked = Asked(workspace.pipeline, workspace.contracts, workspace.declared, same, since_us, is_same)
     settings = workspace.settings
     patience = max(settings.patience, timedelta(seconds=30)) + settings.epoch
     return change(places, asked, patience=patience, shards_count=settings.shards)
-
-
-def carried_of(before: Pipeline, after: Pipeline) -> dict[str, dict[str, str]]:
-    """Return, by view and feature, the name of the feature of before that means the same."""
-    found: dict[str, dict[str, str]] = {}
-    known = {plan.view.name: plan.view for plan in before.plans}
-    for view in (view for view in after.views if view.name in known):
-        old = {(one.transformation, one.dtype): one.name for one in known[view.name].features}
-        same = {one.name: old.get((one.transformation, one.dtype)) for one in view.features}
-        found[view.name] = {name: other for name, other in same.items() if other is not None}
-    return found
 
 
 def _register(workspace: Workspace) -> None:
     """Have Feast know the views, and where their files are by now."""
     pipeline, registry = workspace.pipeline, workspace.project.registry
     config = store_config.store_config(pipeline.project, workspace.online_url, registry)
-    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline().path))
+    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline()))
 
 
 def _drop_leftovers(workspace: Workspace, files: AppliedFile) -> None:
@@ -237,7 +245,7 @@ def generated(workspace: Workspace) -> dict[str, str]:
     own = workspace.project.root / RECEIVERS
     receivers = read_receivers(own.read_text(encoding="utf-8")) if own.exists() else None
     source, epoch = workspace.source, workspace.settings.epoch
-    return deploy_files(source.declaration, workspace.pipeline, topics, epoch, receivers)
+    return deploy_files(source.declaration, workspace.pipeline, topics, epoch, receivers, workspace.deployed)
 
 
 def write_files(workspace: Workspace, files: Mapping[str, str]) -> list[str]:

@@ -189,7 +189,9 @@ def test_another_online_store_is_read_from_once_it_is_declared(broker: Broker, s
         other.stop()
 
 
-def test_a_materializer_says_once_when_it_starts_what_is_in_force_and_that_an_edit_was_not_applied(stack: Stack) -> None:
+def test_a_materializer_says_once_when_it_starts_what_is_in_force_and_that_an_edit_was_not_applied(
+    stack: Stack,
+) -> None:
     edited(stack, changed)
 
     stack.done()

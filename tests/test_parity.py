@@ -270,8 +270,8 @@ def test_without_the_check_what_a_trainer_gets_otherwise_goes_unseen_on_real_par
     with redis.Redis.from_url(url) as admin:
         admin.flushdb()
     config = store_config("test", url, tmp_path / "registry" / "registry.db")
-    feast.apply(config, feast.repo_objects("test", [VIEW], tmp_path.joinpath))
-    client = feast.FeastClient(config, tmp_path.joinpath)
+    feast.apply(config, feast.repo_objects("test", [VIEW], tmp_path))
+    client = feast.FeastClient(config, tmp_path)
     rig = Rig(OnlineStore(url, "test", [VIEW]), OfflineStore(tmp_path), client)
     rig.put(row("ann", 0, 1, edits=1), row("ann", 0, 2, edits=2), row("bob", 0, 1, edits=1, made_s=9))
     rig.put(row("bob", 0, 2, edits=2, made_s=8))

@@ -84,7 +84,7 @@ class AppliedFile:
         with held:
             if not self._takes(held):
                 hint = "wait until that has ended, look at `freshet plan`, and apply again"
-                fact = "is being changed by another `freshet apply`"
+                fact = "is being changed by another `freshet apply`, or `compact`"
                 raise Refused([Problem("deployment", str(self._root), fact, hint=hint)])
             try:
                 yield

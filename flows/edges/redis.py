@@ -238,6 +238,17 @@ class OnlineStore:
                 found.append(layout.kept(row, expiry[0], expiry[1], now) if expiry else row)
         return found
 
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:
+        """Delete the view's rows of some entities; return how many there were. What others keep there stays.
+
+        Raises `Unavailable`.
+        """
+        layout, count = self._layouts[view.name], 0
+        for keys in _trips(layout.keys_of(entities)):
+            deleted = self._attempt(self._pipelined, [("HDEL", key, *layout.fields) for key in keys])
+            count += sum(map(bool, deleted))
+        return count
+
     def ping(self) -> None:
         """Make sure that the store answers; raises `Unavailable`."""
         self._attempt(self._client.ping)
@@ -427,6 +438,12 @@ class MemoryOnlineStore:
         self.writes_count = 0
         """How many writes the store was seen to have counted."""
 
+    def reopened(self, views: Sequence[View]) -> "MemoryOnlineStore":
+        """Return what another process has of the same store, which it opens for other views."""
+        other = MemoryOnlineStore(self._project, views, self._now)
+        vars(other).update({name: vars(self)[name] for name in ("_hashes", "_expiries_ms", "_counted")})
+        return other
+
     def expect(self, writes_count: int) -> None:
         """Make sure that the store has counted so many writes; raises `StoreLost` if it has not."""
         if self._counted < writes_count:
@@ -514,6 +531,20 @@ class MemoryOnlineStore:
         if longest:
             gone_ms = max(gone_ms, min(self._expiries_ms.get(key, _FOR_EVER_MS), now_ms + milliseconds(longest)))
         self._expiries_ms[key] = gone_ms
+
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:
+        """Delete the view's rows of some entities; return how many there were. What others keep there stays."""
+        layout, count = self._layouts[view.name], 0
+        for key in layout.keys_of(entities):
+            stored = self._hash(key)
+            left = {field: value for field, value in stored.items() if field not in layout.fields}
+            count += len(left) < len(stored)
+            if left:
+                self._hashes[key] = left
+            elif stored:
+                del self._hashes[key]
+                self._expiries_ms.pop(key, None)
+        return count
 
     def ping(self) -> None:
         """Answer."""

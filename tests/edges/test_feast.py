@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import redis
 import yaml
-from feast import FeatureStore, RepoConfig
+from feast import FeatureStore, PushSource, RepoConfig
 from feast.repo_config import load_repo_config
 from feast.repo_operations import apply_total
 from hypothesis import HealthCheck, example, given, settings
@@ -102,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(folder: Path, online_url: str) -> dict[str, Any]:
     made = store_config(PROJECT, online_url.replace("/0", "/1"), folder / "state" / "registry.db")
-    feast.apply(made, feast.repo_objects(PROJECT, VIEWS, (folder / "offline").joinpath))
+    feast.apply(made, feast.repo_objects(PROJECT, VIEWS, folder / "offline"))
     return made
 
 
@@ -258,7 +258,7 @@ def test_history_is_read_from_our_folder(
 
 
 def test_applying_twice_changes_nothing_and_leaves_one_registry_file(config: dict[str, Any], folder: Path) -> None:
-    objects = feast.repo_objects(PROJECT, VIEWS, (folder / "offline").joinpath)
+    objects = feast.repo_objects(PROJECT, VIEWS, folder / "offline")
 
     feast.apply(config, objects)
 
@@ -272,13 +272,11 @@ def test_applying_twice_changes_nothing_and_leaves_one_registry_file(config: dic
 
 def test_views_no_longer_declared_leave_and_the_users_own_stay(tmp_path: Path) -> None:
     config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
-    (_, _, theirs, _) = feast.repo_objects(
-        PROJECT, [View("theirs", ("orders",), BY_LONG.entity, FEATURES)], tmp_path.joinpath
-    )
+    (_, _, theirs, _) = feast.repo_objects(PROJECT, [View("theirs", ("orders",), BY_LONG.entity, FEATURES)], tmp_path)
     theirs.tags = {}
-    feast.apply(config, [*feast.repo_objects(PROJECT, [BY_TEXT, BY_LONG], tmp_path.joinpath), theirs])
+    feast.apply(config, [*feast.repo_objects(PROJECT, [BY_TEXT, BY_LONG], tmp_path), theirs])
 
-    feast.apply(config, feast.repo_objects(PROJECT, [BY_LONG], tmp_path.joinpath))
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_LONG], tmp_path))
 
     store = feast.open_store(config)
     assert {view.name for view in store.list_feature_views()} == {"by_long", "theirs"}
@@ -287,24 +285,72 @@ def test_views_no_longer_declared_leave_and_the_users_own_stay(tmp_path: Path) -
     }  # fmt: skip
 
 
+class Moved:
+    """Folders, one of which has moved."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def paths(self, name: str) -> list[Path]:
+        """Return where it is now, and was."""
+        return [self.root / f"{name}-3", self.root / name] if name == "by_text" else [self.root / name]
+
+
+def test_the_registry_is_pointed_to_another_folder_and_nothing_else_changes(tmp_path: Path) -> None:
+    config, files = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db"), Moved(tmp_path)
+    assert feast.point(config, files, [BY_TEXT]) == set()  # nothing was applied yet
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT, BY_LONG], tmp_path))
+    before = feast.open_store(config)
+
+    assert feast.point(config, files, [BY_TEXT, BY_LONG]) == {"by_text"}
+
+    after = feast.open_store(config)
+    pushed = after.get_data_source("by_text_push_source")
+    assert isinstance(pushed, PushSource)
+    assert pushed.batch_source is not None
+    places = (
+        pushed.batch_source.path,
+        after.get_data_source("by_text_files").path,
+        after.get_feature_view("by_text").batch_source.path,
+        after.get_feature_view("by_text").stream_source.batch_source.path,
+    )
+    assert places == (str(tmp_path / "by_text-3"),) * 4
+    assert after.get_feature_view("by_long") == before.get_feature_view("by_long")
+    assert after.get_feature_view("by_text").schema == before.get_feature_view("by_text").schema
+    assert feast.point(config, files, [BY_TEXT, BY_LONG]) == set()
+    assert (tmp_path / "registry.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_while_a_folder_moves_either_place_is_as_declared(tmp_path: Path) -> None:
+    config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
+    client = feast.FeastClient(config, Moved(tmp_path))
+
+    assert all(entry.is_declared for entry in client.registration(BY_TEXT))
+    feast.point(config, Moved(tmp_path), [BY_TEXT])
+    assert all(entry.is_declared for entry in client.registration(BY_TEXT))
+    strange = feast.FeastClient(config, tmp_path).registration(BY_TEXT)
+    assert [entry.name for entry in strange if not entry.is_declared] == ["files"]
+
+
 def test_a_torn_or_missing_registry_is_named(tmp_path: Path) -> None:
     config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
     with pytest.raises(Unavailable, match=r"registry.db is not there"):
         feast.open_store(config)
-    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path.joinpath))
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
     whole = (tmp_path / "registry.db").read_bytes()
     (tmp_path / "registry.db").write_bytes(whole[: len(whole) // 2])
 
     with pytest.raises(Unavailable, match=r"registry.db cannot be read"):
         feast.open_store(config)
     with pytest.raises(Unavailable, match=r"registry.db cannot be read"):
-        feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path.joinpath))
+        feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_registry_of_another_user_is_refused(tmp_path: Path) -> None:
     config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
-    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path.joinpath))
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
     os.chown(tmp_path / "registry.db", 12345, -1)
 
     with pytest.raises(Refused, match="belongs to another user; got uid 12345"):
@@ -315,7 +361,7 @@ def test_one_entity_of_two_types_is_refused(tmp_path: Path) -> None:
     other = View("other", ("orders",), (pa.field("user", pa.int64()),), FEATURES)
 
     with pytest.raises(Refused, match='entity "user" has two types'):
-        feast.repo_objects(PROJECT, [BY_TEXT, other], tmp_path.joinpath)
+        feast.repo_objects(PROJECT, [BY_TEXT, other], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +381,7 @@ def test_any_password_reaches_redis_as_it_was(tmp_path: Path, online_url: str, p
 
         read = load_repo_config(tmp_path, tmp_path / "feature_store.yaml")
 
-        feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path.joinpath))
+        feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
         store = FeatureStore(config=read)
         assert feast.read_online(store, BY_TEXT, [("ada",)]) == [None]
         assert (tmp_path / "feature_store.yaml").stat().st_mode & 0o777 == 0o600
@@ -388,7 +434,7 @@ def test_feast_apply_collects_the_objects_from_definitions_py(
         "from freshet.schemas.dtypes import DTYPES\n"
         "from freshet.schemas.view import Feature, View\n"
         'views = [View("by_user", ("s",), (pa.field("user", pa.string()),), (Feature("n", DTYPES["int64"], "1"),))]\n'
-        'objects = repo_objects("shop", views, Path("offline").joinpath)\n'
+        'objects = repo_objects("shop", views, Path("offline"))\n'
         'globals().update({f"{type(made).__name__}_{made.name}": made for made in objects})\n'
     )
 
@@ -403,7 +449,7 @@ def test_feast_apply_collects_the_objects_from_definitions_py(
 @pytest.fixture
 def sqlite(tmp_path: Path) -> FeatureStore:
     config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
-    feast.apply(config, feast.repo_objects(PROJECT, VIEWS, (tmp_path / "offline").joinpath))
+    feast.apply(config, feast.repo_objects(PROJECT, VIEWS, tmp_path / "offline"))
     return feast.open_store(config)
 
 

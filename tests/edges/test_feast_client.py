@@ -66,12 +66,10 @@ def on_real_parts(online_url: str, folder: Path) -> Project:
     config = store_config("shop", url, folder / "registry" / "registry.db")
 
     def register(views: Sequence[View]) -> None:
-        feast.apply(config, feast.repo_objects("shop", views, folder.joinpath))
+        feast.apply(config, feast.repo_objects("shop", views, folder))
 
     register([VIEW])
-    return Project(
-        OnlineStore(url, "shop", [VIEW]), OfflineStore(folder), feast.FeastClient(config, folder.joinpath), register
-    )
+    return Project(OnlineStore(url, "shop", [VIEW]), OfflineStore(folder), feast.FeastClient(config, folder), register)
 
 
 def in_memory() -> Project:

@@ -75,6 +75,8 @@ class Store(Protocol):
 
     def sample(self, view: View, size: int, seed: int) -> list[tuple[Any, ...]]: ...
 
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int: ...
+
     def close(self) -> None: ...
 
 
@@ -299,6 +301,30 @@ def test_rows_of_any_views_in_any_order_are_kept_as_long_by_the_twin(
         assert row.kept_for == same.kept_for
         assert hours_left(store, of) == hours_left(twin, of)
     store.close()
+
+
+def test_rows_of_a_view_are_deleted_and_nothing_else(store: Store) -> None:
+    for name in ("ada", "bob"):
+        store.write(BY_USER, rows(BY_USER, ((name,), NOON, 1, {"edits": 1, "share": 0.5, "words": []})))
+        store.write(BY_USER_TOO, rows(BY_USER_TOO, ((name,), NOON, 1, {"edits": 2})))
+
+    assert store.delete(BY_USER, [("ada",), ("eve",)]) == 1
+
+    assert [row is None for row in store.read(BY_USER, [("ada",), ("bob",)])] == [True, False]
+    assert None not in store.read(BY_USER_TOO, [("ada",), ("bob",)])
+    assert store.delete(BY_USER, [("ada",)]) == 0
+    put(store, NOON - DAY, 1, 7)
+    assert served(store) == (NOON, 1, 2)
+
+
+def test_of_an_entity_all_of_whose_rows_are_deleted_no_key_is_left(online_url: str, client: redis.Redis) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS)
+    put(store, NOON, 1, 7)
+    before = client.dbsize()
+
+    store.delete(BY_USER_TOO, [("ada",)])
+
+    assert client.dbsize() == before - 1
 
 
 def test_an_entity_that_somebody_else_keeps_a_row_of_is_never_forgotten(online_url: str, client: redis.Redis) -> None:

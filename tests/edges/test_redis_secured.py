@@ -59,8 +59,7 @@ def test_rows_that_a_user_of_the_acl_writes_over_tls_are_read_by_us_and_by_feast
     monkeypatch.setenv("REDIS_PASSWORD", PASSWORD)
     client = FeatureStore(config=load_repo_config(tmp_path, tmp_path / "feature_store.yaml"))
     feast.apply(
-        store_config("shop", server.url(), tmp_path / "registry.db"),
-        feast.repo_objects("shop", [VIEW], tmp_path.joinpath),
+        store_config("shop", server.url(), tmp_path / "registry.db"), feast.repo_objects("shop", [VIEW], tmp_path)
     )
 
     assert "cret" not in (tmp_path / "feature_store.yaml").read_text()
