@@ -54,7 +54,7 @@ from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.progress import Progress
 from freshet.schemas.rejects import Reject, dead_letter_topic
-from freshet.schemas.units import count_us, instant
+from freshet.schemas.units import count_us, instant_at
 from freshet.schemas.view import StoredRow, View
 
 LOG = logging.getLogger("freshet")
@@ -130,7 +130,7 @@ class Workspace:
             id=declared.id,
             place=place,
             is_applied=applied is not None,
-            since=None if since_us is None else instant(since_us),
+            since=None if since_us is None else instant_at(since_us),
             is_edited=applied is not None and text != declared.text,
         )
 
