@@ -174,6 +174,27 @@ def said(change: Change) -> str:
     return f"~ {name}{change.kind}, from {change.before or 'none'} to {change.after or 'none'}"
 
 
+def screen(changes: Sequence[Change]) -> list[str]:
+    """Return changes as a person reads them: view by view, what differs, what it asks for, and what it does."""
+    lines: list[str] = []
+    for view in dict.fromkeys(change.view for change in changes):
+        own = [change for change in changes if change.view == view]
+        lines.append("the project" if view is None else f"feature view {view}")
+        for change in own:
+            lines.append(f"  {said(change)}")
+            lines += [f"    Hint: {change.hint}"] if change.hint else []
+        needs = max((change.needs for change in own), key=[*Needs].index)
+        lines.append(f"  {_NEEDS_WORDS[needs]}")
+        shown = [change.effects for change in own if change.needs is needs or needs is not Needs.NEW_VIEW]
+        for part, name in (("state", "state"), ("offline", "offline store"), ("online", "online store")):
+            told = dict.fromkeys(getattr(effects, part) for effects in shown)
+            lines.append(f"    {name}: {'; '.join(text for text in told if text != _STAYS or len(told) == 1)}")
+        for text in dict.fromkeys(effects.readers for effects in shown):
+            names = [one.feature for one in own if one.effects.readers == text and one.feature]
+            lines.append(f"    readers{f' of {listed(names)}' if names else ''}: {text}")
+    return lines
+
+
 # Views
 
 
@@ -327,6 +348,11 @@ def _of_project(before: Declaration, after: Declaration) -> Iterator[Change]:
 
 
 _VERSIONED = re.compile(r"(.+)_v(\d+)")
+_NEEDS_WORDS: Mapping[Needs, str] = {
+    Needs.NOTHING: "in place, at once",
+    Needs.HISTORY: "safe in place: the view is made anew from the event archive, and handed over at one commit",
+    Needs.NEW_VIEW: "refused in place: needs a new version of the view",
+}
 _ANEW = "is made anew from the event archive, beside the one at work, which goes on until the hand-over"
 _ROWS = "its rows are made anew from the archived events; older ones keep what means the same, and have NULL else"
 _OTHER = "a model that learnt the old ones has not seen such"
