@@ -43,10 +43,15 @@ class Archive(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """How much one round may take of a view: rows that are recomputed, parts that are read, entities that are known."""
+    """How much one round may take of a view: rows and events that are recomputed, entities that are known.
+
+    `events_count` is what a round takes of events over many rounds, `saved_count` what it may have saved for an entity
+    that has more. What reading takes is counted as events, too.
+    """
 
     rows_count: int = 8
-    parts_count: int = 200
+    events_count: int = 20_000
+    saved_count: int = 400_000
     indexed_parts_count: int = 500
     hashes_count: int = 20_000_000
 
@@ -55,17 +60,17 @@ class Budget:
 class _Indexed:
     """Of an archive part, when its events happened, and how many are of which partition.
 
-    And the hashes of the entities that have some, by their columns.
+    And the hashes of the entities that have some, by their columns, each with how many.
     """
 
     epoch: int
     summary: PartSummary
     counts: Mapping[int, int]
-    hashes: Mapping[tuple[str, ...], Hashes]
+    hashes: Mapping[tuple[str, ...], tuple[Hashes, npt.NDArray[np.int32]]]
 
     @property
     def hashes_count(self) -> int:
-        return sum(map(len, self.hashes.values()))
+        return sum(len(entities) for entities, _ in self.hashes.values())
 
 
 class ArchiveIndex:
@@ -99,7 +104,7 @@ class ArchiveIndex:
             if summary is not None:
                 table = self._archive.read_parts(self.name, [part], [*self._columns, PARTITION])
                 counts = {one["values"]: one["counts"] for one in table.column(PARTITION).value_counts().to_pylist()}
-                found = {names: np.unique(hashes(known(table, view), view)) for names, view in self._views.items()}
+                found = {names: _counted(hashes(known(table, view), view)) for names, view in self._views.items()}
                 self._parts[part] = _Indexed(epoch_of(part) or 0, summary, counts, found)
                 self._hashes_count += self._parts[part].hashes_count
         self._is_complete = self._parts.keys() == {*visible}
@@ -131,11 +136,11 @@ class ArchiveIndex:
         count = sum(one.summary.rows_count for one in self._parts.values() if one.epoch <= ledger.epoch)
         return bool(self._parts) and not self._is_full and count == ledger.rows_counts.get(self.name, 0)
 
-    def of(self, view: View, entity_hash: int, epoch: int, oldest_us: int | None, newest_us: int) -> list[str]:
-        """Return the parts up to an epoch that have events of an entity between two times."""
-        found = []
+    def of(self, view: View, entity_hash: int, epoch: int, oldest_us: int | None, newest_us: int) -> dict[str, int]:
+        """Return the parts up to an epoch that have events of an entity between two times, with how many in all."""
+        found = {}
         for part, one in self._parts.items():
-            summary, entities = one.summary, one.hashes[view.entity_names]
+            summary, (entities, counts) = one.summary, one.hashes[view.entity_names]
             if one.epoch > epoch or not len(entities):
                 continue
             if summary.oldest is not None and instant_us(summary.oldest) > newest_us:
@@ -144,13 +149,22 @@ class ArchiveIndex:
                 continue
             place = np.searchsorted(entities, entity_hash)
             if place < len(entities) and entities[place] == entity_hash:
-                found.append(part)
+                found[part] = int(counts[place])
         return found
+
+    def events_count(self, parts: Iterable[str]) -> int:
+        """Return how many events some parts have, of whatever entity."""
+        return sum(self._parts[part].summary.rows_count for part in parts)
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of archived events, of which there must be some."""
         return next(iter(self._parts.values())).summary.schema
+
+
+def _counted(numbers: Hashes) -> tuple[Hashes, npt.NDArray[np.int32]]:
+    found, counts = np.unique(numbers, return_counts=True)
+    return found, counts.astype(np.int32)
 
 
 def indexes_of(plans: Iterable[ViewPlan], archive: Archive, budget: Budget) -> dict[str, ArchiveIndex]:

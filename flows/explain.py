@@ -48,8 +48,8 @@ class Offline(Protocol):
     ) -> pa.Table:
         """Return the rows whose columns have these values, in every version, from a time on."""
 
-    def visible_parts(self, name: str) -> list[str]:
-        """Return the names of all visible parts."""
+    def is_staged(self, name: str, part: str) -> bool:
+        """Say whether a part still waits to be published."""
 
 
 class LedgerStore(Protocol):
@@ -181,8 +181,8 @@ class Explainer:
     def _is_published(self, ledger: Ledger) -> bool:
         """Say whether all parts that the last commit names can be seen."""
         names = [self.view.name, *map(archive_name, self.view.sources)]
-        told = {name: ledger.parts[name].keys() for name in names if ledger.parts.get(name)}
-        return all(parts <= {*self.outside.offline.visible_parts(name)} for name, parts in told.items())
+        told = [(name, part) for name in names for part in ledger.parts.get(name, ())]
+        return not any(self.outside.offline.is_staged(name, part) for name, part in told)
 
     def _clock_us(self, ledger: Ledger, entity: tuple[Any, ...]) -> int:
         """Return up to when the entity's rows are made."""
@@ -220,11 +220,8 @@ class Explainer:
 
     def _begin_us(self, at_us: int) -> int:
         """Return from when on events may matter to a row, or be near its frame; the calendar's begin for all."""
-        reach_us = self.plan.reach_us
-        if reach_us is None:
-            return NEVER_US
-        decay_us = max((one.decay_us or 0 for one in self.plan.ranges), default=0)
-        return at_us - 2 * reach_us - 2 * decay_us - 1
+        lookback_us = self.plan.lookback_us
+        return NEVER_US if lookback_us is None else at_us - 2 * lookback_us - 1
 
     def _matching(self, name: str, schema: pa.Schema, entity: tuple[Any, ...], since: datetime | None) -> pa.Table:
         values = dict(zip(self.view.entity_names, entity, strict=True))
@@ -245,10 +242,10 @@ class Explainer:
             self._gaps.append(str(error.problems[0]))
             newest = stores.newest_us()
             return Answer(newest, None)
-        reach_us, ledger = self.plan.reach_us, stores.ledger
+        lookback_us, ledger = self.plan.lookback_us, stores.ledger
         for stream in self.view.sources if ledger is not None and answer.at_us is not None else ():
             expired_us = ledger.expired.get(stream, 0) if ledger else 0
-            if expired_us and (reach_us is None or (answer.at_us or 0) - reach_us <= expired_us):
+            if expired_us and (lookback_us is None or (answer.at_us or 0) - lookback_us <= expired_us):
                 until = f"up to {spell(instant(expired_us))}"
                 hint = "FRESHET_ARCHIVE_RETENTION says how long they are kept; explain a later row with --at"
                 self._gaps.append(

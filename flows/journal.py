@@ -11,19 +11,17 @@ to what changed. A snapshot is taken when reading the archive from the last one 
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.materializer import archive_name
+from freshet.flows.reread import Reread, archived
 from freshet.flows.steps.accept import PartitionJudge
-from freshet.flows.steps.fold import ShardFold, ShardInput
-from freshet.flows.steps.intake import Intake
-from freshet.flows.steps.shards import split
+from freshet.flows.steps.fold import ShardFold
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import EVENT_TIME, NEVER_US, PARTITION, Contract
 from freshet.schemas.ledger import Ledger, PartitionMark, ShardMark, SnapshotMark, Update, merged, source_key
@@ -77,6 +75,9 @@ class States(Protocol):
 
 class Parts(Protocol):
     """The offline store, as `edges.parquet` does."""
+
+    def generations_number(self) -> int:
+        """Return which generations there are, by number: what is published from now on goes by it, or by a later."""
 
     def publish(self, parts: Mapping[str, Iterable[str]]) -> None:
         """Make staged parts visible."""
@@ -229,7 +230,7 @@ class Journal:
         digests = self._digests()
         for view, digest in ledger.views.items():
             if digests.get(view, digest) != digest:
-                hint = f"give the definitions `view: {view}_v2`: a new view beside the old one"
+                hint = "run `freshet apply`, which makes its rows anew and hands them over"
                 problems.append(Problem("feature view", view, "computes something else than its state", hint=hint))
         identity = self.places.states.identity()
         if identity != ledger.id and ledger.epoch and not self.rebuild:
@@ -242,7 +243,8 @@ class Journal:
             for plan in self.pipeline.plans:
                 self._check_reach(plan, ledger)
             ledger = ledger.model_copy(update={"snapshots": {}})
-        ledger = ledger.model_copy(update={"views": {**ledger.views, **digests}})
+        generations = self.places.parts.generations_number()
+        ledger = ledger.model_copy(update={"views": {**ledger.views, **digests}, "generations": generations})
         self.places.ledger.write(ledger)
         if identity != ledger.id:
             self.places.states.identify(ledger.id)
@@ -305,7 +307,8 @@ class Journal:
 
     def _folds(self, plan: ViewPlan) -> dict[int, ShardFold]:
         ledger, view = self.ledger, plan.view
-        folds = {shard: ShardFold.of(plan, self.contracts) for shard in range(self.shards_count)}
+        reread = Reread(plan, self.contracts, self.shards_count)
+        folds = reread.new_folds()
         if not ledger.epoch:
             return folds
         since: dict[int, int] = {}
@@ -314,22 +317,10 @@ class Journal:
             if state is not None:
                 fold.restore(state)
             self._since[f"{view.name}/{shard}"] = _Since(since[shard], fold.events_count)
-        counts = {stream: self._partitions_count(stream) for stream in view.sources}
-        intakes = {name: Intake(self.contracts[name], [plan]) for name in view.sources}
         for epoch, stream, events in self._archived(view.sources, since.values()):
-            inputs = intakes[stream].inputs_of(events)[view.name]
-            parts = split(inputs, view, self.shards_count)
-            newest = events.group_by([PARTITION]).aggregate([(EVENT_TIME, "max")]).to_pylist()
-            for shard, fold in folds.items():
+            for shard, items in reread.inputs(ledger, epoch, stream, events).items():
                 if epoch > since[shard]:
-                    clocks = [
-                        ShardInput(
-                            view.name, shard, epoch, stream, row[PARTITION], counts[stream],
-                            instant_us(row[f"{EVENT_TIME}_max"]), None, None,
-                        )
-                        for row in newest
-                    ]  # fmt: skip
-                    fold.absorb([*clocks[:-1], replace(clocks[-1], inputs=parts.get(shard))])
+                    folds[shard].absorb(items)
         partitions = {
             (stream, number): (mark.accepted_us, mark.partitions_count)
             for stream in view.sources
@@ -351,9 +342,6 @@ class Journal:
         elif mark is not None:
             self._check(f"{plan.view.name}, shard {shard}", fold.events_count, mark.events_count)
 
-    def _partitions_count(self, stream: str) -> int:
-        return max((mark.partitions_count for mark in self.ledger.partitions_of(stream).values()), default=1)
-
     def _snapshot(self, key: str) -> tuple[Any, int]:
         """Return a key's snapshot and its epoch; None and 0 if there is none."""
         mark = self.ledger.snapshots.get(key)
@@ -366,33 +354,8 @@ class Journal:
         return (None, 0) if state is None else (state, mark.epoch)
 
     def _archived(self, streams: Sequence[str], since: Iterable[int]) -> Iterator[tuple[int, str, pa.Table]]:
-        """Give the archived events of durable epochs in their order, many at a time, each with its newest epoch.
-
-        What comes together lies wholly after, or wholly before, each epoch of `since`.
-        """
-        bounds = sorted(set(since))
-        if not bounds:
-            return
-        parts = sorted(
-            (epoch, stream, part)
-            for stream in streams
-            for epoch, part in self.places.parts.parts_after(archive_name(stream), bounds[0])
-            if epoch <= self.ledger.epoch
-        )
-
-        def together(item: tuple[int, str, str]) -> tuple[int, str]:
-            return sum(bound < item[0] for bound in bounds), item[1]
-
-        for (_, stream), run in groupby(parts, together):
-            waiting: list[pa.Table] = []
-            epoch = 0
-            for epoch, _, part in run:
-                waiting.append(self.places.parts.read_parts(archive_name(stream), [part]))
-                if sum(table.num_rows for table in waiting) >= _EVENTS_AT_ONCE:
-                    yield epoch, stream, pa.concat_tables(waiting)
-                    waiting = []
-            if waiting:
-                yield epoch, stream, pa.concat_tables(waiting)
+        """Give the archived events of durable epochs."""
+        return archived(self.places.parts, streams, since, self.ledger.epoch)
 
     def _check(self, what: str, found: int, told: int) -> None:
         """Refuse a state that has other events than the ledger says."""
@@ -406,10 +369,8 @@ class Journal:
         for stream in set(plan.view.sources) & ledger.expired.keys():
             lateness_us = count_us(self.contracts[stream].stream.lateness)
             newest = [mark.accepted_us for mark in ledger.partitions_of(stream).values()]
-            interval_us = max((frame.decay_us or 0 for frame in plan.ranges), default=0)
-            expired_us = ledger.expired[stream]
-            reach_us = plan.reach_us
-            if reach_us is None or expired_us >= min(newest, default=NEVER_US) - lateness_us - reach_us - interval_us:
+            expired_us, lookback_us = ledger.expired[stream], plan.lookback_us
+            if lookback_us is None or expired_us >= min(newest, default=NEVER_US) - lateness_us - lookback_us:
                 fact = "cannot be rebuilt: its rows depend on events that the archive has dropped"
                 hint = "bring the recovery folder back, or start the view anew under another name"
                 raise Refused([Problem("feature view", plan.view.name, fact, archive_name(stream), hint)])
@@ -507,10 +468,12 @@ class Journal:
     def _replace(self, number: int, *, is_last: bool) -> Committed | None:
         """Replace the ledger, and make visible what it speaks for; None if there are no news."""
         told, offsets = self._told[0], _by_key(self._offsets, number)
-        news = told.parts or told.snapshots or offsets.items() - self.ledger.offsets.items()
+        generations = self.places.parts.generations_number()  # in the ledger first, then published by it or by a later
+        is_new = generations != self.ledger.generations  # compaction waits for our word
+        news = is_new or told.parts or told.snapshots or offsets.items() - self.ledger.offsets.items()
         if not news and not (is_last and told.shards):
             return None
-        before, ledger = self.ledger, self.ledger.after(number, offsets, self._told)
+        before, ledger = self.ledger, self.ledger.after(number, offsets, self._told, generations)
         written_bytes = self.places.ledger.write(ledger)
         self._ledger, self._told = ledger, []
         _forget(self._offsets, number)

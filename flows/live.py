@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from bytewax.dataflow import Dataflow
 
-from freshet.flows import materializer
+from freshet.flows import change, materializer
 from freshet.flows import settings as settings_
 from freshet.flows.committer import OffsetCommitter, Offsets
 from freshet.flows.edges import bytewax, kafka, log
@@ -40,16 +39,18 @@ from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Part
 from freshet.flows.lag import LagExporter, LagReader
 from freshet.flows.live_reader import Alignment, LiveReader, Partition
 from freshet.flows.materializer import Edges, Offline, Online, archive_name, build
+from freshet.flows.refill import refill
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.archived import ArchiveForm
+from freshet.flows.steps.monitoring import RUNBOOKS, Deployed
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas import declaration
-from freshet.schemas.applied import Declared
+from freshet.schemas.applied import Declared, DeclaredView
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, StoreLost
-from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract
-from freshet.schemas.ledger import Ledger, Update, source_key
+from freshet.schemas.event import Contract
+from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.progress import Progress
 from freshet.schemas.rejects import Reject, dead_letter_topic
@@ -60,7 +61,6 @@ LOG = logging.getLogger("freshet")
 
 _EXPIRY, _WATCH = timedelta(minutes=10), timedelta(seconds=1)
 _ANSWER_LIMIT_S = 10.0
-_REFILL_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,20 @@ class Workspace:
 
     def in_force(self) -> "Workspace | None":
         """Return the project as it was applied last; None if it never was. Raises `Refused` and `Unavailable`."""
-        found = AppliedFile(self.offline_root).read()
-        if found is None:
-            return None
-        if found.declared.text == self.declared.text:
+        files = AppliedFile(self.offline_root)
+        ledger = LedgerFile(self.offline_root).read()
+        if ledger is not None and ledger.pending is not None:  # decided, so it is
+            declared = files.declared(ledger.pending.declaration)
+        else:
+            applied = files.read()
+            declared = None if applied is None else applied.declared
+        return None if declared is None else self.of(declared)
+
+    def of(self, declared: Declared) -> "Workspace":
+        """Return the project as it was declared at another time; raises `Refused`."""
+        if declared.text == self.declared.text:
             return self
-        return self._of(self.project, self.settings, found.declared.place, found.declared.text)
+        return self._of(self.project, self.settings, declared.place, declared.text)
 
     @classmethod
     def _of(cls, project: Project, settings: Settings, place: str, text: str) -> "Workspace":
@@ -104,7 +112,7 @@ class Workspace:
         streams = {name for made in source.declaration.featureDefinitions for name in made.streams}
         contracts = project.contracts(streams)
         pipeline = project.with_references(compile_views(source, contracts), source)
-        views = {plan.view.name: plan.digest for plan in pipeline.plans}
+        views = {plan.view.name: DeclaredView.of(plan) for plan in pipeline.plans}
         return cls(project, source, contracts, pipeline, settings, Declared(place=place, text=text, views=views))
 
     @property
@@ -161,9 +169,21 @@ class Workspace:
         target = self.source.declaration.servingRequirements.freshnessTarget
         return LagReader(Standings(cluster, self.group), counts, target.bound.total_seconds())
 
+    @property
+    def deployed(self) -> Deployed:
+        """What is deployed, as settings say."""
+        told = self.settings
+        return Deployed(
+            told.materializer_processes,
+            told.server_workers,
+            told.has_validator,
+            told.runbook_url or RUNBOOKS,
+            told.grafana_url or "",
+        )
+
     def lag_exporter(self, process: str) -> LagExporter | None:
         """Return what exports lag, not yet begun, if that is a process's task."""
-        return LagExporter(self.group, self.lag_reader) if self.settings.lag_export == process else None
+        return LagExporter(self.group, self.lag_reader) if self.settings.lag_exporter == process else None
 
     def online(self, patience_s: float = _ANSWER_LIMIT_S) -> "OnlineFilled":
         """Open the online store: our own writer for Redis, Feast's for any other. Raises `Unavailable`.
@@ -199,18 +219,24 @@ class OnlineFilled(Online, Protocol):
     def write_progress(self, progress: Mapping[str, Progress]) -> None:
         """Keep how far it is, by source partition, for whoever serves from it."""
 
+    def write(self, view: View, rows: pa.Table, *, overwrite: bool = False) -> int:
+        """Write rows; return how many replaced what was there."""
+
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order."""
 
+    def drop(self, view: View, features: Collection[str] | None) -> int:
+        """Delete what is stored of some features of a view; None for whole rows."""
 
-class OfflineParts(Offline, Parts, Protocol):
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:
+        """Delete the view's rows of some entities; return how many there were."""
+
+
+class OfflineParts(Offline, Parts, change.Offline, Protocol):
     """An offline store with all that a run needs of it."""
 
     def prepare(self, name: str, schema: pa.Schema) -> None:
         """Make a folder."""
-
-    def newest(self, view: View) -> pa.Table:
-        """Return each entity's newest final row."""
 
     def bytes_counts(self, parts: Mapping[str, Iterable[str]]) -> dict[str, int]:
         """Return how large those of some parts, by folder, are that are visible."""
@@ -228,6 +254,7 @@ class Outside:
     offline: OfflineParts
     ledger: LedgerStore
     states: States
+    applied: change.InForce
     now_us: Callable[[], int]
 
 
@@ -314,37 +341,6 @@ class Live:
         self.journal.close()
 
 
-def refill(
-    online: OnlineFilled, offline: OfflineParts, views: Sequence[View], ledger: Ledger | None, now_us: int
-) -> dict[str, int]:
-    """Write each entity's newest offline row online, where it is not older than what is there; return how many rows.
-
-    One that has outlived its view's ttl by the stream's own clock, which the ledger has, is not brought back; where it
-    is there still it is written, too, and so expires.
-    """
-    counts: dict[str, int] = {}
-    for view in views:
-        counts[view.name] = 0
-        newest = offline.newest(view)
-        outlived = pc.less(newest[EVENT_TIME].cast(pa.int64()), _oldest_us(view, ledger, now_us))
-        for start in range(0, newest.num_rows, _REFILL_ROWS):
-            rows, old = (column.slice(start, _REFILL_ROWS) for column in (newest, outlived))
-            gone = rows.filter(old)
-            entities = list(zip(*(gone[name].to_pylist() for name in view.entity_names), strict=True))
-            there = pa.array([row is not None for row in online.read(view, entities)], pa.bool_())
-            rows = pa.concat_tables([rows.filter(pc.invert(old)), gone.filter(there)])
-            online.write(view, rows)
-            counts[view.name] += rows.num_rows
-    return counts
-
-
-def _oldest_us(view: View, ledger: Ledger | None, now_us: int) -> int:
-    """Return before which time a row has outlived its ttl; the stream's clock may be behind ours, or ahead."""
-    marks = {} if ledger is None else ledger.shards
-    clocks_us = [mark.clock_us for key, mark in marks.items() if key.rpartition("/")[0] == view.name]
-    return max(NEVER_US, min(*clocks_us, now_us) - count_us(view.ttl)) if view.ttl and clocks_us else NEVER_US
-
-
 def prepare(offline: OfflineParts, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
     """Make the folders of all views and archives; raises `Refused` if they cannot be written."""
     for view in pipeline.views:
@@ -379,6 +375,7 @@ def assemble(
     for contract in contracts.values():  # else the first reject would end it
         outside.partitions_count(dead_letter_topic(contract.stream.topic))
     if settings.leads:
+        _complete(outside, pipeline)
         prepare(outside.offline, pipeline, contracts)
     snapshots = ThreadPoolExecutor(1, "snapshots")
     journal = Journal(
@@ -450,6 +447,23 @@ def assemble(
 
 def _ignore(_: object) -> None:
     """A future's outcome is told otherwise."""
+
+
+def _complete(outside: Outside, pipeline: Pipeline) -> None:
+    """Complete a change of the declaration that was decided, and whose maker ended before all knew of it."""
+    ledger = outside.ledger.read()
+    if ledger is None or ledger.pending is None:
+        return
+    outside.ledger.lock()
+    try:
+        places = change.Places(
+            outside.ledger, outside.states, outside.offline, lambda: outside.online, outside.applied,
+            lambda _: pipeline, outside.now_us,
+        )  # fmt: skip
+        LOG.warning("completing a change of the declaration that its `freshet apply` did not complete")
+        change.complete(places, pipeline, ledger)
+    finally:
+        outside.ledger.unlock()
 
 
 def _fill_if_lost(outside: Outside, pipeline: Pipeline, journal: Journal) -> None:
@@ -525,6 +539,7 @@ def connect(workspace: Workspace, run: Run, states: States) -> Outside:
         offline=offline,
         ledger=LedgerFile(offline.root),
         states=states,
+        applied=AppliedFile(offline.root),
         now_us=_now_us,
     )
 
@@ -537,6 +552,8 @@ class Materializer:
     metrics: Metrics
     workspace: Workspace
     lag: LagExporter | None = None
+    lets_go: bool = False
+    """Whether it ended because `freshet apply` needs the ledger."""
 
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
@@ -573,6 +590,10 @@ class Materializer:
                 told = trouble
             try:
                 self.live.check_online()
+                if self.live.settings.leads and AppliedFile(self.workspace.offline_root).is_ledger_asked_for():
+                    LOG.info("letting go of the ledger: another declaration is being applied")
+                    self.lets_go = True
+                    self.live.stop.request()
                 if self.live.settings.leads and time.monotonic() >= expire_at:
                     expire_at = time.monotonic() + _EXPIRY.total_seconds()
                     self._expire()

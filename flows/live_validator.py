@@ -117,7 +117,7 @@ def feast_client(workspace: Workspace, patience_s: float) -> Client:
     from freshet.flows.edges.feast import FeastClient  # noqa: PLC0415  # that is why
 
     config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
-    return FeastClient(config, workspace.offline_root, patience_s)
+    return FeastClient(config, workspace.offline(), patience_s)
 
 
 def sampling_of(settings: Settings, sample_count: int, limit: timedelta, seed: int = 0) -> Sampling:
@@ -192,8 +192,7 @@ class LiveReporter:
             due = self._written_at.get(report.verdict.view, datetime.min.replace(tzinfo=UTC)) + self.docs_every
             if report.news or told.at >= due:
                 self._write(report, told.at)
-        errors = [verdict for verdict in told.verdicts if verdict.outcome is Outcome.VALIDATOR_ERROR]
-        self.trouble = "; ".join(dict.fromkeys(_said(verdict) for verdict in errors))
+        self.trouble = _trouble(told.verdicts)
 
     def close(self) -> None:
         """Deliver what can be delivered still."""
@@ -224,6 +223,15 @@ class LiveReporter:
         except Unavailable as error:
             self.metrics.docs_failures.inc()
             LOG.warning("%s", error)
+
+
+def _trouble(verdicts: Sequence[Verdict]) -> str:
+    """Say why views could not be judged, each reason once: an outage is that of many views."""
+    views: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.outcome is Outcome.VALIDATOR_ERROR:
+            views.setdefault(_said(verdict).removeprefix(f"{verdict.view}: "), []).append(verdict.view)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in views.items())
 
 
 def _said(verdict: Verdict) -> str:

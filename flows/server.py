@@ -44,6 +44,12 @@ class Reads(Protocol):
     async def ping(self) -> None:
         """Make sure that it answers."""
 
+    async def answered(self) -> None:
+        """Return once all who asked before have been answered."""
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+
 
 class Publishes(Protocol):
     """Kafka, as `edges.publisher` does."""
@@ -71,6 +77,9 @@ class Keeps(Protocol):
     def keep(self, rows: Sequence[ServedRow], served_at_us: int) -> None:
         """Keep rows."""
 
+    def close(self) -> None:
+        """Write what there is."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -95,11 +104,12 @@ class FeatureServer:
     now_us: Callable[[], int]
     clock_s: Callable[[], float]
     served: Keeps | None = None
+    in_work: Tally[str] = field(default_factory=Tally)
+    """How many requests each endpoint has in work; servers that follow one another share it."""
     _progress: Mapping[str, Progress] | None = None
     _behind: Behind = field(default_factory=Behind)
     _looked_us: int = 0
     _trouble: str = ""
-    _in_work: Tally[str] = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
         """Make what never changes."""
@@ -117,10 +127,10 @@ class FeatureServer:
         if (refused := self._not_let_in(request)) is not None:
             return refused
         begun_s, endpoint = self.clock_s(), _endpoint(request.path)
-        if self._in_work[endpoint] >= self.terms.concurrency:
+        if self.in_work[endpoint] >= self.terms.concurrency:
             response = _problem(503, "the server has too much to do", _RETRY)
         else:
-            self._in_work[endpoint] += 1
+            self.in_work[endpoint] += 1
             try:
                 response = await self._routed(request)
             except Unknown as error:
@@ -130,7 +140,7 @@ class FeatureServer:
             except Unavailable as error:
                 response = _problem(503, str(error), _RETRY)
             finally:
-                self._in_work[endpoint] -= 1
+                self.in_work[endpoint] -= 1
         if endpoint:
             self.counts.request(endpoint, response.status, self.clock_s() - begun_s)
         return response

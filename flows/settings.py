@@ -27,8 +27,9 @@ flag is no place for them, since other users of the machine see it.
 | FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |
 | FRESHET_METRICS_ADDRESS | where /metrics, /healthz, /readyz listen | 127.0.0.1:9308, validator :9307, server :9306 |
 | FRESHET_MATERIALIZER_ADDRESS | where `freshet status` asks the materializer | 127.0.0.1:9308 |
-| FRESHET_VALIDATOR_ADDRESS | where it asks the validator | 127.0.0.1:9307 |
-| FRESHET_LAG_EXPORT | which process exports lag: validator, materializer or off | validator |
+| FRESHET_MATERIALIZER_PROCESSES | how many there are, without --processes; status and Prometheus ask each | 1 |
+| FRESHET_VALIDATOR_ADDRESS | where it asks the validator; `off` without one: no alert misses it | 127.0.0.1:9307 |
+| FRESHET_LAG_EXPORT | which process exports lag: validator, materializer or off | validator, if there is one |
 | FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
 | FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
 | FRESHET_PATIENCE | how long an outage of Kafka or the online store is waited out | 60 s |
@@ -49,7 +50,10 @@ flag is no place for them, since other users of the machine see it.
 | FRESHET_SERVER_CLIENT_CA | a PEM file: clients must have a certificate of that CA | |
 | FRESHET_SERVER_CONCURRENCY | how many requests to one path each worker has in work at once; more get a 503 | 256 |
 | FRESHET_SERVER_DEADLINE | how long a question to the online store may take | 1 s |
+| FRESHET_SERVER_WORKERS | how many there are, without --workers; Prometheus asks each | 1 |
 | FRESHET_SERVED_SHARE | of which share of entities, 0 to 1, it is logged what was served | 0 |
+| FRESHET_RUNBOOK_URL | the URL of the runbooks' folder, for alerts to name | deploy/runbooks |
+| FRESHET_GRAFANA_URL | the URL of Grafana, for alerts to name its dashboards | |
 | FRESHET_LOG | text for people, or json: one object a line | text |
 """
 
@@ -121,6 +125,7 @@ class Settings:
     recovery: Path = Path(".freshet/recovery")
     metrics_address: str | None = None
     materializer_address: str = MATERIALIZER_ADDRESS
+    materializer_processes: Count = 1
     validator_address: str = VALIDATOR_ADDRESS
     lag_export: Literal["validator", "materializer", "off"] = "validator"
     shards: Annotated[int, Field(ge=1, le=64)] = 4
@@ -143,9 +148,23 @@ class Settings:
     server_client_ca: Path | None = None
     server_concurrency: Count = 256
     server_deadline: Duration = timedelta(seconds=1)
+    server_workers: Count = 1
     served_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    runbook_url: str | None = None
+    grafana_url: str | None = None
     log: Literal["text", "json"] = "text"
     kafka: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def has_validator(self) -> bool:
+        """Whether a validator is deployed."""
+        return self.validator_address != "off"
+
+    @property
+    def lag_exporter(self) -> str:
+        """Which process exports lag."""
+        is_missing = self.lag_export == "validator" and not self.has_validator
+        return "materializer" if is_missing else self.lag_export
 
 
 NAMES = tuple(made.name for made in fields(Settings) if made.name != "kafka")

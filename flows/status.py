@@ -1,6 +1,7 @@
 """How a deployment does, as all its parts tell: each is asked by itself, and one that does not answer is a line."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -9,12 +10,14 @@ from typing import TypeVar
 from freshet.flows import settings as settings_
 from freshet.flows.edges import kafka
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.edges.scrape import Samples, by_label, health, knock, quantile, scrape, total
+from freshet.flows.edges.scrape import Samples, added, by_label, health, knock, quantile, risen, scrape, total
 from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import shown
 from freshet.flows.lag import LagReader, Lags
 from freshet.flows.live import OnlineFilled, Workspace
-from freshet.flows.steps.status import Part, Report, StreamStatus, ViewStatus, state_of
+from freshet.flows.steps.freshness import State
+from freshet.flows.steps.lag import TREND_S
+from freshet.flows.steps.status import Part, Report, StreamStatus, ViewStatus, failing, state_of
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.finding import Cause
 from freshet.schemas.rejects import dead_letter_topic
@@ -22,7 +25,7 @@ from freshet.schemas.rejects import dead_letter_topic
 _LIMIT_S = 3.0
 """How long one part may take to answer."""
 BETWEEN_S = 1.0
-"""How far apart two looks lie, by which rates are told."""
+"""How far apart the first two looks lie, by which rates are told at first."""
 
 T = TypeVar("T")
 
@@ -38,25 +41,38 @@ class _Look:
 
 @dataclass
 class StatusReader:
-    """Asks all parts of a project's deployment, again and again; the first time twice, for there to be rates."""
+    """Asks all parts of a project's deployment, again and again; the first time twice, for there to be rates.
+
+    Rates, and how late rows were, are told of all looks of the last minute: so of the second between both if it looks
+    but once, and then none of a stream's bursts may lie there. When its last event came is known in any case.
+    """
 
     workspace: Workspace
     _lag: LagReader | None = None
     _online: OnlineFilled | None = None
     _letters: tuple[Standings, Mapping[str, int]] | None = None
-    _before: _Look | None = None
+    _looks: deque[_Look] = field(default_factory=deque)
     _parts: dict[str, Part] = field(default_factory=dict)
 
     def look(self) -> Report:
         """Ask everything once."""
         self._parts.clear()
-        if self._before is None:
-            self._before = self._seen()
+        if not self._looks:
+            self._looks.append(self._seen())
             time.sleep(BETWEEN_S)
-        before, now = self._before, self._seen()
-        self._before = now
+        now = self._seen()
+        while len(self._looks) > 1 and self._looks[0].at_s < now.at_s - TREND_S:
+            self._looks.popleft()
+        self._looks.append(now)
         ages_s = self._asked_of_kafka(lambda: self._last_event_ages_s(now.lags)) or {}
-        validator = self._scraped("validator", self.workspace.settings.validator_address)
+        for address in self._materializers:
+            self._listen("materializer", address)
+        validator = self._validator()
+        validated_s = total(validator, "freshet_validator_last_success_timestamp_seconds")
+        validated_age_s = now.at_s - validated_s if validated_s else None
+        if validator:
+            address = self.workspace.settings.validator_address
+            self._listen("validator", address, lambda said: failing(said, validated_age_s))
         self._ask_server()
         self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
         letters = self._asked_of_kafka(self._dead_letters) or {}
@@ -64,11 +80,10 @@ class StatusReader:
         found = self._asked("offline store", str(self.workspace.offline_root), ledger.read)
         written_at_s = None if found is None else ledger.written_at_s()
         streams = [
-            self._stream(name, before, now, ages_s, letters.get(contract.stream.topic))
+            self._stream(name, now, ages_s, letters.get(contract.stream.topic))
             for name, contract in self.workspace.contracts.items()
         ]
         target_s = self.workspace.source.declaration.servingRequirements.freshnessTarget.bound.total_seconds()
-        validated_s = total(validator, "freshet_validator_last_success_timestamp_seconds")
         return Report(
             project=self.workspace.pipeline.project,
             at=datetime.fromtimestamp(now.at_s, UTC),
@@ -79,20 +94,39 @@ class StatusReader:
             ],
             streams=streams,
             views=[
-                self._view(name, streams, target_s, before, now, validator)
+                self._view(name, streams, target_s, now, validator)
                 for name in (view.name for view in self.workspace.pipeline.views)
             ],
             target_s=target_s,
             checkpoint_age_s=None if written_at_s is None else now.at_s - written_at_s,
             epoch=None if found is None else found.epoch,
             rejects=_whole(by_label(now.samples, "freshet_rejects_total", "reason")) if now.samples else None,
-            validated_age_s=now.at_s - validated_s if validated_s else None,
+            validated_age_s=validated_age_s,
         )
 
     def _seen(self) -> _Look:
-        samples = self._scraped("materializer", self.workspace.settings.materializer_address)
+        places = self._materializers
+        samples = self._asked("materializer", places[0], lambda: added(scrape(one, _LIMIT_S) for one in places)) or {}
         at_s = time.time()
         return _Look(at_s, self._asked_of_kafka(lambda: self._lags(at_s)) or {}, samples)
+
+    @property
+    def _materializers(self) -> list[str]:
+        """Where the materializer's processes are."""
+        settings = self.workspace.settings
+        return [
+            settings_.place_of(settings.materializer_address, number)
+            for number in range(settings.materializer_processes)
+        ]
+
+    def _validator(self) -> Samples:
+        settings = self.workspace.settings
+        if not settings.has_validator:
+            return {}
+        return (
+            self._asked("validator", settings.validator_address, lambda: scrape(settings.validator_address, _LIMIT_S))
+            or {}
+        )
 
     def _lags(self, at_s: float) -> Lags:
         self._lag = self._lag or self.workspace.lag_reader(_LIMIT_S)
@@ -133,12 +167,17 @@ class StatusReader:
         ask = knock if settings.server_certificate else health
         trouble = self._asked("server", address, lambda: ask(address, _LIMIT_S))
         if trouble:
-            self._parts["server"] = Part("server", address, trouble)
+            self._parts["server"] = Part("server", address, complaint=trouble)
         if trouble is None and settings.server_address is None:
             del self._parts["server"]
 
-    def _scraped(self, name: str, address: str) -> Samples:
-        return self._asked(name, address, lambda: scrape(address, _LIMIT_S)) or {}
+    def _listen(self, name: str, address: str, worded: Callable[[str], str] = str) -> None:
+        """Ask a part that answers what it says of itself: one that fails, or waits for another, answers all along."""
+        known = self._parts[name]
+        if known.trouble or known.complaint:
+            return
+        if said := self._asked(name, address, lambda: health(address, _LIMIT_S)):
+            self._parts[name] = Part(name, address, complaint=worded(said))
 
     def _asked_of_kafka(self, ask: Callable[[], T]) -> T | None:
         """Ask Kafka, but not again in the same look if it did not answer."""
@@ -159,16 +198,16 @@ class StatusReader:
     def _stream(
         self,
         name: str,
-        before: _Look,
         now: _Look,
         ages_s: Mapping[tuple[str, int], float],
         letters_count: int | None,
     ) -> StreamStatus:
         topic = self.workspace.contracts[name].stream.topic
         lags = {part: lag for (of, part), lag in now.lags.items() if of == topic}
-        earlier = {part: lag for (of, part), lag in before.lags.items() if of == topic}
         came = done = None
-        if lags and lags.keys() == earlier.keys():
+        before = next((look for look in self._looks if look is not now and look.lags.keys() == now.lags.keys()), None)
+        if lags and before is not None:
+            earlier = {part: before.lags[topic, part] for part in lags}
             length_s = now.at_s - before.at_s
             came = sum(lags[part].end_offset - earlier[part].end_offset for part in lags) / length_s
             waits = sum(lags[part].messages_count - earlier[part].messages_count for part in lags)
@@ -181,7 +220,6 @@ class StatusReader:
         name: str,
         streams: list[StreamStatus],
         target_s: float,
-        before: _Look,
         now: _Look,
         validator: Samples,
     ) -> ViewStatus:
@@ -190,16 +228,24 @@ class StatusReader:
         findings = None
         if validator:
             findings = _whole(by_label(validator, "freshet_validator_findings", "cause", feature_view=name))
-        rows = [total(look.samples, "freshet_rows_total", feature_view=name, store="online") for look in (before, now)]
-        has_rates = bool(before.samples and now.samples)
+        before = next((look for look in self._looks if look is not now and look.samples), None)
+        recent: Samples = {}
+        rows_per_s = None
+        if before is not None and now.samples:
+            recent = risen(before.samples, now.samples)
+            rows = total(recent, "freshet_rows_total", feature_view=name, store="online")
+            rows_per_s = rows / (now.at_s - before.at_s)
+        state = state_of(own, target_s, findings, Cause.STALE_ONLINE)
+        p99_s = quantile(recent, "freshet_freshness_seconds", 0.99, feature_view=name, kind="event")
         return ViewStatus(
             view=name,
-            state=state_of(own, target_s, findings, Cause.STALE_ONLINE),
+            state=state,
             stalled_count=sum(stream.stalled_count for stream in own),
             partitions_count=sum(len(stream.lags) for stream in own),
             features_count=len(view.features),
-            rows_per_s=max(0.0, rows[1] - rows[0]) / (now.at_s - before.at_s) if has_rates else None,
-            freshness_p99_s=quantile(now.samples, "freshet_freshness_seconds", 0.99, feature_view=name, kind="event"),
+            rows_per_s=rows_per_s,
+            freshness_p99_s=None if state is State.STALLED else p99_s,
+            age_s=max((stream.age_s for stream in own if stream.age_s is not None), default=None),
             entities_count=int(total(now.samples, "freshet_state_entities", feature_view=name))
             if now.samples
             else None,

@@ -38,6 +38,7 @@ from freshet.flows.steps.watch import (
 )
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.finding import Frame
+from freshet.schemas.generations import Generation
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.plan import ViewPlan
@@ -64,6 +65,9 @@ class Online(Protocol):
 
 class Offline(Protocol):
     """What keeps rows for ever."""
+
+    def generation(self, name: str) -> Generation:
+        """Return the folder's current generation."""
 
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts."""
@@ -136,6 +140,7 @@ class Watch:
         self._memory, self._tickets, self._signs = Memory(), list[Ticket](), Signs(sampling.limit, plan.view.ttl)
         self._parts = Parts(plan.view.row_schema)
         self._gone: dict[str, PartSummary] = {}
+        self._generation: Generation | None = None
         self._runs = Runs()
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
@@ -159,6 +164,25 @@ class Watch:
 
     def list_parts(self, ledger: Ledger) -> tuple[list[str], Ledger]:
         """Learn which parts are visible, the ledger having been read before; return new ones, and the ledger after."""
+        offline, found = self._outside.offline, dict[str, None]()
+        while True:
+            generation = offline.generation(self.view.name)
+            more, staged, after = self._listed(ledger)
+            found |= dict.fromkeys(more)
+            if offline.generation(self.view.name) == generation:  # else parts of two were met
+                break
+        new = [part for part in found if part in self._parts]
+        if generation != self._generation:  # parts of another one are not gone, but merged
+            self._generation = generation
+            self._gone.clear()
+        self._runs.note(new, self._outside.ends, ledger)
+        if not staged:  # between the ledger and the renaming lies a moment, or a crash
+            self._durable = ledger
+        self._is_counted = not staged and after == ledger
+        return new, after
+
+    def _listed(self, ledger: Ledger) -> tuple[list[str], list[str], Ledger]:
+        """Return parts that are new, those that are staged, and the ledger after."""
         name, offline = self.view.name, self._outside.offline
         visible = dict.fromkeys(offline.visible_parts(name))
         told = ledger.parts.get(name, {})
@@ -171,12 +195,12 @@ class Watch:
                 self._parts.put(part, summary)
                 self._gone.pop(part, None)
                 new.append(part)
-        self._runs.note(new, self._outside.ends, ledger)
-        if not staged:  # between the ledger and the renaming lies a moment, or a crash
-            self._durable = ledger
-        after = self._outside.ledger.read() or ledger
-        self._is_counted = not staged and after == ledger
-        return new, after
+        return new, staged, self._outside.ledger.read() or ledger
+
+    def _committed_count(self, ledger: Ledger) -> int:
+        """Return how many rows the parts must have: those that were committed, and not dropped by compaction."""
+        dropped_count = self._generation.dropped_count if self._generation else 0
+        return ledger.rows_counts.get(self.view.name, 0) - dropped_count
 
     def begin(self, new_parts: Sequence[str], number: int) -> None:
         """Take a first look at entities that are chosen anew; some may wait for a verdict still."""
@@ -277,7 +301,7 @@ class Watch:
         if not self._is_counted:
             return one if overdue else None
         read_count = sum(part.rows_count for part in self._parts.comparable.values())
-        lacking_count = ledger.rows_counts.get(self.view.name, 0) - read_count
+        lacking_count = self._committed_count(ledger) - read_count
         if lacking_count <= 0:
             self._cut.clear()
             return one
@@ -326,7 +350,7 @@ class Watch:
         if not self._is_counted:  # a commit came while the folder was listed: the next round counts
             return lines
         visible = self._parts.rows_count
-        committed = ledger.rows_counts.get(name, 0)
+        committed = self._committed_count(ledger)
         if visible >= committed:  # what went away was not the flow's
             self._gone.clear()
         lines += [(part, gone.rows_count, None) for part, gone in self._gone.items() if part not in told]

@@ -51,6 +51,17 @@ class SnapshotMark(_Record):
     epoch: int
 
 
+class Pending(_Record):
+    """A declaration that is decided on, and not yet in force everywhere: its id, and the views that are new or changed.
+
+    `generations` has the folder of each of them, as `schemas.generations` numbers them. Whoever holds the ledger next
+    makes it so.
+    """
+
+    declaration: str
+    generations: Mapping[str, int] = {}
+
+
 class Update(_Record):
     """What one part of the flow tells of an epoch. Keys are those of `Ledger`.
 
@@ -75,8 +86,10 @@ class Ledger(_Record):
     of the first message that is not durable, and its judge's mark. `shards` is by `<view>/<shard>`; `snapshots` by
     either. `parts` has, by folder of the offline store, the parts that the last commit makes visible, each with its
     number of rows: a crash may have left some of them staged. `rows_counts` is how many rows all visible parts of a
-    folder have. `views` says, by name, what each view computed, as a digest; `expired`, by stream, up to
-    which event time (µs since the epoch) archived events may have been dropped.
+    folder have, if none was dropped by compaction; `generations` is the number of what the parts were published by
+    (schemas/generations.py): every part since is in each generation that was alive then. `views` says, by name, what
+    each view computed, as a digest; `expired`, by stream, up to which event time (µs since the epoch) archived events
+    may have been dropped. `pending` is a change that was made, and of which the stores do not all know.
     """
 
     format: int = FORMAT
@@ -90,9 +103,11 @@ class Ledger(_Record):
     snapshots: Mapping[str, SnapshotMark] = {}
     parts: Mapping[str, Mapping[str, int]] = {}
     rows_counts: Mapping[str, int] = {}
+    generations: int = 0
     expired: Mapping[str, int] = {}
     rejected_in_a_row: Mapping[str, int] = {}
     online_writes_count: int = 0
+    pending: Pending | None = None
 
     def partitions_of(self, stream: str) -> dict[int, PartitionMark]:
         """Return the marks of a stream's partitions, by their numbers.
@@ -105,7 +120,9 @@ class Ledger(_Record):
         names = {key: key.rpartition("/") for key in self.partitions}
         return {int(number): self.partitions[key] for key, (of, _, number) in names.items() if of == stream}
 
-    def after(self, epoch: int, offsets: Mapping[str, int], updates: Iterable[Update]) -> "Ledger":
+    def after(
+        self, epoch: int, offsets: Mapping[str, int], updates: Iterable[Update], generations: int = 0
+    ) -> "Ledger":
         """Return the ledger at the end of an epoch of which all parts of the flow have told.
 
         >>> before = Ledger(id="a", shards_count=1, offsets={"clicks/0": 5}, rows_counts={"by_user": 3})
@@ -127,6 +144,7 @@ class Ledger(_Record):
                 "snapshots": {**self.snapshots, **told.snapshots},
                 "parts": told.parts,
                 "rows_counts": {**self.rows_counts, **more},
+                "generations": generations,
                 "rejected_in_a_row": {**self.rejected_in_a_row, **told.rejected_in_a_row},
                 "online_writes_count": max(self.online_writes_count, told.online_writes_count),
             }

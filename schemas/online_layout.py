@@ -13,7 +13,7 @@ Values are encoded a column at a time, without protobuf objects.
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
@@ -53,6 +53,13 @@ class Layout:
     def pattern(self) -> bytes:
         """The glob that this view's keys match, among them keys of projects whose names end alike."""
         return re.sub(rb"([\\*?\[\]^-])", rb"\\\1", self.prefix) + b"*" + self.project
+
+    def fields_of(self, features: Collection[str] | None) -> tuple[bytes, ...]:
+        """Return the fields of some of the view's features, None for the whole row."""
+        if features is None:
+            return self.fields
+        names = [feature.name for feature in self.view.features]
+        return tuple(field for name, field in zip(names, self.fields[2:], strict=True) if name in features)
 
     def commands(self, rows: pa.Table) -> Iterator[tuple[bytes, ...]]:
         """For each row its key, then fields and values in turns, then what the script is told of ttls."""

@@ -6,6 +6,9 @@ from datetime import datetime
 
 import pyarrow as pa
 
+DECLARED = b"freshet.declared"
+"""In a part's metadata: by what its rows were made, the digest of their view's plan (`ViewPlan.digest`)."""
+
 _NAMED = re.compile(r"part-(\d{10})-(.+)-\d+\.parquet")
 
 

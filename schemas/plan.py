@@ -6,10 +6,12 @@ ours.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -146,6 +148,15 @@ class Oracle:
     tolerances: Mapping[str, str] = field(default_factory=dict)
     traces: Mapping[str, Trace] = field(default_factory=dict)
 
+    def mentions(self, column: str) -> bool:
+        """Say whether any of the SQL may read a column of the events; of one that it does not, no value matters."""
+        return column.casefold() in self._words
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        every = [str(self), *self.tolerances.values(), *(sql for _, _, sql in self.exact)]
+        return frozenset(re.findall(r"\w+", " ".join(every).casefold()))
+
     @property
     def windowed(self) -> str:
         """The SQL of all steps."""
@@ -217,6 +228,15 @@ class ViewPlan:
         """How far back from its instant a row can depend on events; None for all of the past."""
         spans = [frame.span_us for frame in self.ranges]
         return None if self.whole_history or None in spans else max(filter(None, spans), default=0)
+
+    @property
+    def lookback_us(self) -> int | None:
+        """How far back from its instant events say that there is a row, and what it is; None for all of the past.
+
+        It is more than the reach: a tick is made by an event that has left a frame, an interval ago at most.
+        """
+        interval_us = max((frame.decay_us or 0 for frame in self.ranges), default=0)
+        return None if self.reach_us is None else self.reach_us + interval_us
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,15 @@ def instant_us(instant: datetime) -> int:
     return count_us((instant if instant.tzinfo else instant.replace(tzinfo=UTC)) - _EPOCH)
 
 
+def instant_at(microseconds_count: int) -> datetime:
+    """Return the instant so many µs after the Unix epoch, in UTC.
+
+    >>> instant_at(1_000_000).isoformat()
+    '1970-01-01T00:00:01+00:00'
+    """
+    return _EPOCH + timedelta(microseconds=microseconds_count)
+
+
 def spell(length: timedelta) -> str:
     """Write a duration with its largest whole unit, as `duration` reads it.
 
@@ -133,6 +142,19 @@ class Volume:
     def __str__(self) -> str:
         prefix = next((word for word in "ptgmk" if self.bytes_count and self.bytes_count % _BYTES[word] == 0), "")
         return f"{self.bytes_count // _BYTES[prefix]}{prefix.upper()}B/{spell(self.per)}"
+
+
+def size(text: str) -> int:
+    """Read a size in bytes.
+
+    >>> size("128MB"), size("1 GiB")
+    (128000000, 1073741824)
+    """
+    found = _SIZE.fullmatch(text.strip())
+    count = Fraction(found["amount"]) * _BYTES[found["prefix"].lower()] if found else Fraction(0)
+    if count < 1:
+        raise ValueError('a size such as "128MB" or "1 GiB"')
+    return int(count)
 
 
 def volume(text: str) -> Volume:

@@ -1,32 +1,58 @@
-"""Make the deployment: topics, Feast registry, store folders, deploy/ files. Doing it again changes nothing."""
+"""Put the declaration in force: topics, Feast registry, stores, deploy/ files. Doing it again changes nothing.
+
+A view that is new or computes something else is made anew from the archived events, while the running materializer goes
+on; then it lets go of its ledger after a commit, and goes on under the new declaration from the very same offsets. Kill
+this at any moment, and apply again: nothing is half done for a reader.
+"""
 
 import argparse
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from freshet.flows.change import Asked, Done, Places, change, changed_plans
 from freshet.flows.edges import feast, kafka, store_config
 from freshet.flows.edges.applied import AppliedFile
+from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.live import Workspace, prepare
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alertmanager import RECEIVERS, RECEIVERS_AT_FIRST, read_receivers
+from freshet.flows.steps.changes import carried
 from freshet.flows.steps.deploy_files import deploy_files
-from freshet.schemas.applied import Applied
+from freshet.schemas.applied import Applied, Declared, DeclaredView
+from freshet.schemas.dtypes import dtype
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.finding import FINDINGS_TOPIC
+from freshet.schemas.plan import Pipeline
+from freshet.schemas.units import instant_us
+from freshet.schemas.view import Feature, View
+from freshet.scripts.cli import wrong_use
 from freshet.scripts.plan import applied_deployment, changes, planned_deployment
+
+_ARROW = {str(kind): kind for kind in (pa.string(), pa.int32(), pa.int64())}
+_GRACE_S = 3.0
+"""For so long servers and clients may still ask for what is no longer declared: they look every second."""
 
 
 def arguments(words: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     words.add_argument("--json", action="store_true", help="print what was done as JSON")
+    words.add_argument(
+        "--from", dest="since", metavar="TIME", help="make history from then on only (default: all that is archived)"
+    )
+    words.add_argument("--again", action="store_true", help="apply a declaration that another one has followed since")
 
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Apply, and say what was done."""
-    done = apply(Workspace.open(settings))
+    done = apply(Workspace.open(settings), since_us=time_of(words.since), again=words.again)
     if words.json:
         print(json.dumps(done, indent=2))
         return 0
@@ -34,35 +60,127 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         print(f"topic {topic}: {state}")
     for line in done["changes"] or ["no change"]:
         print(line)
+    for view, count in done["made"].items():
+        print(f"made {count:,} rows of {view} from the archived events")
+    if done["made"]:
+        print(f"DuckDB made {done['checked']:,} of them alike; the flow waited {done['heldSeconds']:.1f} s")
     print(f"registry {done['registry']}")
     for path in done["files"]:
         print(f"wrote {path}")
     return 0
 
 
-def apply(workspace: Workspace) -> dict[str, Any]:
-    """Make everything that the declaration implies; what can be refused is refused before anything is made."""
+def time_of(text: str | None) -> int | None:
+    """Read a time that was given, with a zone or in UTC, as µs since the epoch."""
+    if text is None:
+        return None
+    try:
+        return instant_us(datetime.fromisoformat(text))
+    except ValueError:
+        raise wrong_use("--from", f"is {text}", "write a time such as 2026-03-01T12:00:00Z") from None
+
+
+def apply(workspace: Workspace, *, since_us: int | None = None, again: bool = False) -> dict[str, Any]:
+    """Put a project's declaration in force; what can be refused is refused before anything is made."""
+    files = AppliedFile(workspace.offline_root)
+    with files.applying():
+        return _apply(workspace, files, since_us, again=again)
+
+
+def _apply(workspace: Workspace, files: AppliedFile, since_us: int | None, *, again: bool) -> dict[str, Any]:
     planned = planned_deployment(workspace).model_dump(mode="json")
-    before = applied_deployment(workspace)
-    _refuse_breaking(planned, before or {})
+    before, applied = workspace.in_force(), files.read()
+    if not again:
+        _refuse_older(workspace, applied)
+    _refuse_breaking(workspace.pipeline, {} if applied is None else applied.declared.views)
     store_config.refuse_secret(workspace.declared_online_url)
-    files = generated(workspace)
-    if not workspace.online_url.startswith("sqlite:"):
+    made_files = generated(workspace)
+    is_sqlite = workspace.online_url.startswith("sqlite:")
+    if not is_sqlite:
         workspace.online()  # a store that does not answer ends it here, before anything is made
     kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
-    prepare(workspace.offline(), workspace.pipeline, workspace.contracts)
+    ledger, pipeline = LedgerFile(workspace.offline_root).read(), workspace.pipeline
+    new = () if ledger is None else changed_plans(pipeline, ledger)
+    standing = Pipeline(pipeline.project, tuple(plan for plan in pipeline.plans if plan not in new))
+    if ledger is None:
+        _begin_anew(workspace.offline(), pipeline)
+    prepare(workspace.offline(), standing, workspace.contracts)
     wanted = {**kafka.topics_of(workspace.contracts.values()), FINDINGS_TOPIC: 1}
     topics = kafka.create_topics(workspace.kafka, wanted)
-    project, pipeline = workspace.project, workspace.pipeline
-    config = store_config.store_config(pipeline.project, workspace.online_url, project.registry)
-    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline_root))
+    if is_sqlite:
+        _register(workspace)  # Feast writes what its registry knows
+    done = _hand_over(workspace, files, before, since_us)
+    _register(workspace)
     write_store_config(workspace)
-    written = write_files(workspace, files)
-    _write(project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
-    in_force = AppliedFile(workspace.offline_root)
-    found = in_force.read()
-    in_force.write(found.followed_by(workspace.declared) if found else Applied(declared=workspace.declared))
-    return {"topics": topics, "changes": changes(planned, before), "registry": str(project.registry), "files": written}
+    written = write_files(workspace, made_files)
+    said = changes(planned, applied_deployment(workspace))
+    _write(workspace.project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
+    _drop_leftovers(workspace, files)
+    return {
+        "topics": topics,
+        "changes": said,
+        "made": {} if done is None else dict(done.rows_counts),
+        "checked": 0 if done is None else done.checked_count,
+        "heldSeconds": 0.0 if done is None else done.held.total_seconds(),
+        "registry": str(workspace.project.registry),
+        "files": written,
+    }
+
+
+def _begin_anew(offline: OfflineStore, pipeline: Pipeline) -> None:
+    """Give views that were declared otherwise, and never had a row, folders of their new form."""
+    begun = {}
+    for view in pipeline.views:
+        if offline.visible_parts(view.name):
+            rows = offline.read(view.name)
+            if not rows.num_rows and not rows.schema.equals(view.row_schema):
+                begun[view.name] = offline.next_generation(view.name)
+                offline.begin(view.name, begun[view.name], view.row_schema)
+    if begun:
+        offline.switch(begun)
+
+
+def _hand_over(workspace: Workspace, files: AppliedFile, before: Workspace | None, since_us: int | None) -> Done | None:
+    """Have the flow go on under the new declaration, once the rows of what is new or changed are made."""
+    offline = workspace.offline()
+    places = Places(
+        LedgerFile(offline.root),
+        RecoveryFolder(workspace.recovery_root),
+        offline,
+        workspace.online,
+        files,
+        lambda declared: workspace.of(declared).pipeline,
+        lambda: time.time_ns() // 1000,
+    )
+    is_same = before is not None and before.source.declaration == workspace.source.declaration
+    known = {} if before is None else {plan.view.name: plan for plan in before.pipeline.plans}
+    plans = [plan for plan in workspace.pipeline.plans if plan.view.name in known]
+    same = {plan.view.name: carried(known[plan.view.name], plan) for plan in plans}
+    asked = Asked(workspace.pipeline, workspace.contracts, workspace.declared, same, since_us, is_same)
+    settings = workspace.settings
+    patience = max(settings.patience, timedelta(seconds=30)) + settings.epoch
+    return change(places, asked, patience=patience, shards_count=settings.shards)
+
+
+def _register(workspace: Workspace) -> None:
+    """Have Feast know the views, and where their files are by now."""
+    pipeline, registry = workspace.pipeline, workspace.project.registry
+    config = store_config.store_config(pipeline.project, workspace.online_url, registry)
+    feast.apply(config, feast.repo_objects(pipeline.project, pipeline.views, workspace.offline()))
+
+
+def _drop_leftovers(workspace: Workspace, files: AppliedFile) -> None:
+    """Delete online what is no longer declared, once those who read it could hear of it."""
+    applied = files.read()
+    if applied is None or not applied.leftovers:
+        return
+    gone = _gone(workspace.pipeline, [files.declared(one) for one in applied.leftovers])
+    if gone:
+        time.sleep(_GRACE_S)
+        online = workspace.online()
+        for view, features in gone:
+            online.drop(view, features)
+    files.write(applied.model_copy(update={"leftovers": ()}))
 
 
 def write_store_config(workspace: Workspace) -> None:
@@ -74,20 +192,51 @@ def write_store_config(workspace: Workspace) -> None:
     store_config.write_store_config(project.feature_repo / "feature_store.yaml", config)
 
 
-def _refuse_breaking(planned: dict[str, Any], before: dict[str, Any]) -> None:
-    """Refuse to change a view's columns in place: its old parquet parts would no longer be readable beside new ones."""
-    now = {view["name"]: view for view in planned["featureViews"]}
+def _refuse_older(workspace: Workspace, applied: Applied | None) -> None:
+    """Refuse a declaration that was in force before the one that is now."""
+    if applied is not None and workspace.declared.id in applied.earlier:
+        fact = "was in force already, and another one has followed it"
+        hint = "update your copy of it; or, to go back to it, apply it with --again"
+        raise Refused([Problem("declaration", workspace.declared.place, fact, workspace.declared.id, hint)])
+
+
+def _refuse_breaking(pipeline: Pipeline, before: Mapping[str, DeclaredView]) -> None:
+    """Refuse what rows of before, and those who read them, cannot follow: another entity, or another type."""
     problems = []
-    for view in before.get("featureViews", []):
-        name = view["name"]
-        if name not in now:
-            continue
-        for part, what in (("entities", "its entity"), ("features", "its features or their types")):
-            if view[part] != now[name][part]:
-                hint = f"give the definitions `view: {name}_v2`: a new view beside the old one, which stays readable"
-                problems.append(Problem("feature view", name, f"would change {what} in place", "", hint))
+    for plan in pipeline.plans:
+        name, now = plan.view.name, DeclaredView.of(plan)
+        old = before.get(name, now)
+        hint = (
+            f"give the definitions `view: {name}_v2`: a new view beside the old one, which readers leave when they can"
+        )
+        if dict(old.entity) != dict(now.entity):
+            fact = f"would change its entity in place, from {_spelled(old.entity)}"
+            problems.append(Problem("feature view", name, fact, _spelled(now.entity), hint))
+        for feature, kind in now.features.items():
+            if old.features.get(feature, kind) != kind:
+                fact = f"would change its type in place, from {old.features[feature]}"
+                problems.append(Problem("feature", feature, fact, kind, hint))
     if problems:
         raise Refused(problems)
+
+
+def _spelled(entity: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in entity.items())
+
+
+def _gone(pipeline: Pipeline, earlier: Iterable[Declared | None]) -> list[tuple[View, frozenset[str] | None]]:
+    """Return which features are no longer declared that once were, by view as it was; None for whole views."""
+    now = {view.name: {feature.name for feature in view.features} for view in pipeline.views}
+    gone = []
+    for declared in filter(None, earlier):
+        for name, old in declared.views.items():
+            known = {one: dtype(kind) for one, kind in old.features.items()}
+            features = tuple(Feature(one, kind, "") for one, kind in known.items() if kind is not None)
+            view = View(name, (), tuple(pa.field(key, _ARROW[kind]) for key, kind in old.entity.items()), features)
+            left = frozenset(old.features) - now.get(name, set())
+            if name not in now or left:
+                gone.append((view, left if name in now else None))
+    return gone
 
 
 def generated(workspace: Workspace) -> dict[str, str]:
@@ -96,7 +245,7 @@ def generated(workspace: Workspace) -> dict[str, str]:
     own = workspace.project.root / RECEIVERS
     receivers = read_receivers(own.read_text(encoding="utf-8")) if own.exists() else None
     source, epoch = workspace.source, workspace.settings.epoch
-    return deploy_files(source.declaration, workspace.pipeline, topics, epoch, receivers)
+    return deploy_files(source.declaration, workspace.pipeline, topics, epoch, receivers, workspace.deployed)
 
 
 def write_files(workspace: Workspace, files: Mapping[str, str]) -> list[str]:

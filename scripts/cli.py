@@ -29,6 +29,8 @@ VERBS = {
     "status": "say how the deployment does: lag, freshness, findings",
     "produce": "publish events, checked against their contract",
     "repair": "write the newest offline rows to the online store again",
+    "compact": "merge small parquet files while everything goes on; drop what is old",
+    "purge": "erase an entity from stores, archive and state; say what Kafka still holds",
     "dlq": "list the events that were not accepted; send them again",
     "replay": "run the same dataflow over a file of events, without broker and store",
     "schema": "check how event contracts evolved; write their snapshots; export them",

@@ -10,6 +10,6 @@ from freshet.flows.live import Workspace
 
 
 def objects(root: Path) -> list[Any]:
-    """Return what a project's declaration registers with Feast; raises `Refused` if it is wrong."""
-    workspace = Workspace.open(settings_.read(os.environ, {"project": str(root)}))
-    return repo_objects(workspace.pipeline.project, workspace.pipeline.views, workspace.offline_root)
+    """Return what a project's declaration in force registers with Feast; raises `Refused` if it is wrong."""
+    workspace = Workspace.applied(settings_.read(os.environ, {"project": str(root)}))
+    return repo_objects(workspace.pipeline.project, workspace.pipeline.views, workspace.offline())

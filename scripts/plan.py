@@ -94,7 +94,13 @@ def planned_deployment(workspace: Workspace) -> Deployment:
     store = store_config(pipeline.project, url, workspace.project.registry)
     epoch = workspace.settings.epoch
     return deployment(
-        workspace.source.declaration, pipeline, workspace.contracts, store, without_credentials(url), epoch
+        workspace.source.declaration,
+        pipeline,
+        workspace.contracts,
+        store,
+        without_credentials(url),
+        epoch,
+        workspace.deployed,
     )
 
 
@@ -131,7 +137,7 @@ def _load(workspace: Workspace, plan: ViewPlan, words: argparse.Namespace) -> Lo
     volume = workspace.source.declaration.servingRequirements.offlineVolume.bytes_per_day
     load = allowed_load(workspace.pipeline.plans, volume, words.entities or _ENTITIES_COUNT)
     archived = [archive_name(stream) for stream in plan.view.sources]
-    if all((workspace.offline_root / name).is_dir() for name in archived):
+    if all(workspace.offline().path(name).is_dir() for name in archived):
         entity = plan.view.entity_names
         events = pa.concat_tables([workspace.offline().read(name).select([EVENT_TIME, *entity]) for name in archived])
         times = pc.min_max(events.column(EVENT_TIME).cast(pa.int64())).as_py() if events.num_rows else None

@@ -1,13 +1,14 @@
 """Run a long process: `freshet run materializer`, `… validator`, `… server`. SIGTERM and SIGINT end it with exit 0.
 
 The materializer goes on where the last run ended, however that one did, and ends after a last commit. With --processes
-its work is shared between processes of this machine; if one of them fails, all end, and what went wrong is said last.
+(or FRESHET_MATERIALIZER_PROCESSES) its work is shared between processes of this machine; if one of them fails, all end,
+and what went wrong is said last.
 
 The validator looks at both stores every FRESHET_ROUND and tells what it finds. An outage is an error of its round, not
 its end.
 
-The server answers reads over HTTP as Feast's does, and takes events; with --workers several processes do, at one
-address.
+The server answers reads over HTTP as Feast's does, and takes events; with --workers (or FRESHET_SERVER_WORKERS)
+several processes do, at one address.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import socket
 import sys
 import threading
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import NoReturn
 
 from freshet.flows.edges import bytewax, log
+from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.live import Run, Workspace, open_live
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import FreshetError, StoreLost
@@ -31,6 +34,8 @@ from freshet.scripts.cluster import GRACE_S, START_AGAIN, UNAVAILABLE, Cluster
 
 LOG = logging.getLogger("freshet")
 
+_LOOK_AGAIN = timedelta(milliseconds=50)
+
 _OF_MATERIALIZER = ("processes", "until_end", "rebuild", "accept_gap")
 
 
@@ -38,9 +43,9 @@ def arguments(words: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     words.add_argument("process", choices=["materializer", "validator", "server"])
     words.add_argument(
-        "--workers", type=_positive, metavar="N", help="threads of each process, or the server's processes (1)"
+        "--workers", type=_positive, metavar="N", help="threads of each process (1), or the server's processes"
     )
-    words.add_argument("--processes", type=_positive, metavar="M", help="processes on this machine (1)")
+    words.add_argument("--processes", type=_positive, metavar="M", help="processes on this machine")
     words.add_argument("--until-end", action="store_true", help="end once everything that is in Kafka by now is done")
     words.add_argument("--rebuild", action="store_true", help="make lost state anew from the event archive")
     words.add_argument("--accept-gap", action="store_true", help="go on though messages to be read next are gone")
@@ -63,16 +68,15 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         return _validate(words, settings)
     if words.process == "server":
         return _serve(words, settings)
-    if words.processes is not None and words.processes > 1:
-        Workspace.applied(settings)  # what can be refused is refused once
-        while (code := Cluster.of_flow(words.processes, words.workers or 1).wait()) == START_AGAIN:
-            pass
-        return code
+    place = bytewax.place([], os.environ)
+    alone = words.leashed or place.addresses  # one of several already
+    processes_count = words.processes or (1 if alone else settings.materializer_processes)
+    if processes_count > 1:
+        return _run_all(settings, processes_count, words.workers or 1)
     if words.leashed:
         threading.Thread(target=_end_with_input, name="leash", daemon=True).start()
     if words.metrics:
         settings = dataclasses.replace(settings, metrics_address=words.metrics)
-    place = bytewax.place([], os.environ)
     if words.workers is not None:
         place = dataclasses.replace(place, workers_count=words.workers)
     run = Run(place=place, until_end=words.until_end, rebuild=words.rebuild, accept_gap=words.accept_gap)
@@ -84,6 +88,15 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     if code or place.addresses:
         _end(code)
     return 0
+
+
+def _run_all(settings: Settings, processes_count: int, workers_count: int) -> int:
+    """Run the processes of one flow until stopped."""
+    workspace = Workspace.applied(settings)  # what can be refused is refused once
+    while (code := Cluster.of_flow(processes_count, workers_count).wait()) == START_AGAIN:
+        if not _applied(workspace):
+            return 0
+    return code
 
 
 def _validate(words: argparse.Namespace, settings: Settings) -> int:
@@ -113,8 +126,9 @@ def _serve(words: argparse.Namespace, settings: Settings) -> int:
     if words.leashed:
         threading.Thread(target=_end_with_input, name="leash", daemon=True).start()
     bound = listen(workspace) if words.socket is None else socket.socket(fileno=words.socket)
-    if words.workers is not None and words.workers > 1:
-        return Cluster.of_server(words.workers, bound).wait()
+    workers_count = words.workers or (1 if words.leashed else settings.server_workers)
+    if workers_count > 1:
+        return Cluster.of_server(workers_count, bound).wait()
     code = 0
     try:
         with log.strays():
@@ -127,16 +141,30 @@ def _serve(words: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run(settings: Settings, run: Run) -> int:
-    """Run, again whenever the online store has lost its rows: the next run fills it before it goes on."""
+    """Run, again whenever the online store has lost its rows, and whenever another declaration was applied."""
     while True:
+        opened = open_live(Workspace.applied(settings), run)
         try:
-            open_live(Workspace.applied(settings), run).run()
+            opened.run()
         except StoreLost as error:
             LOG.warning("%s", error)
-            if run.place.addresses:
-                return START_AGAIN
         else:
+            if not opened.lets_go:
+                return 0
+        if run.place.addresses:
+            return START_AGAIN
+        if opened.lets_go and not _applied(opened.workspace):
             return 0
+
+
+def _applied(workspace: Workspace) -> bool:
+    """Wait until nobody who applies a declaration needs the ledger; say whether to go on, which a signal may forbid."""
+    files, stop = AppliedFile(workspace.offline_root), bytewax.Stop()
+    with stop.on_signals():
+        while files.is_ledger_asked_for():
+            if stop.wait(_LOOK_AGAIN):
+                return False
+    return True
 
 
 def _end_at_once_with_defects() -> None:

@@ -1,9 +1,11 @@
 """Say how the deployment does: lag, freshness, throughput, last commit, rejects, open findings, view by view.
 
-Every part is asked by itself, so it works while some are down, and says which. Exits 0 if all is well, 1 if something
-is late, stopped or found, 5 if a part does not answer. `late in` is when the first message passes the declared
-freshness, as it goes now; `lost in` when Kafka deletes the first message that waits; `last event` how long ago the
-newest message was written, as Kafka says, whether or not the flow is well.
+Every part is asked by itself, so it works while some are down, and says which; one that is UNWELL answers, and says
+what is wrong with it. Exits 0 if all is well, 1 if something is late, stopped or found, 5 if a part does not answer,
+else 4 if one says that it is unwell. Rates and `p99` are of the last minute with --watch, else of one second: a stream
+whose events come in bursts may show none, and `last event` says when one came, as Kafka says, whether or not the flow
+is well. `late in` is when the first message passes the declared freshness, as it goes now; `lost in` when Kafka deletes
+the first message that waits.
 """
 
 import argparse
@@ -49,4 +51,4 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
 
 def exit_code(report: Report) -> int:
     """Return what a report is for scripts."""
-    return 5 if report.is_down else 1 if report.is_unwell else 0
+    return 5 if report.is_down else 1 if report.is_unwell else 4 if report.is_ailing else 0

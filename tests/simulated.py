@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from pydantic import AwareDatetime
 
+from freshet.flows.change import Asked, Done, Places, change
+from freshet.flows.edges.applied import MemoryApplied
 from freshet.flows.edges.bytewax import Place, Stop
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.metrics import Metrics
@@ -25,6 +27,7 @@ from freshet.flows.live import Live, Outside, Run, assemble
 from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
 from freshet.flows.testing import Given
+from freshet.schemas.applied import Declared, DeclaredView
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.event import EVENT_TIME, NEVER_US, Event, Stream
 from freshet.schemas.progress import Progress
@@ -65,6 +68,12 @@ DECLARED = {
     "servingRequirements": {"freshnessTarget": "p99 < 2s"},
 }
 GIVEN = Given.declared(json.dumps(DECLARED), {STREAM: Click})
+
+
+def declared_by(given: Given, text: str) -> Declared:
+    """Return a declaration as `freshet apply` keeps it."""
+    views = {plan.view.name: DeclaredView.of(plan) for plan in given.pipeline.plans}
+    return Declared(place="features.yaml", text=text, views=views)
 
 
 class Crash(BaseException):
@@ -152,14 +161,20 @@ class World:
     shards_count: int = 2
     is_live: bool = True
     workers_counts: tuple[int, ...] = (1,)
+    at_first: float = 1.0
+    """Which share of the events is there before the first run, if they do not come while it lasts."""
     fates: Fates = field(default_factory=Fates)
+    given: Given = GIVEN
+    pauses: tuple[timedelta, ...] = ()
+    """How long no event happens, each time that another such share of them is there; the clock goes on at one stroke."""
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
         self.log = MemoryLog(lambda: self.now_us // 1000)
         self.log.create_topics({STREAM: self.partitions_count, f"{STREAM}.dlq": self.partitions_count})
         self.offline, self.ledger, self.states = MemoryOfflineStore(), MemoryLedger(), MemoryRecovery()
-        self.online = MemoryOnlineStore("simulated", GIVEN.pipeline.views)
+        self.applied, self.declared_given, self.givens = MemoryApplied(), self.given, dict[str, Given]()
+        self.online = MemoryOnlineStore("simulated", self.given.pipeline.views)
         self.letters: list[tuple[int, int, str]] = []
         self.sent: list[tuple[int, int, str]] = []
         self.stop, self.runs_count = Stop(), 0
@@ -170,7 +185,9 @@ class World:
         self.appended_us: dict[tuple[int, int], int] = {}
         self.coming = self._made()
         self.arrivals = random.Random(self.seed)
-        self._append(len(self.coming) // 2 if self.is_live else len(self.coming))
+        self.left = dict(self._pauses())
+        at_first = int(self.events_count * self.at_first)
+        self._append(min([self.events_count // 2, *self.left]) if self.is_live else at_first)
         self.seen: dict[str, int] = {}
         self.told: dict[str, Progress] = {}
         self.fates.watch, self.fates.meanwhile = self.check_always, self.arrive
@@ -181,6 +198,7 @@ class World:
         for number in range(self.events_count):
             part = self.chance.randrange(self.partitions_count)
             at = START + timedelta(seconds=number * 2 - self.chance.choice([0, 0, 0, 3, 15]))
+            at += sum((length for place, length in self._pauses() if place <= number), timedelta(0))
             event = {"at": at.isoformat(), "user": self.chance.choice("abc"), "id": str(number), "cost": str(number)}
             kind = self.chance.choice(["good"] * 8 + ["garbage", "contract", "transform", "repeated"])
             if kind == "contract":
@@ -194,11 +212,21 @@ class World:
             told.append((part, value, kind))
         return told
 
+    def _pauses(self) -> list[tuple[int, timedelta]]:
+        """Return how many events come before each pause, and how long it is."""
+        shares = len(self.pauses) + 1
+        return [(self.events_count * (index + 1) // shares, length) for index, length in enumerate(self.pauses)]
+
     def arrive(self) -> None:
-        """Now and then one or some of the messages that are still to come arrive, all at one instant."""
+        """Now and then one or some of the messages that are still to come arrive, all at one instant; or a pause ends."""
         if self.coming and self.arrivals.random() < 0.1:
             self.now_us += 1  # nothing else happens at that instant
-            self._append(self.arrivals.randint(1, 4))
+            come = self.events_count - len(self.coming)
+            if come in self.left:
+                self.now_us += int(self.left.pop(come).total_seconds() * 1e6)
+                return
+            until = min((place for place in self.left if place > come), default=self.events_count)
+            self._append(min(self.arrivals.randint(1, 4), until - come))
 
     def _append(self, count: int) -> None:
         for part, value, kind in self.coming[:count]:
@@ -246,10 +274,42 @@ class World:
             offline=touched("offline", self.offline),
             ledger=touched("ledger", self.ledger),
             states=touched("states", self.states),
+            applied=touched("applied", self.applied),
             now_us=self.clock,
         )
 
+    def in_force(self) -> Given:
+        """What a process that starts now runs: what is pending, else what was applied."""
+        ledger, applied = self.ledger.read(), self.applied.read()
+        if ledger is not None and ledger.pending is not None:
+            return self.givens[ledger.pending.declaration]
+        return self.declared_given if applied is None else self.givens[applied.declared.id]
+
+    def change(self, given: Given, **asked: Any) -> Done | None:
+        """Put another declaration in force, in a process of its own."""
+        declared = declared_by(given, str(given.pipeline))
+        self.givens[declared.id] = given
+        self.runs_count += 1
+        self.fates.alive, self.online = self.runs_count, self.online.reopened(given.pipeline.views)
+        touch = partial(self.fates.touch, self.runs_count)
+        self.given = self.in_force()
+        places = Places(
+            Touched("ledger", self.ledger, touch),
+            Touched("states", self.states, touch),
+            Touched("offline", self.offline, touch),
+            lambda: Touched("online", self.online, touch),
+            Touched("applied", self.applied, touch),
+            lambda one: self.givens[one.id].pipeline,
+            self.clock,
+        )
+        wanted = Asked(given.pipeline, given.contracts, declared, **{"carried": {}, **asked})
+        done = change(places, wanted, patience=timedelta(0), shards_count=self.shards_count)
+        self.given = given
+        return done
+
     def assemble(self, **changes: Any) -> Live:
+        self.given = self.in_force()
+        self.online = self.online.reopened(self.given.pipeline.views)
         self.runs_count += 1
         self.fates.alive, self.stop, self.sent = self.runs_count, Stop(), []
         self.idle_counts = [0] * self.partitions_count
@@ -257,10 +317,10 @@ class World:
         self.through_us: dict[str, int] = {}
         place = Place(workers_count=self.workers_counts[self.runs_count % len(self.workers_counts)])
         settings = Run(self.shards_count, self.epoch, place=place, until_end=not self.is_live, **changes)
-        metrics = Metrics([STREAM], [view.name for view in GIVEN.pipeline.views])
+        metrics = Metrics([STREAM], [view.name for view in self.given.pipeline.views])
         return assemble(
-            GIVEN.pipeline,
-            GIVEN.contracts,
+            self.given.pipeline,
+            self.given.contracts,
             self.outside(),
             settings,
             metrics,
@@ -287,13 +347,14 @@ class World:
 
     def check_always(self) -> None:
         """No row is visible twice, none is taken back, no committed offset passes what is durable, no progress what is online."""
-        for view in GIVEN.pipeline.views:
-            if view.name not in self.offline.names:
+        for view in self.given.pipeline.views:
+            if self.offline.folder(view.name) not in self.offline.names:
                 continue
             rows = self.offline.read(view.name).select([*view.entity_names, "event_timestamp", "_version"])
             assert rows.num_rows == rows.group_by(rows.column_names).aggregate([]).num_rows, "a row is visible twice"
-            assert rows.num_rows >= self.seen.get(view.name, 0), "a row was taken back"
-            self.seen[view.name] = rows.num_rows
+            folder = self.offline.folder(view.name)
+            assert rows.num_rows >= self.seen.get(folder, 0), "a row was taken back"
+            self.seen[folder] = rows.num_rows
         archived = self.archived()
         kept = archived | self.repeated | {(part, offset) for part, offset, _ in self.letters}
         for part, committed in self.committed().items():
@@ -321,13 +382,14 @@ class World:
         for part, offset, user, at in zip(*(column.to_pylist() for column in events.columns), strict=True):
             if (part, offset) in whole:
                 times.setdefault(user, []).append(at)
-        for view in GIVEN.pipeline.views:
+        for plan in self.given.pipeline.plans:
             for (user, needed), row in zip(
-                times.items(), self.online.read(view, [(user,) for user in times]), strict=True
+                times.items(), self.online.read(plan.view, [(user,) for user in times]), strict=True
             ):
                 assert row is not None, f"progress is {through_us}, and {user} is not online"
                 assert row.event_timestamp >= max(needed), f"progress is {through_us}, and {user} is older"
-                assert row.version >= len(needed), f"progress is {through_us}, and {user} lacks an event"
+                lacks = plan.whole_history and row.version < len(needed)  # else events leave its reach as time passes
+                assert not lacks, f"progress is {through_us}, and {user} lacks an event"
 
     def committed(self) -> dict[int, int]:
         found = self.log.offsets("g").committed(STREAM, self.partitions_count)
@@ -351,10 +413,17 @@ class World:
         assert self.good.keys() <= archived | letters.keys() <= self.good.keys() | self.repeated, "an event is lost"
         assert all(reason == "late" for place, reason in letters.items() if self.good.get(place))
         assert all(self.good[place] for place in archived - self.repeated)
+        self.check_rows()
+        ends = self.log.offsets("g").end_offsets(STREAM, self.partitions_count)
+        committed = self.committed()
+        assert {part: committed.get(part, 0) for part in ends} == ends  # of an empty one the offset is none, or 0
+
+    def check_rows(self) -> None:
+        """All rows are what DuckDB says of the archived events, and the online store holds the newest."""
         events = self.offline.read(archive_name(STREAM))
         ledger = self.ledger.read()
         assert ledger is not None
-        for plan in GIVEN.pipeline.plans:
+        for plan in self.given.pipeline.plans:
             clocks = {mark.clock_us for key, mark in ledger.shards.items() if key.startswith(f"{plan.view.name}/")}
             assert len(clocks) == 1
             answer = compare(plan, events, self.offline.final(plan.view), clocks.pop())
@@ -365,5 +434,3 @@ class World:
                 assert stored is not None
                 assert (row["event_timestamp"], row["_version"]) == (stored.event_timestamp, stored.version)
                 assert {feature.name: row[feature.name] for feature in plan.view.features} == dict(stored.features)
-        ends = self.log.offsets("g").end_offsets(STREAM, self.partitions_count)
-        assert self.committed() == {part: end for part, end in ends.items() if end}

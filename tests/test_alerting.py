@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from listener import Listener
 from stack import free_ports, until
 
 from freshet.flows import settings
@@ -245,6 +246,10 @@ def test_a_cause_silences_its_consequences_and_nothing_else(
         "many errors": {"alertname": "FreshetServerErrors", "severity": "page", **here_too, "endpoint": "features"},
         "some errors": {"alertname": "FreshetServerErrors", "severity": "ticket", **here_too, "endpoint": "events"},
         "slow": {"alertname": "FreshetOnlineLatency", "severity": "page", **here_too},
+        "ended": {"alertname": "FreshetMaterializerDead", "severity": "page", "project": "third"},
+        "unknown, too": {"alertname": "FreshetLagUnknown", "severity": "page", "project": "third"},
+        "failing, too": {"alertname": "FreshetValidatorFailing", "severity": "page", "project": "third"},
+        "wrong, too": {"alertname": "FreshetSkew", "severity": "page", "project": "third", "cause": "value_mismatch"},
     }
     with running(alertmanager, tmp_path / "alertmanager.yml") as address:
         assert answer(f"http://{address}/api/v2/alerts", [{"labels": labels} for labels in firing.values()]) is not None
@@ -254,5 +259,50 @@ def test_a_cause_silences_its_consequences_and_nothing_else(
             return {name for name, labels in firing.items() if labels in [one["labels"] for one in found]}
 
         until(lambda: told("") == {*firing})
-        silenced = {"late", "stale", "some rejects", "served old", "slow"}
+        silenced = {"late", "stale", "some rejects", "served old", "slow", "unknown, too", "failing, too"}
         assert {*firing} - told("inhibited=false") == silenced
+
+
+def test_a_receiver_is_sent_what_fires_with_its_features_and_runbook_and_no_consequence(
+    alertmanager: str, project: Path, tmp_path: Path
+) -> None:
+    listener = Listener()
+    runbooks_url = "https://git.example/shop/runbooks"
+    workspace = Workspace.open(settings.Settings(project=project, runbook_url=runbooks_url))
+    own = {name: f"http://{listener.host}/{name}" for name in ("page", "ticket")}
+    (project / "deploy" / "alertmanager").mkdir(parents=True)
+    (project / RECEIVERS).write_text(
+        yaml.safe_dump([{"name": name, "webhook_configs": [{"url": url}]} for name, url in own.items()])
+    )
+    made = generated(workspace)
+    (tmp_path / "alertmanager.yml").write_text(made[ALERTMANAGER].replace("group_wait: 30s", "group_wait: 2s"))
+    of_all = [rule for group in yaml.safe_load(made[RULES])["groups"] for rule in group["rules"]]
+    firing = [
+        next(rule for rule in of_all if (rule["alert"], rule["labels"]["severity"]) == wanted)
+        for wanted in (("FreshetStopped", "page"), ("FreshetLag", "page"), ("FreshetRewound", "ticket"))
+    ]
+    posted = [
+        {"labels": {**rule["labels"], "alertname": rule["alert"]}, "annotations": rule["annotations"]}
+        for rule in firing
+    ]
+
+    try:
+        with running(alertmanager, tmp_path / "alertmanager.yml") as address:
+            assert answer(f"http://{address}/api/v2/alerts", posted) is not None
+            until(lambda: len(listener.requests) == 2)
+            suppressed = json.loads(answer(f"http://{address}/api/v2/alerts?active=false&inhibited=true") or b"[]")
+    finally:
+        listener.close()
+
+    assert [one["labels"]["alertname"] for one in suppressed] == ["FreshetLag"]
+    told = {path.strip("/"): json.loads(body)["alerts"] for _, path, _, body in listener.requests}
+    assert {name: [one["labels"]["alertname"] for one in alerts] for name, alerts in told.items()} == {
+        "page": ["FreshetStopped"],  # of which FreshetLag is a consequence
+        "ticket": ["FreshetRewound"],
+    }
+    for alerts in told.values():
+        (one,) = alerts
+        assert one["status"] == "firing"
+        assert one["annotations"]["runbook_url"] == f"{runbooks_url}/{one['labels']['alertname']}.md"
+        features = [feature.name for view in workspace.pipeline.views for feature in view.features]
+        assert one["annotations"]["features"].split(", ") == features

@@ -29,7 +29,7 @@ MAY_ALSO = {"flows/edges/quality.py": "freshet.flows.steps.statistics"}
 PARTS = {
     "kafka": ("canaries", "dead_letters", "findings", "publisher", "standings"),
     "redis": ("redis_reads",),
-    "parquet": ("served",),
+    "parquet": ("compaction", "served"),
 }
 PART_OF = {f"flows/edges/{part}.py": f"flows.edges.{edge}" for edge, parts in PARTS.items() for part in parts}
 """A part of an edge in a file of its own, and the edge."""

@@ -11,8 +11,8 @@ from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.recovery import MemoryLedger, MemoryRecovery, RecoveryFolder
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.journal import Journal, Places
-from freshet.flows.live import refill
 from freshet.flows.live_reader import Alignment, LiveReader
+from freshet.flows.refill import refill
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.ledger import Ledger, ShardMark, Update
 from freshet.schemas.plan import Pipeline

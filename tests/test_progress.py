@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from stack import PARTITIONS, STREAM, Stack, prepared, until
 
@@ -46,10 +47,11 @@ def test_progress_of_every_partition_goes_on_while_nothing_comes_and_ends_with_t
 ) -> None:
     stack.produce(500)
     produced_us = now_us()
-    running = stack.start("--processes", str(processes))
+    running = stack.start(FRESHET_MATERIALIZER_PROCESSES=str(processes))
 
     until(lambda: least(store.read_progress()) > produced_us)
     assert stack.is_done()
+    assert len(psutil.Process(running.pid).children()) == (processes if processes > 1 else 0)
     durable = stack.ledger().offsets
     for _ in range(3):  # nothing comes any more
         seen_us = now_us()

@@ -456,7 +456,7 @@ def test_certificates_that_cannot_be_used_are_refused(certificates: Certificates
 
 def test_workers_share_one_address_and_sigterm_ends_all(stack: Stack) -> None:
     port = free_pair()
-    running = begun(stack, "--workers", "2", FRESHET_METRICS_ADDRESS=f"127.0.0.1:{port}")
+    running = begun(stack, FRESHET_SERVER_WORKERS="2", FRESHET_METRICS_ADDRESS=f"127.0.0.1:{port}")
     client, counted = running.client, [Client(f"127.0.0.1:{port}"), Client(f"127.0.0.1:{port + 1}")]
 
     def both_answered() -> bool:

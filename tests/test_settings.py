@@ -44,6 +44,19 @@ def test_a_flag_wins_over_the_environment_that_over_the_file_that_over_the_defau
     assert [1, 2, 3, 60] == seconds
 
 
+@pytest.mark.parametrize(
+    ("changes", "exporter"),
+    [
+        ({}, "validator"),
+        ({"validator_address": "off"}, "materializer"),
+        ({"validator_address": "off", "lag_export": "off"}, "off"),
+        ({"lag_export": "materializer"}, "materializer"),
+    ],
+)
+def test_without_a_validator_the_materializer_exports_the_lag(changes: dict[str, str], exporter: str) -> None:
+    assert Settings(**changes).lag_exporter == exporter  # type: ignore[arg-type]
+
+
 def test_so_does_each_of_librdkafka_s_settings(tmp_path: Path) -> None:
     environment = wrote(tmp_path, '[kafka]\na.b = "file"\nc.d = "file"\ne.f = "file"')
     environment |= {"FRESHET_KAFKA_A_B": "environment", "FRESHET_KAFKA_C_D": "environment"}

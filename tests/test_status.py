@@ -2,21 +2,24 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from confluent_kafka import Producer
 from prometheus_client import CollectorRegistry
-from stack import free_ports
+from stack import free_pair, free_ports
 
 from freshet.flows import settings as settings_
+from freshet.flows import status
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
-from freshet.flows.edges.metrics import Server
+from freshet.flows.edges.metrics import Metrics, Server, ValidatorMetrics
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.status import StatusReader
-from freshet.flows.steps.status import Part, Report, screen
+from freshet.flows.steps.status import Part, Report, ViewStatus, as_json, screen
 from freshet.schemas.rejects import dead_letter_topic
 
 NOBODY = "127.0.0.1:1"
@@ -48,12 +51,12 @@ def test_a_server_is_a_part_only_where_one_is_said_to_be_or_answers(
         monkeypatch.setattr(settings_, "SERVER_ADDRESS", server.address)
         assert looked(project).parts[-1] == Part("server", server.address)
         trouble[0] = "redis is away"
-        assert looked(project).parts[-1] == Part("server", server.address, "redis is away")
+        assert looked(project).parts[-1] == Part("server", server.address, complaint="redis is away")
     finally:
         server.close()
 
 
-TOPIC = "wiki_edits"
+TOPIC, VIEW = "wiki_edits", "wiki_edits_by_user"
 PARTITIONS = 4
 
 
@@ -82,6 +85,10 @@ def test_when_the_last_event_came_is_told_of_an_idle_topic_though_the_flow_is_do
     assert sorted(stream.last_event_ages_s) == [1, 2]
     assert 3600 <= stream.last_event_ages_s[1] < 7200 <= stream.last_event_ages_s[2]
     assert stream.last_event_age_s == stream.last_event_ages_s[1]
+    (told,) = as_json(report)["streams"]
+    ages_s = [part["last_event_age_s"] for part in told["partitions"]]
+    assert [ages_s[1], ages_s[2]] == [round(stream.last_event_ages_s[part], 3) for part in (1, 2)]
+    assert [ages_s[0], ages_s[3]] == [None, None]
     assert " min ago " in screen(report)
 
 
@@ -98,3 +105,83 @@ def test_a_validator_that_does_not_answer_is_not_said_never_to_have_validated(pr
     shown = screen(looked(project))
 
     assert f"last validation unknown: no answer from the validator at {NOBODY};" in shown
+
+
+def test_a_validator_whose_rounds_fail_is_said_to_with_the_reason_and_since_when(project: Path) -> None:
+    metrics = ValidatorMetrics((), {})
+    said = ["by_user: Redis at r:1 cannot be used"]
+    server = Server("127.0.0.1:0", metrics.registry, lambda: said[0])
+    try:
+        shown = screen(looked(project, validator_address=server.address))
+        assert "\nvalidator      UNWELL  by_user: Redis at r:1 cannot be used\n" in shown
+        assert "; not validated yet;" in shown
+
+        metrics.success.set(time.time() - 420)
+        shown = screen(looked(project, validator_address=server.address))
+        assert "UNWELL  no round has succeeded for 7 min: by_user: Redis at r:1 cannot be used\n" in shown
+        assert "; validated 7 min ago;" in shown
+
+        said[0] = ""
+        assert f"\nvalidator      ok    {server.address}\n" in screen(looked(project, validator_address=server.address))
+    finally:
+        server.close()
+
+
+def test_how_fresh_rows_were_is_told_of_the_looks_and_of_no_time_before(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "BETWEEN_S", 0.0)
+    metrics = Metrics([TOPIC], [VIEW])
+    metrics.freshness.observe(np.full(1000, 1.7), VIEW, "event")
+    metrics.rows.labels(VIEW, "online").inc(1000)
+    server = Server("127.0.0.1:0", metrics.registry, lambda: "")
+    settings = Settings(project=project, brokers=NOBODY, materializer_address=server.address, validator_address=NOBODY)
+    reader = StatusReader(Workspace.open(settings))
+
+    def view() -> ViewStatus:
+        return next(one for one in reader.look().views if one.view == VIEW)
+
+    try:
+        assert (view().rows_per_s, view().freshness_p99_s) == (0.0, None)
+        metrics.freshness.observe(np.full(3, 0.04), VIEW, "event")
+        metrics.rows.labels(VIEW, "online").inc(3)
+        assert view().freshness_p99_s == 0.05
+        then = view()
+        assert then.freshness_p99_s == 0.05, "a burst is told of for as long as looks are kept"
+        assert then.rows_per_s
+    finally:
+        server.close()
+
+
+def test_each_process_of_the_materializer_is_asked_and_no_validator_where_there_is_none(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "BETWEEN_S", 0.0)
+    first, trouble = free_pair(), ["", "waits for Redis"]
+    servers = []
+    for number, entities in enumerate((3, 4)):
+        metrics = Metrics([TOPIC], [VIEW])
+        metrics.entities.labels(VIEW).set(entities)
+        servers.append(Server(f"127.0.0.1:{first + number}", metrics.registry, partial(trouble.__getitem__, number)))
+    settings = Settings(
+        project=project,
+        brokers=NOBODY,
+        materializer_address=servers[0].address,
+        materializer_processes=2,
+        validator_address="off",
+    )
+    reader = StatusReader(Workspace.open(settings))
+
+    try:
+        report = reader.look()
+
+        assert next(view.entities_count for view in report.views if view.view == VIEW) == 7
+        assert "validator" not in names(report)
+        assert Part("materializer", servers[1].address, complaint="waits for Redis") in report.parts
+
+        servers[1].close()
+        (found,) = (part for part in reader.look().parts if part.name == "materializer")
+        assert f'process "{servers[1].address}" does not answer' in found.trouble
+    finally:
+        for server in servers:
+            server.close()

@@ -13,6 +13,7 @@ import pytest
 from pydantic import AwareDatetime
 
 from freshet.flows.archives import Budget, indexes_of
+from freshet.flows.edges.applied import MemoryApplied
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.edges.parquet import MemoryOfflineStore, OfflineStore
@@ -133,6 +134,7 @@ class Kept:
             offline=self.offline,
             ledger=self.ledger,
             states=self.states,
+            applied=MemoryApplied(),
             now_us=lambda: START_US + self.minutes * 60 * 10**6,
         )
         settings = Run(2, timedelta(0), until_end=True, **changes)

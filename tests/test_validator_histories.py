@@ -79,6 +79,13 @@ class Stores(RuleBasedStateMachine):
     def pass_by(self, seconds: float) -> None:
         self.history.now += timedelta(seconds=seconds)
 
+    @rule(minutes=st.sampled_from([10, 40, 90]), restarted=st.booleans())
+    def pause(self, minutes: float, *, restarted: bool) -> None:
+        """Nothing happens for long, as where machines stand still; the flow goes on, or is started again."""
+        self.history.now += timedelta(minutes=minutes)
+        if restarted:
+            self.history.crash()
+
     @rule(meanwhile=st.lists(st.sampled_from(["", "", "", "produce", "process", "commit", "crash"]), max_size=25))
     def look(self, meanwhile: list[str]) -> None:
         """A round; at each of its touches of the outside something may happen there."""

@@ -10,9 +10,10 @@
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,6 +22,11 @@ from freshet.schemas.applied import FORMAT, Applied, Declared
 from freshet.schemas.errors import Problem, Refused, Unavailable
 
 _T = TypeVar("_T", bound=BaseModel)
+
+_LOCK_ATTEMPTS, _LOOK_AGAIN_S = 20, 0.05
+"""Whoever only asks whether the lock is held holds it, too, for a moment."""
+
+Stamp = tuple[int, int]
 
 
 class AppliedFile:
@@ -41,6 +47,16 @@ class AppliedFile:
             fact = f"has another format than this version's {FORMAT}"
             raise Refused([Problem("applied declaration", str(self._path), fact, str(applied.format))])
         return applied
+
+    def stamp(self) -> Stamp | None:
+        """Return what differs whenever something was put in force, for the price of a stat; None before that."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unavailable(self._path, error) from error
+        return found.st_mtime_ns, found.st_ino
 
     def declared(self, declaration_id: str) -> Declared | None:
         """Return a declaration that once was in force, by its id; None if there was none."""
@@ -66,12 +82,10 @@ class AppliedFile:
         except OSError as error:
             raise self._unavailable(self._lock, error) from error
         with held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._takes(held):
                 hint = "wait until that has ended, look at `freshet plan`, and apply again"
-                fact = "is being changed by another `freshet apply`"
-                raise Refused([Problem("deployment", str(self._root), fact, hint=hint)]) from None
+                fact = "is being changed by another `freshet apply`, or `compact`"
+                raise Refused([Problem("deployment", str(self._root), fact, hint=hint)])
             try:
                 yield
             finally:
@@ -86,15 +100,30 @@ class AppliedFile:
 
     def is_ledger_asked_for(self) -> bool:
         """Say whether a process that applies, and lives, waits for the ledger."""
-        if not self._handover.exists():
-            return False
+        return self._handover.exists() and self.is_being_changed()
+
+    def is_being_changed(self) -> bool:
+        """Say whether a process that lives applies a declaration."""
         try:
             with self._lock.open("rb") as held:
                 fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # of a lock that is gone nobody waits
+        except OSError:  # a lock that is gone is held by nobody
             return False
+        return False
+
+    @staticmethod
+    def _takes(held: BinaryIO) -> bool:
+        """Take the lock; say whether it could be had."""
+        for attempt in range(_LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if attempt + 1 < _LOCK_ATTEMPTS:
+                    time.sleep(_LOOK_AGAIN_S)
+            else:
+                return True
         return False
 
     @staticmethod
@@ -132,11 +161,16 @@ class MemoryApplied:
     def __init__(self) -> None:
         self._applied: Applied | None = None
         self._kept: dict[str, Declared] = {}
-        self._is_asked = False
+        self._is_asked = self._is_changed = False
+        self._writes_count = 0
 
     def read(self) -> Applied | None:
         """Return what is in force, None before anything was applied."""
         return self._applied
+
+    def stamp(self) -> Stamp | None:
+        """Return what differs whenever something was put in force; None before that."""
+        return None if self._applied is None else (self._writes_count, 0)
 
     def declared(self, declaration_id: str) -> Declared | None:
         """Return a declaration that once was in force, by its id; None if there was none."""
@@ -150,14 +184,16 @@ class MemoryApplied:
         """Put a declaration in force."""
         self.keep(applied.declared)
         self._applied = applied
+        self._writes_count += 1
 
     @contextlib.contextmanager
     def applying(self) -> Iterator[None]:
         """Be the only one who applies, as one is in memory."""
+        self._is_changed = True
         try:
             yield
         finally:
-            self._is_asked = False
+            self._is_asked = self._is_changed = False
 
     def ask_for_ledger(self) -> None:
         """Ask whoever holds the ledger to let go of it until `applying` ends."""
@@ -166,3 +202,7 @@ class MemoryApplied:
     def is_ledger_asked_for(self) -> bool:
         """Say whether somebody waits for the ledger."""
         return self._is_asked
+
+    def is_being_changed(self) -> bool:
+        """Say whether somebody applies a declaration."""
+        return self._is_changed

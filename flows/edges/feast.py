@@ -10,10 +10,10 @@ import shutil
 import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import prometheus_client  # noqa: F401  # before Feast reads: feast.metrics switches a later import to multiprocess mode
@@ -43,6 +43,8 @@ for _name in ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR"):
 
 _TAG = "freshet"
 """On every view of ours, so that those no longer declared can be told from the user's own."""
+_FILES = "_files"
+"""What follows a view's name in the name of its parquet folder's source."""
 _ENTITY_TYPES = {
     pa.string(): (ValueType.STRING, feast_types.String),
     pa.int32(): (ValueType.INT32, feast_types.Int32),
@@ -50,15 +52,36 @@ _ENTITY_TYPES = {
 }
 
 
-def repo_objects(project: str, views: Sequence[View], offline_root: Path) -> list[Any]:
+class Files(Protocol):
+    """Where the offline store has its folders, as `edges.parquet` does."""
+
+    def paths(self, name: str) -> list[Path]:
+        """Return all places where a reader may find the rows of a folder, the current one first."""
+
+
+class FilesBelow:
+    """The folders of a store that was never compacted."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    def paths(self, name: str) -> list[Path]:
+        """Return the only one."""
+        return [self._root / name]
+
+
+def repo_objects(project: str, views: Sequence[View], files: Path | Files) -> list[Any]:
     """Return the Feast objects that the views are: what `feast apply` registers.
 
-    A view becomes a plain feature view on a push source, whose batch source is the view's parquet folder; each join key
+    `files` has the views' folders, or is the root of those. A view becomes a plain feature view on a push source, whose
+    batch source is the view's parquet folder as it is now; each join key
     becomes an entity; one feature service, named like the project, serves everything. Every column is declared, so
     Feast reads no data to infer it. Raises `Refused` if two views give one entity two types.
     """
-    entities = _entities(views)
-    made = [_feature_view(view, [entities[name] for name in view.entity_names], offline_root) for view in views]
+    entities, below = _entities(views), FilesBelow(files) if isinstance(files, Path) else files
+    made = [
+        _feature_view(view, [entities[name] for name in view.entity_names], below.paths(view.name)[0]) for view in views
+    ]
     return [Project(name=project), *entities.values(), *made, FeatureService(name=project, features=made)]
 
 
@@ -78,12 +101,10 @@ def _entities(views: Sequence[View]) -> dict[str, Entity]:
     }
 
 
-def _feature_view(view: View, entities: Sequence[Entity], offline_root: Path) -> FeatureView:
+def _feature_view(view: View, entities: Sequence[Entity], folder: Path) -> FeatureView:
     files = FileSource(
-        name=f"{view.name}_files",
-        path=str(
-            offline_root.absolute() / view.name
-        ),  # DuckDB and Dask resolve a relative path against different places
+        name=f"{view.name}{_FILES}",
+        path=str(folder.absolute()),  # DuckDB and Dask resolve a relative path against different places
         file_format=ParquetFormat(),  # without it DuckDB cannot read a directory
         timestamp_field=EVENT_TIME,
         created_timestamp_column=CREATED,
@@ -136,6 +157,36 @@ def apply(config: Mapping[str, Any], objects: Sequence[Any]) -> None:
         except DecodeError as error:
             raise _torn(registry, error) from error
         unfinished.chmod(0o600)
+
+
+def point(config: Mapping[str, Any], files: Files, views: Sequence[View]) -> set[str]:
+    """Have the registry say where the current parquet folders of some views are; return the views for which it did not.
+
+    Nothing else changes, and all of it at once; where nothing was applied yet, nothing does. Raises as `open_store`.
+    """
+    path = Path(config["registry"]["path"])
+    if not path.exists():
+        return set()
+    open_store(config)  # says what is wrong with a registry
+    registry = Registry.FromString(path.read_bytes())
+    wanted = {f"{view.name}{_FILES}": (view.name, str(files.paths(view.name)[0])) for view in views}
+    sources = [
+        source for made in registry.feature_views for source in (made.spec.batch_source, made.spec.stream_source)
+    ]
+    moved = set()
+    for source in [*sources, *registry.data_sources]:
+        for one in (source, source.batch_source):
+            name, uri = wanted.get(one.name, ("", one.file_options.uri))
+            if uri != one.file_options.uri:
+                one.file_options.uri = uri
+                moved.add(name)
+    if moved:
+        registry.version_id = str(uuid.uuid4())
+        registry.last_updated.GetCurrentTime()
+        with _aside(path) as unfinished:
+            unfinished.write_bytes(registry.SerializeToString())
+            unfinished.chmod(0o600)
+    return moved
 
 
 def open_store(config: Mapping[str, Any]) -> FeatureStore:
@@ -199,20 +250,28 @@ class FeastClient:
     Feast raises is `Unavailable`; a registry of another user is `Refused`.
     """
 
-    def __init__(self, config: Mapping[str, Any], offline_root: Path, patience_s: float = 10.0) -> None:
-        self._offline_root, self._registry = offline_root, Path(config["registry"]["path"])
+    def __init__(self, config: Mapping[str, Any], files: Path | Files, patience_s: float = 10.0) -> None:
+        self._files = FilesBelow(files) if isinstance(files, Path) else files
+        self._registry = Path(config["registry"]["path"])
         self._config = {**config, "online_store": _impatient(config["online_store"], patience_s)}
         import feast.infra.offline_stores.duckdb  # noqa: F401, PLC0415  # else Feast does, at the first question
 
     def registration(self, view: View) -> list[Entry]:
-        """Return every entry of a view as it is declared and as it is registered; a view may be not there at all."""
+        """Return every entry of a view as it is declared and as it is registered; a view may be not there at all.
+
+        While compaction puts another folder in place of the view's, either has all rows.
+        """
         with _asked_of_feast(f"read the registration of {view.name}"):
+            paths = self._files.paths(view.name)
             store = open_store(self._config)
-            declared = _entries(_feature_view(view, [*_entities([view]).values()], self._offline_root))
+            paths += self._files.paths(view.name)
+            declared = _entries(_feature_view(view, [*_entities([view]).values()], paths[-1]))
             try:
                 registered = _entries(store.get_feature_view(view.name))
             except FeatureViewNotFoundException:
                 registered = {}
+            if Path(registered.get("files", "")) in paths:
+                declared["files"] = registered["files"]
             return [Entry(name, declared.get(name), registered.get(name)) for name in {**declared, **registered}]
 
     def online(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
@@ -251,7 +310,10 @@ class FeastClient:
             if made.spec.name == view.name:
                 files = made.spec.batch_source.file_options
                 for part in parts:
-                    (links / part).symlink_to(Path(files.uri).absolute() / part)
+                    places = [Path(files.uri).absolute(), *self._files.paths(view.name)]  # it may just have moved
+                    (links / part).symlink_to(
+                        next((at / part for at in places if (at / part).exists()), places[0] / part)
+                    )
                 files.uri = str(links)
         copy = folder / "registry.db"
         copy.write_bytes(registry.SerializeToString())
@@ -337,11 +399,12 @@ class FeastOnlineStore:
         """Return nothing."""
         return {}
 
-    def write(self, view: View, rows: pa.Table) -> int:
+    def write(self, view: View, rows: pa.Table, *, overwrite: bool = False) -> int:
         """Write rows in order; return how many were handed over, as Feast does not say which it kept.
 
-        Raises `Unavailable`.
+        Whether an older row is overwritten is the store's to say. Raises `Unavailable`.
         """
+        del overwrite
         if rows.num_rows == 0:
             return 0
         try:
@@ -354,6 +417,17 @@ class FeastOnlineStore:
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order, None where the view has no row."""
         return read_online(self._store, view, entities)
+
+    def drop(self, view: View, features: Collection[str] | None) -> int:
+        """Delete nothing: Feast can delete whole views only, and does so when the registry loses them."""
+        del view, features
+        return 0
+
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:  # noqa: ARG002  # as Redis has it
+        """Refuse: Feast has no way to delete an entity."""
+        hint = "delete its rows in the store by its own means, and name none here: `freshet purge` knows Redis alone"
+        kind = self._store.config.online_store.type
+        raise Refused([Problem("online store", kind, "cannot be asked to delete an entity", hint=hint)])
 
     def close(self) -> None:
         """Do nothing: Feast keeps its connections."""

@@ -35,6 +35,7 @@ from freshet.schemas.event import VERSION_HEADER, Contract, Event
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import NO_TIME_MS, Record, header
 from freshet.schemas.rejects import dead_letter_topic
+from freshet.schemas.undelivered import named
 
 LOG = logging.getLogger("freshet")
 
@@ -48,6 +49,8 @@ _RENEWAL_S = 10.0
 _STALL_S = 30.0
 """So long messages that are there may fail to come before the client is made anew."""
 _ASK_AGAIN_S = 0.05
+_OVERDUE_S = 5.0
+"""So much later than it should librdkafka may give up a message: it looks for such once a second."""
 _GROUPLESS = "freshet-no-group"
 # The embedded broker answers an empty fetch no sooner; and each partition has a queue of its own. A broker that has
 # just started may not know its topics yet: librdkafka believes it, and asks again by itself only after five minutes.
@@ -572,12 +575,21 @@ class Delivered:
 class Outbox:
     """Sends records in their order, each once, and hears what became of every one.
 
-    `kind` is what a record is called where one cannot be sent. `failed` holds what the cluster itself refused.
+    `kind` is what a record is called where one cannot be sent. `failed` holds what the cluster itself refused. `lost`
+    names the records, by their values, for which it was not reached; if it is not given, they are counted.
     """
 
-    def __init__(self, kafka: Kafka, kind: str, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        kind: str,
+        tuned: Mapping[str, Any] | None = None,
+        lost: Callable[[Sequence[bytes]], str] | None = None,
+        **fixed: Any,
+    ) -> None:
         self._kafka, self._kind = kafka, kind
-        self.delivered_count, self.failed, self._lost = 0, list[Problem](), list[str]()
+        self._name_lost = lost or (lambda values: f"{len(values)} {kind}s")
+        self.delivered_count, self.failed, self._lost = 0, list[Problem](), list[tuple[bytes, str]]()
         self._heard = Heard()
         self._producer = kafka.client(
             RawProducer,
@@ -627,7 +639,7 @@ class Outbox:
             self.delivered_count += 1
             delivered(message.partition(), message.offset())
         elif error.code() < 0:  # librdkafka's own codes: the cluster was not reached
-            self._lost.append(error.str())
+            self._lost.append((message.value() or b"", error.str()))
         else:
             hint = LARGER if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else ""
             got = f"{message.topic()}: {error.str()}"
@@ -636,8 +648,9 @@ class Outbox:
     def raise_lost(self) -> None:
         """Raise `Unavailable` if the cluster was not reached for a record."""
         if self._lost:
-            cause = self._heard.newest or self._lost[0]
-            raise self._kafka.unavailable(f"{len(self._lost)} {self._kind}s were not delivered: {cause}")
+            cause = self._heard.newest or self._lost[0][1]
+            which = self._name_lost([value for value, _ in self._lost])
+            raise self._kafka.unavailable(f"{cause}; not delivered: {which}")
 
     def raise_failed(self) -> None:
         """Raise what the cluster refused: `Refused` for records that are too large, `Unavailable` for the rest."""
@@ -646,11 +659,11 @@ class Outbox:
             raise Refused(too_large)
         if self.failed:
             cause = self.failed[0].got
-            raise self._kafka.unavailable(f"{len(self.failed)} {self._kind}s were not delivered: {cause}")
+            raise self._kafka.unavailable(f"{cause}; not delivered: {len(self.failed)} {self._kind}s")
 
     def flush(self) -> None:
         """Wait until the cluster has answered for everything sent so far; raises `Unavailable` if it does not."""
-        deadline = time.monotonic() + self._kafka.patience_s
+        deadline = time.monotonic() + self._kafka.patience_s + _OVERDUE_S  # by then each is confirmed, or given up
         while (waiting := self._flush_briefly()) and time.monotonic() < deadline:
             pass  # by short waits, so that Ctrl-C is heard
         self.raise_lost()
@@ -723,7 +736,7 @@ class Producer:
     def __init__(self, kafka: Kafka, contract: Contract, *, linger_ms: int = 5) -> None:
         self._contract = contract
         self._headers = ((VERSION_HEADER, str(contract.stream.version).encode()),)
-        self._outbox = Outbox(kafka, "event", {"linger.ms": linger_ms})
+        self._outbox = Outbox(kafka, "event", {"linger.ms": linger_ms}, functools.partial(named, contract))
 
     def send(self, event: Event | Mapping[str, object] | bytes | str, *, timestamp_ms: int | None = None) -> None:
         """Send one event. Raises `Refused` if it breaks its contract, or is too large; `Unavailable` once one is lost.
@@ -741,6 +754,7 @@ class Producer:
     def flush(self) -> Delivered:
         """Wait until the cluster has answered for everything sent since the start; raises `Unavailable` if it does not.
 
+        That names the events: how many, from when to when, and up to ten of their ids.
         What the cluster itself refused is in `failed`; leaving the `with` block raises it, so that nobody misses it.
         """
         self._outbox.flush()

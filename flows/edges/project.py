@@ -200,8 +200,11 @@ class Project:
 
 
 def _models(path: Path) -> list[type[Event]]:
-    """Import a contract's file by its path, under a name of its own, and return the contracts in it."""
-    name = f"freshet_contract_{path.stem}_{abs(hash(path.resolve()))}"
+    """Import a contract's file, under a name of its own, and return the contracts in it.
+
+    What was written since is imported anew: a process may run on while its project changes.
+    """
+    name = f"freshet_contract_{path.stem}_{abs(hash((path.resolve(), _text(path, 'contract'))))}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None, path

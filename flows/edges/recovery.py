@@ -31,28 +31,49 @@ from pydantic import ValidationError
 from freshet.flows.edges import disk
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.ledger import FORMAT, Ledger, Update
+from freshet.schemas.purge import FILE as PURGE
+
+_LOCK_WAIT_S, _LOCK_PAUSE_S = 2.0, 0.02
+"""Compaction looks whether a flow runs by taking its lock for an instant."""
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class LedgerFile:
-    """The ledger of an offline store below `root`."""
+    """The ledger of an offline store below `root`; who does not purge cannot lock it while a purge is not done."""
 
-    def __init__(self, root: Path) -> None:
-        self._path = root.absolute() / "_ledger.json"
+    def __init__(self, root: Path, *, purges: bool = False) -> None:
+        self._path, self._purges = root.absolute() / "_ledger.json", purges
         self._lock: IO[bytes] | None = None
 
-    def lock(self) -> None:
-        """Be the only one who writes; raises `Refused` while another process is, `Unavailable` if the disk refuses."""
+    def lock(self, wait_s: float = _LOCK_WAIT_S) -> None:
+        """Be the only one who writes; raises `Refused` while another process is, `Unavailable` if the disk refuses.
+
+        Who holds it for a moment only is waited for.
+        """
         try:
             held = self._path.with_suffix(".lock").open("ab")
         except OSError as error:
             raise self._unavailable(error) from error
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + wait_s
+        while not _is_locked(held):
+            if time.monotonic() < deadline:
+                time.sleep(_LOCK_PAUSE_S)
+                continue
             held.close()
             hint = "stop the other one first, or name another offline store"
             fact = "is being written by another materializer"
-            raise Refused([Problem("offline store", str(self._path.parent), fact, hint=hint)]) from None
+            raise Refused([Problem("offline store", str(self._path.parent), fact, hint=hint)])
+        if not self._purges and self._path.with_name(PURGE).exists():
+            held.close()
+            fact, hint = "has a purge that was begun and is not done", "run the same `freshet purge` again"
+            raise Refused([Problem("offline store", str(self._path.parent), fact, hint=hint)])
         self._lock = held
 
     def unlock(self) -> None:

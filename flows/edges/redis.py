@@ -23,7 +23,7 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ _FOR_EVER_MS = 2**62
 
 # ARGV is the flat list HSET takes: `_ts` field and value, `_v` field and value, then the features'; and at its end the
 # view's ttl in ms, 0 if it has none, followed by name and ttl of each view that has one and may be in the same hash.
-_REPLACE = """
+_INSTANTS = """
 local function varint(text, at)
   local value, scale, negated = 0, 1, 0
   for place = 1, 10 do
@@ -85,6 +85,8 @@ local function instant(text)
   end
   return seconds, nanos
 end
+"""
+_COMPARE = """
 local stored = redis.call('HMGET', KEYS[1], ARGV[1], ARGV[3])
 local time, version = stored[1], stored[2]
 if time then
@@ -103,6 +105,8 @@ if time then
   end
   if order < 0 then return 0 end
 end
+"""
+_SET = """
 redis.call('HSET', KEYS[1], unpack(ARGV, 1, #ARGV - 1))
 local ttls, longest = ARGV[#ARGV], 0
 local ttl = tonumber(string.match(ttls, '^%d+'))
@@ -133,6 +137,7 @@ end
 redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', gone))
 return 1
 """
+_REPLACE, _OVERWRITE = _INSTANTS + _COMPARE + _SET, _INSTANTS + _SET
 
 
 class OnlineStore:
@@ -151,10 +156,10 @@ class OnlineStore:
         views: Sequence[View],
         patience_s: float = _PATIENCE_S,
     ) -> None:
-        self._layouts = layouts(project, views)
+        self._project, self._layouts = project, layouts(project, views)
         self._client: Any = _client(url_or_client, patience_s) if isinstance(url_or_client, str) else url_or_client
         self._patience_s = patience_s
-        self._script = ""
+        self._scripts: dict[str, str] = {}
         self._troubles: dict[int, str] = {}
         self._counter, self._progress = f"freshet:{project}:writes", progress_key(project)
         self.writes_count = 0
@@ -206,16 +211,18 @@ class OnlineStore:
         fact = f"has lost what was written: it counts {counted} writes, and had {expected}"
         return StoreLost(f"online store Redis at {self._address} {fact}. Hint: `freshet repair` fills it again")
 
-    def write(self, view: View, rows: pa.Table) -> int:
+    def write(self, view: View, rows: pa.Table, *, overwrite: bool = False) -> int:
         """Compare and set each row, in order; return how many replaced what was stored.
 
-        `rows` has the view's `row_schema`. After an outage the rows on their way are sent again, which changes nothing
-        in the store; the number returned is then the last attempt's. Raises `Unavailable`, and `StoreLost` for a store
-        that came back without all of what was written: before anything is written to it, if it did so since the last
-        call.
+        `rows` has the view's `row_schema`. With `overwrite` nothing is compared: what is stored was made by another
+        declaration, of which versions say nothing here. After an outage the rows on their way are sent again, which
+        changes nothing in the store; the number returned is then the last attempt's. Raises `Unavailable`, and
+        `StoreLost` for a store that came back without all of what was written: before anything is written to it, if it
+        did so since the last call.
         """
         self.expect(self.writes_count)
-        return sum(sum(self._replaced(trip)) for trip in _trips(self._layouts[view.name].commands(rows)))
+        text = _OVERWRITE if overwrite else _REPLACE
+        return sum(sum(self._replaced(trip, text)) for trip in _trips(self._layouts[view.name].commands(rows)))
 
     def read(self, view: View, entities: Sequence[tuple[Any, ...]]) -> list[StoredRow | None]:
         """Return what is stored for each entity, in order, None where the view has no row; raises `Unavailable`."""
@@ -230,6 +237,17 @@ class OnlineStore:
                 row = layout.row(entity, stored)
                 found.append(layout.kept(row, expiry[0], expiry[1], now) if expiry else row)
         return found
+
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:
+        """Delete the view's rows of some entities; return how many there were. What others keep there stays.
+
+        Raises `Unavailable`.
+        """
+        layout, count = self._layouts[view.name], 0
+        for keys in _trips(layout.keys_of(entities)):
+            deleted = self._attempt(self._pipelined, [("HDEL", key, *layout.fields) for key in keys])
+            count += sum(map(bool, deleted))
+        return count
 
     def ping(self) -> None:
         """Make sure that the store answers; raises `Unavailable`."""
@@ -267,31 +285,44 @@ class OnlineStore:
                 given, keys = given | keys, set()
         yield keys
 
+    def drop(self, view: View, features: Collection[str] | None) -> int:
+        """Delete what is stored of features that a view no longer has, of every entity; None for whole rows.
+
+        Returns of how many entities something was deleted; raises `Unavailable`.
+        """
+        layout = layouts(self._project, [view])[view.name]
+        fields, cursor, count = layout.fields_of(features), -1, 0
+        while fields and cursor:
+            cursor, found = self._attempt(self._client.scan, max(cursor, 0), match=layout.pattern, count=_KEYS_PER_SCAN)
+            keys = [key for key in found if layout.entity(key) is not None]
+            count += sum(map(bool, self._attempt(self._pipelined, [("HDEL", key, *fields) for key in keys])))
+        return count
+
     def close(self) -> None:
         """Give the connections back."""
         self._client.close()
 
-    def _replaced(self, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
+    def _replaced(self, trip: Sequence[tuple[bytes, ...]], text: str) -> list[int]:
         before = self.writes_count
         replaced: list[int]
-        *replaced, counted = self._attempt(self._compare_and_set, trip)
+        *replaced, counted = self._attempt(self._run, text, trip)
         if counted <= before:
             raise self._lost(counted, before + 1)
         self.writes_count = max(self.writes_count, counted)
         return replaced
 
-    def _compare_and_set(self, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
-        if not self._script:
-            self._script = self._client.script_load(_REPLACE)
+    def _run(self, text: str, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
+        if text not in self._scripts:
+            self._scripts[text] = self._client.script_load(text)
         try:
-            return self._counted(trip)
+            return self._counted(self._scripts[text], trip)
         except exceptions.NoScriptError:  # the server restarted, or a replica took over
-            self._script = self._client.script_load(_REPLACE)
-            return self._counted(trip)
+            self._scripts[text] = self._client.script_load(text)
+            return self._counted(self._scripts[text], trip)
 
-    def _counted(self, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
+    def _counted(self, script: str, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
         """Send a trip, and count it; return all answers. redis-py's pipeline would take longer than Redis itself."""
-        questions = [packed(("EVALSHA", self._script, 1, *command)) for command in trip]
+        questions = [packed(("EVALSHA", script, 1, *command)) for command in trip]
         questions.append(packed(("INCR", self._counter)))
         pool = self._client.connection_pool
         connection = pool.get_connection()
@@ -399,13 +430,19 @@ class MemoryOnlineStore:
     def __init__(
         self, project: str, views: Sequence[View], now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        self._layouts, self._now = layouts(project, views), now
+        self._project, self._layouts, self._now = project, layouts(project, views), now
         self._progress = progress_key(project).encode()
         self._hashes: dict[bytes, dict[bytes, bytes]] = {}
         self._expiries_ms: dict[bytes, int] = {}
         self._counted = 0
         self.writes_count = 0
         """How many writes the store was seen to have counted."""
+
+    def reopened(self, views: Sequence[View]) -> "MemoryOnlineStore":
+        """Return what another process has of the same store, which it opens for other views."""
+        other = MemoryOnlineStore(self._project, views, self._now)
+        vars(other).update({name: vars(self)[name] for name in ("_hashes", "_expiries_ms", "_counted")})
+        return other
 
     def expect(self, writes_count: int) -> None:
         """Make sure that the store has counted so many writes; raises `StoreLost` if it has not."""
@@ -438,8 +475,8 @@ class MemoryOnlineStore:
         """Lose everything, as a server that restarts without its data."""
         self._hashes, self._expiries_ms, self._counted = {}, {}, 0
 
-    def write(self, view: View, rows: pa.Table) -> int:
-        """Compare and set each row, in order; return how many replaced what was stored."""
+    def write(self, view: View, rows: pa.Table, *, overwrite: bool = False) -> int:
+        """Compare and set each row, in order, or just set it; return how many replaced what was stored."""
         self.expect(self.writes_count)
         self._counted += 1
         self.writes_count = self._counted
@@ -447,7 +484,7 @@ class MemoryOnlineStore:
         for key, *pairs, _ in layout.commands(rows):
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
             stored = self._hash(key)
-            if layout.standing(fields) >= layout.standing(stored):
+            if overwrite or layout.standing(fields) >= layout.standing(stored):
                 self._hashes[key] = {**stored, **fields}
                 self._expire(layout, key)
                 replaced += 1
@@ -495,6 +532,20 @@ class MemoryOnlineStore:
             gone_ms = max(gone_ms, min(self._expiries_ms.get(key, _FOR_EVER_MS), now_ms + milliseconds(longest)))
         self._expiries_ms[key] = gone_ms
 
+    def delete(self, view: View, entities: Sequence[tuple[Any, ...]]) -> int:
+        """Delete the view's rows of some entities; return how many there were. What others keep there stays."""
+        layout, count = self._layouts[view.name], 0
+        for key in layout.keys_of(entities):
+            stored = self._hash(key)
+            left = {field: value for field, value in stored.items() if field not in layout.fields}
+            count += len(left) < len(stored)
+            if left:
+                self._hashes[key] = left
+            elif stored:
+                del self._hashes[key]
+                self._expiries_ms.pop(key, None)
+        return count
+
     def ping(self) -> None:
         """Answer."""
 
@@ -505,6 +556,20 @@ class MemoryOnlineStore:
             key for key in [*self._hashes] if layout.fields[0] in self._hash(key) and layout.entity(key) is not None
         ]
         return layout.entities(layout.ordered(keys, seed)[:size])
+
+    def drop(self, view: View, features: Collection[str] | None) -> int:
+        """Delete what is stored of some features of a view, of every entity; None for whole rows."""
+        layout, count = layouts(self._project, [view])[view.name], 0
+        for key in [*self._hashes]:
+            stored, fields = self._hash(key), layout.fields_of(features)
+            if layout.entity(key) is None or not {*fields} & stored.keys():
+                continue
+            count += 1
+            self._hashes[key] = {name: value for name, value in stored.items() if name not in fields}
+            if not self._hashes[key]:
+                del self._hashes[key]
+                self._expiries_ms.pop(key, None)
+        return count
 
     def close(self) -> None:
         """Do nothing: the rows stay readable."""

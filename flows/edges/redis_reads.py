@@ -6,6 +6,7 @@ answer for the deadline is given up, with all who wait for it; the next question
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,11 @@ class RedisReads:
     async def ping(self) -> None:
         """Make sure that the store answers; raises `Unavailable`."""
         await self._ask([("PING",)])
+
+    async def answered(self) -> None:
+        """Return once all who asked before have been answered, or told that they will not be."""
+        with contextlib.suppress(Unavailable):  # then they were told so, too
+            await self.ping()  # answers come in the order of their questions
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -230,6 +236,9 @@ class MemoryReads:
         """Answer."""
         if self.outage is not None:
             raise self.outage
+
+    async def answered(self) -> None:
+        """Return: nobody waits."""
 
     async def close(self) -> None:
         """Do nothing."""

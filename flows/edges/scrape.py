@@ -4,7 +4,7 @@ import math
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http.client import HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -56,6 +56,28 @@ def knock(address: str, limit_s: float = 10.0) -> str:
     except (OSError, ValueError, OverflowError) as error:
         raise Unavailable(f'process "{address}" does not answer: {error}') from error
     return ""
+
+
+def added(scrapes: Iterable[Samples]) -> Samples:
+    """Return the metrics of processes that do one thing together: each is the sum of theirs.
+
+    >>> added([{("rows", ()): 5.0}, {("rows", ()): 7.0, ("bytes", ()): 2.0}])
+    {('rows', ()): 12.0, ('bytes', ()): 2.0}
+    """
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for samples in scrapes:
+        for key, value in samples.items():
+            found[key] = found.get(key, 0.0) + value
+    return found
+
+
+def risen(before: Samples, now: Samples) -> Samples:
+    """Return by how much each counter has risen between two scrapes; one that fell has begun anew, at 0.
+
+    >>> risen({("rows", ()): 5.0, ("bytes", ()): 9.0}, {("rows", ()): 7.0, ("bytes", ()): 2.0})
+    {('rows', ()): 2.0, ('bytes', ()): 2.0}
+    """
+    return {key: value - was if (was := before.get(key, 0.0)) <= value else value for key, value in now.items()}
 
 
 def total(samples: Samples, name: str, **labels: str) -> float:

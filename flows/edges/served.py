@@ -16,11 +16,12 @@ when a process is killed is lost, and so is what comes faster than the disk take
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mmh3
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.schemas.errors import Problem, Refused, Unavailable
@@ -89,6 +90,30 @@ class ServedLog:
     def _run(self) -> None:
         while not self._ends.wait(_EVERY_S):
             self.write()
+
+
+class ServedFiles:
+    """What was logged, by any process, to remove rows of it."""
+
+    def __init__(self, offline_root: Path) -> None:
+        self._store = OfflineStore(offline_root / FOLDER)
+
+    def forget(self, view: View, is_of: Callable[[pa.Table], pa.Array]) -> int:
+        """Remove some rows of a view, part by part; return how many. Raises `Unavailable`.
+
+        Between a part and what is left of it a reader sees neither: it is a log.
+        """
+        count = 0
+        for part in self._store.visible_parts(view.name):
+            rows = self._store.read_parts(view.name, [part])
+            mine = is_of(rows)
+            removed = pc.sum(mine).as_py() or 0
+            if removed:
+                left = self._store.stage(view.name, rows.filter(pc.invert(mine)))
+                self._store.delete(view.name, [part])
+                self._store.publish({view.name: [left] if left else []})
+                count += removed
+        return count
 
 
 def _table(view: View, rows: Sequence[tuple[ServedRow, int]]) -> pa.Table:

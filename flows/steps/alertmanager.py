@@ -60,7 +60,13 @@ INHIBITIONS = (
         ),
     ),
     Inhibition(("FreshetLagUnknown",), ("FreshetValidatorFailing",)),
-    Inhibition(("FreshetMaterializerDead",), (*_HELD_UP, *_LATE, *_OLD, "FreshetCheckpointOld", "FreshetSilent")),
+    Inhibition(
+        ("FreshetMaterializerDead",),
+        (
+            *(*_HELD_UP, *_LATE, *_OLD, "FreshetCheckpointOld", "FreshetSilent"),
+            *("FreshetLagUnknown", "FreshetValidatorFailing"),
+        ),
+    ),
     Inhibition(("FreshetMaterializerDead",), ("FreshetSkew",), cause="stale_online"),
     Inhibition(_HELD_UP, (*_LATE, *_OLD), _THERE),
     Inhibition(_HELD_UP, ("FreshetCheckpointOld",)),
@@ -73,8 +79,9 @@ INHIBITIONS = (
 )
 """From cause to consequence; no alert silences itself, and none is silenced by what does not page.
 
-`FreshetLagUnknown` does not silence `FreshetServedStale`: it fires, too, where only the validator is away, and then the
-server alone tells that values are old. A Kafka that is away ends the materializer after FRESHET_PATIENCE.
+A Kafka or Redis that is away ends the materializer after FRESHET_PATIENCE, and its last line names it: that the
+validator fails for the same reason is nothing new then. `FreshetLagUnknown` does not silence `FreshetServedStale`: it
+fires, too, where only the validator is away, and then the server alone tells that values are old.
 """
 
 _SAME = ("project", "alertname", "topic", "partition", "stream", "reason", "feature_view", "cause", "endpoint")

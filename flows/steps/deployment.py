@@ -8,6 +8,7 @@ from freshet.flows.steps import estimates
 from freshet.flows.steps.alerts import RULES, alerts_of, consumer_group
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.dashboards import dashboard_path, dashboards
+from freshet.flows.steps.monitoring import USUAL, Deployed
 from freshet.schemas import units
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.deployment import (
@@ -30,6 +31,7 @@ def deployment(
     store: Mapping[str, Any],
     online_endpoint: str,
     epoch: timedelta,
+    deployed: Deployed = USUAL,
 ) -> Deployment:
     """Return the deployment. `store` is the content of feature_store.yaml; `online_endpoint` holds no credentials.
 
@@ -77,7 +79,7 @@ def deployment(
                     "file": RULES,
                     "runbook": alert.runbook,
                 }
-                for alert in alerts_of(declaration, pipeline, topics, epoch)
+                for alert in alerts_of(declaration, pipeline, topics, epoch, deployed)
             ],
             consistencyChecks=[
                 {"name": check.name, "view": plan.view.name, "checks": check.description, "severity": check.severity}

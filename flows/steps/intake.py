@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoder
 from freshet.flows.steps.sql import Projector
-from freshet.schemas.event import CANARY_HEADER, EVENT_TIME, Contract
+from freshet.schemas.errors import Problem, Refused
+from freshet.schemas.event import CANARY_HEADER, EVENT_TIME, OFFSET, PARTITION, Contract
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import header
@@ -83,9 +84,19 @@ class Intake:
         )  # fmt: skip
 
     def inputs_of(self, events: pa.Table) -> dict[str, pa.Table]:
-        """Return every view's inputs from events that were accepted before."""
+        """Return every view's inputs from events that were accepted before.
+
+        Raises `Refused` where an expression fails on one: it was not declared when the event was accepted.
+        """
         inputs, failed = self._project(events)
-        assert not failed, failed
+        if failed:
+            index, why = next(iter(sorted(failed.items())))
+            place = f"{events.column(PARTITION)[index]}@{events.column(OFFSET)[index]}"
+            fact = (
+                f"fails on the archived event {place} of {self.contract.name}, and on {len(failed) - 1} others beside"
+            )
+            hint = "make it NULL where that is meant, as with TRY(…) or nullif"
+            raise Refused([Problem("feature", why.partition(":")[0], fact, why, hint)])
         return inputs
 
     def _project(self, events: pa.Table) -> tuple[dict[str, pa.Table], dict[int, str]]:

@@ -53,15 +53,18 @@ def union_of(streams: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(places, promote_options="default")
 
 
-def compare(plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: int) -> Compared:
+def compare(
+    plan: ViewPlan, events: pa.Table, final_rows: pa.Table, until_us: int, since_us: int | None = None
+) -> Compared:
     """Compare the final rows of a view with what DuckDB makes of the same accepted events.
 
-    Both are taken up to `until_us` (µs since the epoch), to which all ticks must have been made. `events` of several
+    Both are taken from `since_us` on, if it is given, up to `until_us` (µs since the epoch), to which all ticks must
+    have been made. `events` of several
     streams is their union, in the order of `view.sources`. A row that only one of them has differs. Floats may differ
     by 1e-9 of the larger, approximate values by their error; everything else, and `_version`, must be equal. Raises
     `Refused` where DuckDB fails, as on a sum that overflows its type.
     """
-    connection, judged_count = _answered(plan, events, final_rows, until_us)
+    connection, judged_count = _answered(plan, events, final_rows, until_us, since_us)
     rows_count, differing_count = _count(connection, plan)
     keys = [quoted(name) for name in (*plan.view.entity_names, EVENT_TIME)]
     shown = [f"coalesce(e.{key}, r.{key}) AS {key}" for key in keys]
@@ -210,29 +213,33 @@ def _first_steps(plan: ViewPlan) -> str:
     return ", ".join(f"{name} AS ({sql})" for name, _, sql in plan.oracle.steps[:2])
 
 
-def _answered(plan: ViewPlan, events: pa.Table, rows: pa.Table, until_us: int) -> tuple[duckdb.DuckDBPyConnection, int]:
+def _answered(
+    plan: ViewPlan, events: pa.Table, rows: pa.Table, until_us: int, since_us: int | None = None
+) -> tuple[duckdb.DuckDBPyConnection, int]:
     """Make the tables `made`, of the rows, and `expected`, of the events; say how many rows exact arithmetic judged."""
     names = [*plan.view.entity_names, EVENT_TIME, *(feature.name for feature in plan.view.features), VERSION]
     connection = engine(memory_limit=_MEMORY)
     connection.register("events", events)
     connection.register("given", rows.select([*names, CREATED]))
-    until = f"{EVENT_TIME} <= make_timestamp({until_us})::TIMESTAMPTZ"
-    connection.execute(f"CREATE TEMP TABLE made AS SELECT *, true AS _found FROM given WHERE {until}")
+    within = f"f.{EVENT_TIME} <= make_timestamp({until_us})::TIMESTAMPTZ"
+    if since_us is not None:
+        within += f" AND f.{EVENT_TIME} >= make_timestamp({since_us})::TIMESTAMPTZ"
+    connection.execute(f"CREATE TEMP TABLE made AS SELECT *, true AS _found FROM given f WHERE {within}")
     try:
         connection.execute(f"CREATE TEMP TABLE windowed AS {plan.oracle.windowed}", {"until_us": until_us})
     except duckdb.Error as error:
         hint = "an overflow, say: cast the input to a wider type, such as DOUBLE"
         fact = "cannot be compared: DuckDB cannot compute it from these events"
         raise Refused([Problem("feature view", plan.view.name, fact, explain(error)[0], hint)]) from error
-    _finish(connection, plan, until)
+    _finish(connection, plan, within)
     judged_count = 0
     if plan.oracle.exact and _count(connection, plan)[1]:
         judged_count = _judge(connection, plan)
-        _finish(connection, plan, until)
+        _finish(connection, plan, within)
     return connection, judged_count
 
 
-def _finish(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, until: str) -> None:
+def _finish(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, within: str) -> None:
     """Make the expected rows of the windows' values."""
     keys = [*plan.view.entity_names, EVENT_TIME]
     joined = " AND ".join(f"f.{quoted(key)} = w.{quoted(key)}" for key in keys)
@@ -240,7 +247,7 @@ def _finish(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, until: str) -
     selected = ", ".join(["f.*", *tolerances, "true AS _found"])
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE expected AS SELECT {selected} FROM ({plan.oracle.finish}) f"
-        f" JOIN (SELECT * FROM windowed WHERE _last) w ON {joined} WHERE f.{until}"
+        f" JOIN (SELECT * FROM windowed WHERE _last) w ON {joined} WHERE {within}"
     )
 
 

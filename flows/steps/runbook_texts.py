@@ -10,9 +10,10 @@ from freshet.schemas.finding import Cause
 
 PARTS: Mapping[str, str] = {
     "aftermath": """\
-What was held back may page then, for what is over: FreshetSkew (`stale_online`) for about five minutes,
-FreshetFreshnessBurnsFast for half an hour; there is nothing to do about either. `freshet status` calls views BREACHED
-until both end.""",
+What was held back may alert then, for what is over: FreshetSkew (`stale_online`) for about ten minutes,
+FreshetFreshnessBurnsFast for half an hour, FreshetFreshnessBurnsSlowly (a ticket) for two hours, after a long outage
+for six; there is nothing to do about any of them. `freshet status` calls views BREACHED for the first five minutes: as
+long as the validator has the finding open that FreshetSkew tells of.""",
     "where": """\
 Commands are run in the project's folder, with the settings of its processes. Why a process ended is said by the last
 line of its log that begins with `freshet:`; of one that was killed there is none.
@@ -34,6 +35,8 @@ FRESHET_METRICS_ADDRESS upwards: `curl -s localhost:9306/healthz`):
   then has to be started again, after what it waited for. Its log says why it ended; FreshetMaterializerDead.md goes
   by it.""",
     "other_parts": """\
+- **a part is UNWELL**: It answers, and says itself what it waits for, or what fails. Where that is a part that is ok
+  here, it reaches that one at another address or with other credentials than you.
 - **`kafka` is DOWN**: Kafka does not answer at the address shown. Start it, or mend the network or credentials. With
   `no leader for …` it does, but the broker that leads these partitions is away; until it is back nothing is known of
   the topic's other partitions either.
@@ -131,7 +134,7 @@ is true of three of eight partitions; `freshet status --json` has every one unde
 
 ## Verify
 
-`freshet status --watch` shows the stream as `ok`, and `waiting` falling.
+`freshet status --watch` shows the stream as `ok`, and `waiting` falling. The alert ends a scrape later. {aftermath}
 """,
     "FreshetStalled": """\
 ## Meaning
@@ -169,7 +172,7 @@ An open transaction is ended by its producer, or by Kafka after `transaction.max
 
 ## Verify
 
-`freshet status --watch` shows the stream as `ok`, and `waiting` falling.
+`freshet status --watch` shows the stream as `ok`, and `waiting` falling. The alert ends a scrape later. {aftermath}
 """,
     "FreshetRewound": """\
 ## Meaning
@@ -307,7 +310,7 @@ The first table says of each part whether it answers, and if not, why. The third
 - **the view is lagging**: Go on with FreshetLag.md.
 - **the view is fresh, idle or BREACHED, nothing waits, and there was an outage within the hour**: That was it, and it
   is over: BREACHED means that too many looks were late, not that one is. There is nothing to do: silence
-  this alert for half an hour in Alertmanager. (`p99` counts all rows since the materializer was started.)
+  this alert for half an hour in Alertmanager.
 - **the view is fresh, idle or BREACHED, without one**: It comes and goes. Look on the dashboard when: at bursts (more
   threads), at restarts (fewer deploys), or at the same time as something else on that machine.
 
@@ -344,6 +347,7 @@ Then look on the view's dashboard when looks were late: `freshet_freshness_burn_
 
 - **at bursts of events**: More threads or processes: see below.
 - **at each deploy or restart**: Restarts take longer than the target: deploy less often, or allow for it.
+- **in an outage that is over**: It is counted still, for two hours, or for six if it was long: there is nothing to do.
 - **all the time, a little**: The target is tighter than FRESHET_EPOCH, or what the machine gives: a row is counted as
   late only once it waits longer than both. Declare what is needed.
 
@@ -397,8 +401,9 @@ run while everything else does.
 
 ## Verify
 
-`freshet check` says `ok`; it may take a minute. The alert ends once the check has held for FRESHET_QUIET (a minute);
-one of `freshness_is_within_objective` some five minutes after the last late look.
+`freshet check` says `ok`; it may take a minute. The finding is over, and no longer on the screen of `freshet status`,
+once the check has held for FRESHET_QUIET (a minute); one of `freshness_is_within_objective` some five minutes after the
+last late look. The alert ends five minutes later, so that what comes back meanwhile is not another page.
 """,
     "FreshetRejects": """\
 ## Meaning
@@ -557,9 +562,10 @@ Then see whether the producers run, and what their log says: `freshet status` kn
 ## Mitigate
 
 Start the producers, or mend them: with docker compose, `docker compose up --detach producer`. If a producer's log says
-that events were not delivered, have it send again what its source has since the outage began: where the contract has
-an event id, what comes twice within its lateness counts once. To see that the topic takes any, send one true event that
-was not sent yet (one JSON document a line): it stays there.
+`not delivered` (that of Freshet's own says how many events of which stream, of which times, with which ids), have it
+send again what its source has from the first of these times on: where the contract has an event id, what comes twice
+within its lateness counts once. To see that the topic takes any, send one true event that was not sent yet (one JSON
+document a line): it stays there.
 
     freshet produce events.jsonl
 
@@ -611,7 +617,8 @@ says why: the last line that begins with `freshet:`; what is above (of a panic, 
 
 ## Verify
 
-`freshet status` shows `materializer` as ok, and `waiting` falling. The alert ends at the next scrape. {aftermath}
+`freshet status` shows `materializer` as ok, and `waiting` falling. The alert ends at the next scrape. If Kafka was
+away, see that the producers send again: `last event` is seconds ago (else FreshetSilent.md). {aftermath}
 """,
     "FreshetValidatorDead": """\
 ## Meaning
@@ -640,6 +647,7 @@ it ended, if it ended by itself.
 - **`No module named 'great_expectations'`**: It was installed without the validator's part:
   `pip install freshet[validator]`.
 - **exit code 2**: It refuses its settings or the declaration: the line ends with a hint.
+- **there is none, on purpose**: Set FRESHET_VALIDATOR_ADDRESS to `off`, and run `freshet apply`.
 - **exit code 137, or `Killed`, or no reason at all**: It was killed, mostly for too little memory: give it more, or a
   smaller FRESHET_SAMPLE. If it was the machine that went, there is nothing to mend.
 
@@ -735,7 +743,7 @@ see that the materializer still runs, and start it if not:
 
     freshet run materializer
 
-See that the producers run, too: those that ended, or whose log says that events were not delivered, are to send again
+See that the producers run, too: those that ended, or whose log says `not delivered`, are to send again
 (FreshetSilent.md).
 
 ## Verify
@@ -804,7 +812,8 @@ The first table says of each part whether it answers, and if not, why. `server` 
 FRESHET_SERVER_ADDRESS is set. {server}
 
 - **it answers**: Only Prometheus does not reach it: FRESHET_METRICS_ADDRESS must be an address that Prometheus can
-  reach, and stand in prometheus.yml, each worker with its own port.
+  reach, and stand in prometheus.yml, each worker with its own port (as `freshet apply` writes it of
+  FRESHET_SERVER_WORKERS).
 - **exit code 2**: It refuses to start: a setting (FRESHET_SERVER_TOKEN is missing where FRESHET_SERVER_ADDRESS is not
   loopback, a certificate cannot be read) or the declaration. The line ends with a hint of what to do; do that.
 - **exit code 5, or 137, or `Killed`**: It, or one of its workers, which all end together, was ended from outside, most
@@ -953,9 +962,10 @@ CAUSES: Mapping[Cause, str] = {
     Cause.VALUE_MISMATCH: """\
 Both stores have one version of a row with different values; or both differ from what the declared SQL makes of the
 archived events; or a value is not as `expect:` says.
-If the evidence has an online and an offline value, somebody else wrote online: find the writer, then
-`freshet repair`. If the check is one of `expect:`, look at the events of the entity: the producers' data changed, or
-the limit is wrong. Else the rows themselves were made wrong: keep the evidence, train no model on them, move the
+First run `freshet check` again after two minutes: a mismatch that is gone, and stays away in one more, was of a race.
+If it is there still, and the evidence has an online and an offline value, somebody else wrote online: find the writer,
+then `freshet repair`. If the check is one of `expect:`, look at the events of the entity: the producers' data changed,
+or the limit is wrong. Else the rows themselves were made wrong: keep the evidence, train no model on them, move the
 recovery folder aside and start `freshet run materializer --rebuild`, which makes state anew from the archive.""",
     Cause.NULL_ONLINE: """\
 The online store has null where the offline store has a value; or nulls are more than `expect:` allows.

@@ -22,11 +22,17 @@ _AHEAD_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of the deployment: where it is, and what is wrong with it, or nothing."""
+    """One part of the deployment: where it is, why it does not answer, or what one that answers says is wrong."""
 
     name: str
     where: str
     trouble: str = ""
+    complaint: str = ""
+
+    @property
+    def word(self) -> str:
+        """How it is, in a word."""
+        return "DOWN" if self.trouble else "UNWELL" if self.complaint else "ok"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,9 @@ def _least(values: Any) -> float | None:
 class ViewStatus:
     """How a feature view does. Of `findings`, open ones, there are so many by cause; None if nobody looks.
 
-    Of the `partitions_count` partitions of its streams `stalled_count` stand still.
+    Of the `partitions_count` partitions of its streams `stalled_count` stand still. The oldest event that waits for it
+    has waited for `age_s`. `freshness_p99_s` is of the rows of the last minute, of which a stalled view has none that
+    tell how fresh it is.
     """
 
     view: str
@@ -112,6 +120,7 @@ class ViewStatus:
     findings: Mapping[str, int] | None = None
     stalled_count: int = 0
     partitions_count: int = 0
+    age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,11 @@ class Report:
     def is_down(self) -> bool:
         """Whether a part does not answer."""
         return any(part.trouble for part in self.parts)
+
+    @property
+    def is_ailing(self) -> bool:
+        """Whether a part that answers says that something is wrong with it."""
+        return any(part.complaint for part in self.parts)
 
     @property
     def is_unwell(self) -> bool:
@@ -196,6 +210,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "at": report.at.astimezone(UTC).isoformat(timespec="milliseconds"),
             "is_down": report.is_down,
             "is_unwell": report.is_unwell,
+            "is_ailing": report.is_ailing,
             "parts": [asdict(part) for part in report.parts],
             "streams": streams,
             "views": [asdict(view) for view in report.views],
@@ -224,7 +239,7 @@ def screen(report: Report) -> str:
     lines = [f"{report.project}, {report.at.astimezone():%Y-%m-%d %H:%M:%S}", ""]
     lines += _table(
         ("part", "", "where"),
-        [(part.name, "DOWN" if part.trouble else "ok", part.trouble or part.where) for part in report.parts],
+        [(part.name, part.word, part.trouble or part.complaint or part.where) for part in report.parts],
         left=3,
     )
     lines += ["", f"{_durable(report)}; {_validated(report)}; rejects {_counts(report.rejects)}", ""]
@@ -308,6 +323,15 @@ def span(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} days" if seconds else "0 s"
 
 
+def failing(said: str, validated_age_s: float | None) -> str:
+    """Say what a validator whose rounds fail says of them, and since when.
+
+    >>> failing("by_user: Redis does not answer", 420.0), failing("no round has ended yet", None)
+    ('no round has succeeded for 7 min: by_user: Redis does not answer', 'no round has ended yet')
+    """
+    return said if validated_age_s is None else f"no round has succeeded for {span(validated_age_s)}: {said}"
+
+
 def _durable(report: Report) -> str:
     if where := report.silent_at("offline store"):
         return f"last commit unknown: no answer from the offline store at {where}"
@@ -319,6 +343,8 @@ def _durable(report: Report) -> str:
 def _validated(report: Report) -> str:
     if where := report.silent_at("validator"):
         return f"last validation unknown: no answer from the validator at {where}"
+    if not any(part.name == "validator" for part in report.parts):
+        return "no validator"
     return "not validated yet" if report.validated_age_s is None else f"validated {_ago(report.validated_age_s)}"
 
 
@@ -331,8 +357,11 @@ def _status(stream: StreamStatus) -> str:
 
 def _state(view: ViewStatus) -> str:
     word = view.state.upper() if view.state in {State.STALLED, State.BREACHED} else view.state.value
-    is_told = view.state is State.STALLED and view.partitions_count > 1
-    return f"{word} ({view.stalled_count} of {view.partitions_count} partitions)" if is_told else word
+    if view.state is not State.STALLED:
+        return word
+    lasts = "" if view.age_s is None else f" for {span(view.age_s)}"
+    places = f" ({view.stalled_count} of {view.partitions_count} partitions)" if view.partitions_count > 1 else ""
+    return f"{word}{lasts}{places}"
 
 
 def _ago(seconds: float) -> str:

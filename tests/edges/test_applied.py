@@ -1,16 +1,20 @@
 """What is in force, on disk and in memory: one suite; and the lock that only files can have."""
 
+import fcntl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from freshet.flows.edges.applied import AppliedFile, MemoryApplied
-from freshet.schemas.applied import Applied, Declared
+from freshet.schemas.applied import Applied, Declared, DeclaredView
 from freshet.schemas.errors import Refused
 
-OLD, NEW = (Declared(place="features.yaml", text=text, views={"by_user": text}) for text in ("old", "new"))
+OLD, NEW = (
+    Declared(place="features.yaml", text=text, views={"by_user": DeclaredView(digest=text)}) for text in ("old", "new")
+)
 
 _HOLD = """
 import sys
@@ -35,7 +39,7 @@ def test_what_was_applied_last_is_in_force(applied: AppliedFile | MemoryApplied)
     applied.write(Applied(declared=OLD))
     applied.write(Applied(declared=OLD).followed_by(NEW))
 
-    assert applied.read() == Applied(declared=NEW, earlier=(OLD.id,))
+    assert applied.read() == Applied(declared=NEW, earlier=(OLD.id,), leftovers=(OLD.id,))
 
 
 def test_every_declaration_that_was_ever_in_force_is_kept(applied: AppliedFile | MemoryApplied) -> None:
@@ -44,6 +48,24 @@ def test_every_declaration_that_was_ever_in_force_is_kept(applied: AppliedFile |
 
     assert [applied.declared(one.id) for one in (OLD, NEW)] == [OLD, NEW]
     assert applied.declared("unknown") is None
+
+
+def test_a_stamp_differs_whenever_something_was_put_in_force(applied: AppliedFile | MemoryApplied) -> None:
+    stamps = [applied.stamp()]
+    for declared in (OLD, NEW, OLD):
+        applied.write(Applied(declared=declared))
+        stamps.append(applied.stamp())
+
+    assert stamps[0] is None
+    assert len(set(stamps)) == 4
+    assert stamps[-1] == applied.stamp()
+
+
+def test_whoever_looks_sees_that_a_declaration_is_being_changed(applied: AppliedFile | MemoryApplied) -> None:
+    assert not applied.is_being_changed()
+    with applied.applying():
+        assert applied.is_being_changed()
+    assert not applied.is_being_changed()
 
 
 def test_the_ledger_is_asked_for_while_somebody_applies(applied: AppliedFile | MemoryApplied) -> None:
@@ -63,7 +85,7 @@ def test_two_cannot_apply_at_once_and_one_that_is_killed_holds_nothing_up(tmp_pa
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
 
-        with pytest.raises(Refused, match="is being changed by another `freshet apply`"), file.applying():
+        with pytest.raises(Refused, match="is being changed by another `freshet apply`, or `compact`"), file.applying():
             pass
         assert file.is_ledger_asked_for()
         other.kill()
@@ -71,6 +93,18 @@ def test_two_cannot_apply_at_once_and_one_that_is_killed_holds_nothing_up(tmp_pa
     assert not file.is_ledger_asked_for()
     with file.applying():
         pass
+
+
+def test_whoever_only_looks_keeps_nobody_from_applying(tmp_path: Path) -> None:
+    file = AppliedFile(tmp_path)
+    with file.applying():
+        pass
+    with (tmp_path / "_apply.lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.1, looking.close).start()
+
+        with file.applying():
+            assert looking.closed
 
 
 def test_a_torn_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import redis
 import yaml
-from feast import FeatureStore, RepoConfig
+from feast import FeatureStore, PushSource, RepoConfig
 from feast.repo_config import load_repo_config
 from feast.repo_operations import apply_total
 from hypothesis import HealthCheck, example, given, settings
@@ -283,6 +283,54 @@ def test_views_no_longer_declared_leave_and_the_users_own_stay(tmp_path: Path) -
     assert {source.name for source in store.list_data_sources()} == {
         "by_long_files", "by_long_push_source", "theirs_files", "theirs_push_source",
     }  # fmt: skip
+
+
+class Moved:
+    """Folders, one of which has moved."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def paths(self, name: str) -> list[Path]:
+        """Return where it is now, and was."""
+        return [self.root / f"{name}-3", self.root / name] if name == "by_text" else [self.root / name]
+
+
+def test_the_registry_is_pointed_to_another_folder_and_nothing_else_changes(tmp_path: Path) -> None:
+    config, files = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db"), Moved(tmp_path)
+    assert feast.point(config, files, [BY_TEXT]) == set()  # nothing was applied yet
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT, BY_LONG], tmp_path))
+    before = feast.open_store(config)
+
+    assert feast.point(config, files, [BY_TEXT, BY_LONG]) == {"by_text"}
+
+    after = feast.open_store(config)
+    pushed = after.get_data_source("by_text_push_source")
+    assert isinstance(pushed, PushSource)
+    assert pushed.batch_source is not None
+    places = (
+        pushed.batch_source.path,
+        after.get_data_source("by_text_files").path,
+        after.get_feature_view("by_text").batch_source.path,
+        after.get_feature_view("by_text").stream_source.batch_source.path,
+    )
+    assert places == (str(tmp_path / "by_text-3"),) * 4
+    assert after.get_feature_view("by_long") == before.get_feature_view("by_long")
+    assert after.get_feature_view("by_text").schema == before.get_feature_view("by_text").schema
+    assert feast.point(config, files, [BY_TEXT, BY_LONG]) == set()
+    assert (tmp_path / "registry.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_while_a_folder_moves_either_place_is_as_declared(tmp_path: Path) -> None:
+    config = store_config(PROJECT, f"sqlite://{tmp_path}/online.db", tmp_path / "registry.db")
+    feast.apply(config, feast.repo_objects(PROJECT, [BY_TEXT], tmp_path))
+    client = feast.FeastClient(config, Moved(tmp_path))
+
+    assert all(entry.is_declared for entry in client.registration(BY_TEXT))
+    feast.point(config, Moved(tmp_path), [BY_TEXT])
+    assert all(entry.is_declared for entry in client.registration(BY_TEXT))
+    strange = feast.FeastClient(config, tmp_path).registration(BY_TEXT)
+    assert [entry.name for entry in strange if not entry.is_declared] == ["files"]
 
 
 def test_a_torn_or_missing_registry_is_named(tmp_path: Path) -> None:

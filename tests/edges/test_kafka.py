@@ -813,6 +813,22 @@ def test_a_broker_that_is_not_there_is_named_with_the_root_cause(
             use(kafka.Kafka(address, patience_s=IMPATIENT_S))
 
 
+def test_events_that_were_not_delivered_are_named(impatient: tuple[Broker, kafka.Kafka, str]) -> None:
+    broker, cluster, topic = impatient
+    contract = made(topic)
+
+    producer = kafka.Producer(cluster, contract)
+    producer.send(click(count=0))
+    assert producer.flush().count == 1
+
+    broker.down()
+    for count in (1, 2, 3):
+        producer.send(click(count=count))
+
+    with pytest.raises(Unavailable, match="; not delivered: 3 events of clicks .of 2026-01-01T00:00:00Z."):
+        producer.flush()
+
+
 def test_an_outage_while_reading_ends_in_unavailable(impatient: tuple[Broker, kafka.Kafka, str]) -> None:
     broker, cluster, topic = impatient
     reader = kafka.PartitionReader(cluster, topic, 0, 1)

@@ -14,6 +14,7 @@ from prometheus_client.exposition import generate_latest
 from freshet.flows.edges.metrics import Metrics, ServerMetrics, ValidatorMetrics
 from freshet.flows.lag import families
 from freshet.flows.steps.alerts import Alert, alerts_of, rules_file, rules_test
+from freshet.flows.steps.monitoring import Deployed
 from freshet.schemas import declaration
 from freshet.schemas.dtypes import dtype
 from freshet.schemas.finding import Cause
@@ -135,6 +136,26 @@ def test_what_is_served_of_a_view_has_its_alert_by_name_and_topic() -> None:
     assert [("by_user", "clicks"), ("by_item", "clicks"), ("by_both", None)] == [
         (one["feature_view"], one.get("topic")) for one in labels if one["severity"] == "page"
     ]
+
+
+def test_runbooks_and_dashboards_are_where_settings_say() -> None:
+    pages = Deployed(runbook_url="https://git.example/runbooks/", grafana_url="https://grafana.example")
+
+    for alert in alerts_of(declared(), PIPELINE, TOPICS, timedelta(seconds=1), pages):
+        assert alert.annotations["runbook_url"] == f"https://git.example/runbooks/{alert.name}.md"
+        assert alert.annotations["dashboard_url"].startswith("https://grafana.example/d/freshet-")
+        assert alert.runbook == f"deploy/runbooks/{alert.name}.md"
+
+
+def test_without_a_validator_no_rule_is_about_it_or_what_only_it_sees() -> None:
+    exported = generate_latest(ValidatorMetrics(VIEWS, {one.name: () for one in VIEWS}).registry).decode()
+    names = {*re.findall(r"^# TYPE (freshet_\w+)", exported, re.MULTILINE)}
+    without = alerts_of(declared(), PIPELINE, TOPICS, timedelta(seconds=1), Deployed(has_validator=False))
+
+    asked = {alert.name: {*re.findall(r"\bfreshet_\w+", alert.expr)} for alert in made()}
+    assert {alert.name for alert in made()} - {alert.name for alert in without} == {
+        name for name, metrics in asked.items() if metrics & names
+    }
 
 
 def test_every_cause_of_a_finding_is_a_page_or_a_ticket_and_none_is_both() -> None:

@@ -8,7 +8,14 @@ import yaml
 from freshet.flows.steps.alerts import RULES
 from freshet.flows.steps.dashboards import DASHBOARDS
 from freshet.flows.steps.deploy_files import monitoring_files
-from freshet.flows.steps.monitoring import MATERIALIZER_JOB, PROMETHEUS_CONFIG, PROVISIONING, SERVER_JOB, VALIDATOR_JOB
+from freshet.flows.steps.monitoring import (
+    MATERIALIZER_JOB,
+    PROMETHEUS_CONFIG,
+    PROVISIONING,
+    SERVER_JOB,
+    VALIDATOR_JOB,
+    Deployed,
+)
 
 FILES = {path: yaml.safe_load(text) for path, text in monitoring_files().items()}
 
@@ -47,3 +54,12 @@ def test_grafana_knows_alertmanager_by_the_name_that_its_prometheus_has_for_it()
 
     assert sources["prometheus"]["isDefault"]
     assert sources["alertmanager"]["uid"] == sources["prometheus"]["jsonData"]["alertmanagerUid"]
+
+
+def test_each_process_is_asked_and_none_that_there_is_not() -> None:
+    said = yaml.safe_load(monitoring_files(Deployed(3, 2, has_validator=False))[PROMETHEUS_CONFIG])
+
+    assert {one["job_name"]: one["static_configs"][0]["targets"] for one in said["scrape_configs"]} == {
+        MATERIALIZER_JOB: ["materializer:9308", "materializer:9309", "materializer:9310"],
+        SERVER_JOB: ["server:9306", "server:9307"],
+    }

@@ -187,6 +187,21 @@ def test_what_is_expected_reaches_every_feature_of_over_and_changes_nothing_that
     assert str(expected.oracle) == str(compiled().oracle)
 
 
+def test_the_judge_counts_without_filter_which_duckdb_counts_row_by_row_of_each_frame() -> None:
+    hour = f"({OVER} RANGE INTERVAL 1 HOUR PRECEDING)"
+
+    for sql in ("count(*) OVER", "count(price) OVER", "count(*) FILTER (WHERE price > 1) OVER"):
+        assert "FILTER" not in plan(f"{sql} {hour}").oracle.windowed
+
+
+def test_a_tick_s_cause_lies_up_to_an_interval_before_its_reach() -> None:
+    hour = f"({OVER} RANGE INTERVAL 1 HOUR PRECEDING)"
+
+    assert plan(f"count(*) OVER {hour}", decay="1m").lookback_us == HOUR + 60 * SECOND
+    assert plan(f"count(*) OVER {hour}", decay="off").lookback_us == HOUR
+    assert plan(f"first_value(price) OVER {hour}").lookback_us is None
+
+
 def test_reach_is_the_longest_frame_unless_something_depends_on_all_of_the_past() -> None:
     hour = f"({OVER} RANGE INTERVAL 1 HOUR PRECEDING)"
 

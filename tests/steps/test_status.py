@@ -13,6 +13,7 @@ from freshet.flows.steps.burrow import Status
 from freshet.flows.steps.freshness import State
 from freshet.flows.steps.lag import Lag
 from freshet.flows.steps.status import Part, Report, StreamStatus, ViewStatus, as_json, screen, state_of
+from freshet.scripts.status import exit_code
 
 TARGET_S = 2.0
 CAUSE = "stale_online"
@@ -128,6 +129,7 @@ rows should be online within 2 s"""
     [
         ({}, "durable up to epoch 77, 400 ms ago; validated 3 s ago;"),
         ({"validated_age_s": None}, "; not validated yet;"),
+        ({"parts": [Part("kafka", "localhost:9092")], "validated_age_s": None}, "; no validator;"),
         ({"checkpoint_age_s": None, "epoch": None}, "nothing durable yet;"),
         (
             {"parts": [Part("offline store", "rows", "no such disk")], "checkpoint_age_s": None, "epoch": None},
@@ -147,11 +149,24 @@ def test_the_screen_says_in_how_many_partitions_a_stream_stands_still() -> None:
     stopped = stream(WELL, replace(BEHIND, status=Status.STOP), WELL)
     view = ViewStatus("edits_by_user", State.STALLED, 4, stalled_count=stopped.stalled_count, partitions_count=3)
 
-    lines = screen(report(stopped, views=[view])).splitlines()
+    lasting = replace(view, age_s=720.0)
+    lines = screen(report(stopped, views=[view, lasting])).splitlines()
 
     assert any(line.startswith("edits   stop (1 of 3)  ") for line in lines), lines
     assert any(line.startswith("edits_by_user  STALLED (1 of 3 partitions)  ") for line in lines), lines
+    assert any("  STALLED for 12 min (1 of 3 partitions)  " in line for line in lines), lines
     assert "stop  " in screen(report(stream(replace(BEHIND, status=Status.STOP)))), "one partition is all there is"
+
+
+def test_a_part_that_answers_and_says_what_is_wrong_is_unwell_and_not_down() -> None:
+    failing = report(parts=[Part("validator", "127.0.0.1:9307", complaint="by_user: no such part")])
+
+    assert "\nvalidator  UNWELL  by_user: no such part\n" in screen(failing)
+    assert (failing.is_down, failing.is_unwell, failing.is_ailing) == (False, False, True)
+    assert exit_code(failing) == 4
+    assert exit_code(replace(failing, streams=[stream(replace(BEHIND, status=Status.STOP))])) == 1
+    assert exit_code(replace(failing, parts=[*failing.parts, Part("kafka", "localhost:9092", "refused")])) == 5
+    assert exit_code(report()) == 0
 
 
 def test_a_message_whose_producers_clock_is_ahead_is_said_to_be() -> None:

@@ -8,6 +8,7 @@ features, and the runbook that says what to do. `page` wants somebody now, `tick
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 from freshet.flows.steps.alerts.about import About, consumer_group
@@ -18,6 +19,7 @@ from freshet.flows.steps.alerts.serving import of_served, of_server
 from freshet.flows.steps.alerts.streams import of_stream
 from freshet.flows.steps.alerts.topics import of_topic
 from freshet.flows.steps.alerts.views import SMALL_CAUSES, of_view
+from freshet.flows.steps.monitoring import USUAL, Deployed
 from freshet.schemas.declaration import Declaration
 from freshet.schemas.plan import Pipeline
 
@@ -25,10 +27,21 @@ __all__ = ["RULES", "RULES_TEST", "SMALL_CAUSES", "Alert", "alerts_of", "consume
 
 RULES = "deploy/prometheus/rules.yml"
 RULES_TEST = "deploy/prometheus/rules_test.yml"
+OF_VALIDATOR = frozenset(
+    {
+        *("FreshetValidatorDead", "FreshetValidatorFailing", "FreshetSkew"),
+        *("FreshetFreshnessBurnsFast", "FreshetFreshnessBurnsSlowly"),
+    }
+)
+"""What is told by a validator, or of it."""
 
 
 def alerts_of(
-    declaration: Declaration, pipeline: Pipeline, topics: Mapping[str, str], epoch: timedelta
+    declaration: Declaration,
+    pipeline: Pipeline,
+    topics: Mapping[str, str],
+    epoch: timedelta,
+    deployed: Deployed = USUAL,
 ) -> tuple[Alert, ...]:
     """Return every alert. `topics` has the topic of each stream, `epoch` is how often offsets are committed."""
     about = About.of(declaration, pipeline, epoch)
@@ -43,4 +56,6 @@ def alerts_of(
         place = {"feature_view": view.name, **({"topic": sources[0]} if len(sources) == 1 else {})}
         made += of_view(about, view, place)
         made += of_served(about, view, place)
-    return (*made, *of_project(about), *of_server(about), *of_latency(about))
+    made += (*of_project(about), *of_server(about), *of_latency(about))
+    there = [alert for alert in made if deployed.has_validator or alert.name not in OF_VALIDATOR]
+    return tuple(replace(alert, deployed=deployed) for alert in there)

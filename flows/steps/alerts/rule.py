@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from freshet.flows.steps.monitoring import RUNBOOKS, USUAL, Deployed
 from freshet.schemas.view import View
-
-RUNBOOKS = "deploy/runbooks"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Alert:
-    """One rule. `hold` is how long `expr` must be so; `labels` stand beside severity and project.
+    """One rule. `hold` is how long `expr` must be so, `keep` for how long it fires on once that is over.
+
+    `labels` stand beside severity and project.
 
     `fires` and `silent` are what its test tries: at least one case of each.
     """
@@ -46,6 +47,8 @@ class Alert:
     silent: tuple[Case, ...]
     labels: Mapping[str, str] = field(default_factory=dict)
     dashboard: str = "freshet-overview"
+    keep: str = ""
+    deployed: Deployed = USUAL
 
     @property
     def runbook(self) -> str:
@@ -60,8 +63,8 @@ class Alert:
             "description": self.description,
             "views": ", ".join(view.name for view in self.views),
             "features": ", ".join(feature.name for view in self.views for feature in view.features),
-            "runbook_url": self.runbook,
-            "dashboard_url": f"/d/{self.dashboard}",
+            "runbook_url": self.deployed.runbook(self.name),
+            "dashboard_url": self.deployed.dashboard(self.dashboard),
         }
 
     @property
@@ -71,6 +74,7 @@ class Alert:
             "alert": self.name,
             "expr": self.expr,
             "for": self.hold,
+            **({"keep_firing_for": self.keep} if self.keep else {}),
             "labels": {"severity": self.severity, "project": self.project, **self.labels},
             "annotations": self.annotations,
         }

@@ -9,6 +9,8 @@ from freshet.schemas.view import View
 REJECTS_SHARES = {"page": 0.25, "ticket": 0.01}
 REJECTS_COUNT_MIN = 10
 REJECT_LIMIT_SHARE = 0.5
+USUAL_COUNT_MIN = 3
+"""In so many looks, five minutes apart, events must have come: else it is nothing usual that they come."""
 
 
 def of_stream(about: About, stream: str, topic: str, fed: tuple[View, ...]) -> list[Alert]:
@@ -91,18 +93,35 @@ def of_stream(about: About, stream: str, topic: str, fed: tuple[View, ...]) -> l
 
 
 def _silences(about: About, stream: str, topic: str, fed: tuple[View, ...]) -> Iterator[Alert]:
-    """Yield the alerts about a stream that falls silent, though it never was: what was usual is an average day."""
+    """Yield the alerts about a stream that falls silent, though it never was.
+
+    What was usual is the average of three days, of which only the time counts when the flow ran and Kafka answered: so
+    it is as much after a long outage as before it. What was sent once, as to try things, is nothing usual.
+    """
     counted = f'freshet_events_total{{stream="{stream}"}}'
     waiting = f'kafka_consumergroup_lag_sum{{consumergroup="{about.group}",topic="{topic}"}}'
+    seen = f"sum by (stream) (rate({counted}[5m])) and on () sum({waiting})"
+    long_ago = "[3d:5m] offset 15m"
     for severity, per_minute, silence in (("page", 60, "5m"), ("ticket", 2, "15m")):
         by_outcome = f'freshet_events_total{{stream="{stream}",outcome="accepted"}}'
-        many = Case(
-            {by_outcome: "0+7200x20 144000x40", waiting: "0x60"}, "40m", {"stream": stream}, "100", "1m", ("ticket",)
+
+        def case(events: str, waits: str, at: str, value: str, *also: str, counted: str = by_outcome) -> Case:
+            return Case({counted: events, waiting: waits}, at, {"stream": stream}, value, "1m", also)
+
+        fires = (
+            (
+                case("0+125x20 2500x40", "0x60", "40m", "100", "ticket"),
+                # Kafka was away for two hours: the materializer ended soon, or waited; nothing was sent after it
+                case("0+100x60 stale _x120 0x30", "0x60 stale _x120 0x30", "192m", "100", "ticket"),
+                case("0+100x60 6000x151", "0x60 stale _x120 0x30", "192m", "100", "ticket"),
+            )
+            if severity == "page"
+            else (case("0+10x20 200x40", "0x60", "40m", "8"),)
         )
-        some = Case({by_outcome: "0+720x20 14400x40", waiting: "0x60"}, "40m", {"stream": stream}, "10", "1m")
         yield Alert(
             "FreshetSilent",
-            f"sum by (stream) (rate({counted}[1d] offset {silence})) * 60 > {per_minute}"
+            f"avg_over_time(({seen}){long_ago}) * 60 > {per_minute}"
+            f" and on (stream) count_over_time((({seen}) > 0){long_ago}) >= {USUAL_COUNT_MIN}"
             f" and on (stream) sum by (stream) (increase({counted}[{silence}])) == 0"
             f" and on () sum({waiting}) == 0",
             "1m",
@@ -112,11 +131,12 @@ def _silences(about: About, stream: str, topic: str, fed: tuple[View, ...]) -> I
             f"Everything in {topic} is read, and nothing new comes: the producers are silent, or cannot reach Kafka."
             " The flow is well; values fall by time alone.",
             fed,
-            (many if severity == "page" else some,),
+            fires,
             (
                 Case({by_outcome: "0+7200x60", waiting: "0x60"}, "40m", interval="1m"),
                 Case({by_outcome: "0+1x20 20x40", waiting: "0x60"}, "40m", interval="1m"),  # seldom anything comes
                 Case({by_outcome: "0+7200x20 144000x40", waiting: "0x20 500x40"}, "40m", interval="1m"),  # not read
+                Case({by_outcome: "0+5000x2 10000x60", waiting: "0x60"}, "40m", interval="1m"),  # sent once
             ),
             {"topic": topic},
         )

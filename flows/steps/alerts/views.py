@@ -13,6 +13,8 @@ from freshet.schemas.view import View
 
 SMALL_CAUSES = (Cause.EXPIRED_TTL, Cause.CLOCK_SKEW, Cause.SCHEMA_DRIFT)
 """Findings that can wait until tomorrow: what is served is right, or will be by itself."""
+SKEW_KEPT = "5m"
+"""One finding is one page: as long as the validator may be away, or a check hold between two failures of one cause."""
 
 
 def of_view(about: About, view: View, place: Mapping[str, str]) -> list[Alert]:
@@ -21,9 +23,9 @@ def of_view(about: About, view: View, place: Mapping[str, str]) -> list[Alert]:
     made = [*_burns(about, view, place)]
     small = "|".join(SMALL_CAUSES)
 
-    def finding(cause: Cause, values: str, *also: str) -> Case:
+    def finding(cause: Cause, values: str, *also: str, at: str = "4m") -> Case:
         found = {f'freshet_validator_findings{{{of_view},cause="{cause}"}}': values}
-        return Case(found, "4m", {"feature_view": view.name, "cause": cause.value}, "2", also=also)
+        return Case(found, at, {"feature_view": view.name, "cause": cause.value}, "2", also=also)
 
     for severity, sign, own, other in (
         ("page", "!~", Cause.VALUE_MISMATCH, finding(Cause.CLOCK_SKEW, "2x20", "ticket")),
@@ -40,10 +42,11 @@ def of_view(about: About, view: View, place: Mapping[str, str]) -> list[Alert]:
                 "The validator has looked twice and has evidence: `freshet check` shows the rows of a look now, the"
                 " newest page of its Data Docs those of the finding. The runbook says by cause what to do.",
                 (view,),
-                (finding(own, "0x2 2x20"),),
-                (finding(own, "0x20"), finding(own, "2x3 0x20"), other),
+                (finding(own, "0x2 2x20"), finding(own, "2x8 0x3 2x10"), finding(own, "2x8 stale _x20")),
+                (finding(own, "0x20"), finding(own, "2x3 0x20"), other, finding(own, "2x8 0x40", at="9m")),
                 place,
                 "freshet-validation",
+                SKEW_KEPT,
             )
         )
     return made

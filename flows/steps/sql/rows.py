@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from freshet.flows.steps.sql.engine import BATCH_SECONDS_MAX, deadline, engine, explain
 from freshet.flows.steps.sql.parse import write
+from freshet.schemas.part import DECLARED
 from freshet.schemas.plan import ViewPlan
 
 _ARGUMENT = re.compile(r"_[apr]\d+")
@@ -91,11 +92,14 @@ class Finisher:
     """Computes one view's features from its window values. Holds a DuckDB of its own: one thread at a time."""
 
     def __init__(self, plan: ViewPlan) -> None:
-        self._row_schema = plan.view.row_schema
+        self._row_schema = plan.view.row_schema.with_metadata({DECLARED: plan.digest.encode()})
         self._prepared = _Prepared(engine(), "rows", plan.finish_sql)
 
     def finish(self, rows: pa.Table) -> pa.Table:
-        """Return rows of the view's `row_schema`, in the order of the windowed rows; what fails is NULL."""
+        """Return rows of the view's `row_schema`, in the order of the windowed rows; what fails is NULL.
+
+        The schema's metadata say what they were made by.
+        """
         return self._prepared.run(rows).cast(self._row_schema)
 
 

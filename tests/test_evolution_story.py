@@ -1,0 +1,251 @@
+"""A deployment on real parts changes while events flow and readers read: no reader's error, no wrong value, no lost event.
+
+After every step the final rows are what DuckDB makes by the declaration in force, both stores agree, and Feast reads both.
+"""
+
+import contextlib
+import json
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from stack import FRESHET, STREAM, Stack, check, prepared, until
+
+from freshet.flows.edges import feast
+from freshet.flows.edges.applied import AppliedFile
+from freshet.flows.edges.store_config import store_config
+from freshet.flows.live import Workspace
+from freshet.schemas.part import DECLARED
+
+pytestmark = pytest.mark.kafka
+
+USER = "user_edits_10m"
+
+
+@dataclass
+class Reader:
+    """Somebody who reads a feature of one entity all the time, and notes what is no answer."""
+
+    url: str
+    asked: dict[str, Any]
+    answers_count: int = 0
+    wrong: list[str] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        body = json.dumps(self.asked).encode()
+        while not self.stop.wait(0.01):
+            request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})  # loopback
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    found = json.loads(answer.read())
+            except OSError as error:
+                self.wrong.append(repr(error))
+                continue
+            self.answers_count += 1
+            if found["results"][-1]["values"] == [None]:
+                self.wrong.append(str(found))
+
+
+@contextlib.contextmanager
+def reading(url: str, asked: dict[str, Any]) -> Iterator[Reader]:
+    reader = Reader(url, asked)
+    thread = threading.Thread(target=reader.run)
+    thread.start()
+    try:
+        yield reader
+    finally:
+        reader.stop.set()
+        thread.join()
+
+
+@dataclass
+class Story:
+    stack: Stack
+
+    @property
+    def declared(self) -> Path:
+        return self.stack.workspace.project.root / "feature_repo" / "features.yaml"
+
+    def edit(self, old: str, new: str) -> None:
+        text = self.declared.read_text()
+        assert old in text, old
+        self.declared.write_text(text.replace(old, new))
+
+    def add(self, *definitions: dict[str, str]) -> None:
+        text = self.declared.read_text()
+        more = "".join("  - " + json.dumps(one) + "\n" for one in definitions)
+        self.declared.write_text(text.replace("featureDefinitions:\n", "featureDefinitions:\n" + more))
+
+    def apply(self, *words: str, code: int = 0) -> str:
+        """Apply as a process while events flow; every event that was sent by then is materialized after it."""
+        command = [*FRESHET, "apply", *words]
+        self.stack.produce(40)
+        done = subprocess.run(
+            command, env=self.stack.environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        self.stack.produce(40)
+        until(self.is_visible)
+        self.stack.workspace = Workspace.applied(self.stack.workspace.settings)
+        return done.stdout + done.stderr
+
+    def is_visible(self) -> bool:
+        """Say whether all events are committed, and the parts of the last commit can be seen."""
+        offline, ledger = self.stack.workspace.offline(), self.stack.ledger()
+        is_seen = all({*parts} <= {*offline.visible_parts(name)} for name, parts in ledger.parts.items())
+        return is_seen and self.stack.is_done() and self.stack.ledger() == ledger
+
+    def check(self) -> None:
+        """All is as DuckDB says; and Feast serves it, online and for trainers."""
+        workspace = self.stack.workspace
+        check(workspace, self.stack.sent_count)
+        config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)
+        store = feast.open_store(config)
+        for view in workspace.pipeline.views:
+            newest = workspace.offline().newest(view).to_pylist()[:20]
+            keys = [tuple(row[name] for name in view.entity_names) for row in newest]
+            asked = pd.DataFrame([dict(zip(view.entity_names, key, strict=True)) for key in keys])
+            history = feast.read_history(
+                store, view, asked.assign(event_timestamp=[row["event_timestamp"] for row in newest])
+            )
+            assert len(history) == len(newest)
+            for key, row in zip(keys, newest, strict=True):
+                line = history[(history[list(view.entity_names)] == list(key)).all(axis=1)].iloc[0]
+                for feature in view.features:
+                    assert (
+                        pd.isna(line[feature.name])
+                        if row[feature.name] is None
+                        else line[feature.name] == row[feature.name]
+                    )
+
+    def stamps(self, view: str) -> set[bytes]:
+        """Return by what the rows of a view's current folder were made."""
+        folder = self.stack.workspace.offline().path(view)
+        parts = [pq.ParquetFile(part) for part in folder.glob("part-*.parquet")]
+        return {(part.schema_arrow.metadata or {})[DECLARED] for part in parts if part.metadata.num_rows}
+
+
+@pytest.fixture
+def story(real_kafka: str, valkey_url: str, tmp_path: Path) -> Iterator[Story]:
+    stack = prepared(real_kafka, valkey_url, tmp_path)
+    try:
+        yield Story(stack)
+    finally:
+        stack.close()
+
+
+def test_a_deployment_changes_while_events_flow_and_readers_read(story: Story, server_port: int) -> None:
+    stack = story.stack
+    url = f"http://127.0.0.1:{server_port}/get-online-features"
+    flow = stack.start()
+    server = stack.spawn([*FRESHET, "run", "server"], FRESHET_SERVER_ADDRESS=f"127.0.0.1:{server_port}")
+    stack.produce(600)
+    until(story.is_visible)
+    view = stack.workspace.pipeline.plan("wiki_edits_by_user").view
+    user = stack.workspace.offline().newest(view).to_pylist()[0]["user"]
+    asked = {"features": [f"{view.name}:{USER}"], "entities": {"user": [user]}}
+
+    with reading(url, asked) as reader:
+        until(lambda: reader.answers_count > 5)
+        reader.wrong.clear()  # before the server listened
+
+        window = (
+            "OVER (PARTITION BY user ORDER BY event_timestamp RANGE BETWEEN INTERVAL '{}' PRECEDING AND CURRENT ROW)"
+        )
+        story.add(
+            {
+                "name": "user_added_5m",
+                "dtype": "int64",
+                "source": STREAM,
+                "transformation": f"sum(added) {window.format('5 minutes')}",
+            }
+        )
+        told = story.apply()
+        assert "of wiki_edits_by_user from the archived events" in told
+        story.check()
+
+        story.edit("INTERVAL '5 minutes'", "INTERVAL '20 minutes'")
+        story.apply()
+        story.check()
+
+        story.edit("user_added_5m", "user_added_20m")
+        story.apply()
+        story.check()
+
+        story.edit('"user_added_20m", "dtype": "int64"', '"user_added_20m", "dtype": "float64"')
+        told = story.apply(code=2)
+        assert 'feature "user_added_20m" would change its type in place, from int64; got float64' in told
+        assert "wiki_edits_by_user_v2" in told
+        story.edit(
+            '"user_added_20m", "dtype": "float64"',
+            '"user_added_20m", "view": "wiki_edits_by_user_v2", "dtype": "float64"',
+        )
+        story.apply()
+        assert "wiki_edits_by_user_v2" in {each.name for each in stack.workspace.pipeline.views}
+        story.check()
+
+        lines = [line for line in story.declared.read_text().splitlines() if "user_added_20m" not in line]
+        story.declared.write_text("\n".join(lines) + "\n")
+        story.apply("--again")
+        assert "wiki_edits_by_user_v2" not in {each.name for each in stack.workspace.pipeline.views}
+        story.check()
+
+    assert reader.answers_count > 50
+    assert not reader.wrong, (reader.wrong[0], len(reader.wrong))
+    stack.stop(flow)
+    stack.stop(server)
+
+
+def test_rows_name_what_they_were_made_by_and_it_can_be_read(story: Story) -> None:
+    stack, view = story.stack, "wiki_edits_by_user"
+    stack.produce(300)
+    stack.done()
+    before = stack.workspace.pipeline.plan(view).digest
+    assert story.stamps(view) == {before.encode()}
+    middle = stack.workspace.offline().final(stack.workspace.pipeline.plan(view).view)["event_timestamp"].to_pylist()
+    since = sorted(middle)[len(middle) // 2]
+
+    story.edit("name: user_edits_10m", "name: user_edits_of_10m")
+    command = [*FRESHET, "apply", "--from", since.isoformat()]
+    done = subprocess.run(command, env=stack.environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    stack.workspace = Workspace.applied(stack.workspace.settings)
+    after = stack.workspace.pipeline.plan(view).digest
+    files = AppliedFile(stack.workspace.offline_root)
+    applied = files.read()
+    assert applied is not None
+    kept = [files.declared(one) for one in (*applied.earlier, applied.declared.id)]
+    assert story.stamps(view) == {before.encode(), after.encode()}
+    assert {one.views[view].digest for one in kept if one is not None} == {before, after}
+
+
+def test_a_declaration_that_another_one_has_followed_is_refused(story: Story) -> None:
+    old = story.declared.read_text()
+    story.edit("name: user_edits_10m", "name: user_edits_of_10m")
+    command = [*FRESHET, "apply"]
+    subprocess.run(command, env=story.stack.environment, capture_output=True, timeout=300, check=True)
+    story.declared.write_text(old)
+
+    done = subprocess.run(
+        command, env=story.stack.environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+    assert done.returncode == 2
+    assert "was in force already, and another one has followed it" in done.stderr
+    assert replace(story.stack.workspace).in_force() is not None
+
+
+@pytest.fixture
+def server_port() -> int:
+    from stack import free_ports  # noqa: PLC0415
+
+    return free_ports(1)[0]
