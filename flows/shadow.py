@@ -18,7 +18,7 @@ from freshet.flows.materializer import archive_name
 from freshet.flows.steps.changes import Change, Kind, Needs
 from freshet.flows.steps.estimates import Load, ViewEstimate, estimate
 from freshet.flows.steps.fold import ShardFold, ShardInput
-from freshet.flows.steps.shadow import Differences, differences, since_us
+from freshet.flows.steps.shadow import Differences, differences
 from freshet.flows.steps.shards import hashes, split
 from freshet.flows.steps.sql import Failure, Finisher, Projector
 from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract
@@ -37,8 +37,7 @@ Events = Mapping[str, pa.Table]
 class Cost:
     """What one declaration of a view takes: CPU of one process for the events that were taken, rows, state.
 
-    `failed_count` of the events would be rejected, since a row-level expression fails on them; `failure` says how the
-    first one does.
+    A row-level expression fails on `failed_count` of the events, which are left out; `failure` says how, on the first.
     """
 
     cpu_s: float
@@ -107,8 +106,8 @@ class Shadow:
             return None
         end_us = max(newest)
         start_us = end_us - self.length_us
-        bounds = [since_us(plan, start_us) for plan in plans]
-        oldest_us = None if None in bounds else min(bound for bound in bounds if bound is not None)
+        lookbacks = [plan.lookback_us for plan in plans]
+        oldest_us = None if None in lookbacks else start_us - max(filter(None, lookbacks), default=0)
         events, share = self._events(streams, new.view, oldest_us, sampled=all(map(is_able, plans)))
         times = [table.column(EVENT_TIME).cast(pa.int64()) for table in events.values()]
         span = _Span(start_us, end_us, sum(int(pc.sum(pc.greater_equal(one, start_us)).as_py() or 0) for one in times))

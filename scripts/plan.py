@@ -214,9 +214,12 @@ def _print(planned: Deployment, workspace: Workspace, words: argparse.Namespace,
 def _in_force(workspace: Workspace) -> tuple[Workspace | None, Compiled | None]:
     """Return what was applied last, as it is read today, with the digests of then; raises `Refused`, `Unavailable`."""
     found, old = AppliedFile(workspace.offline_root).read(), workspace.in_force()
-    if found is None or old is None:
+    if old is None:
         return None, None
-    return old, Compiled(old.source.declaration, old.pipeline, found.declared.views)
+    is_same = found is not None and found.declared.text == old.declared.text  # else a change of it is under way
+    views = found.declared.views if found is not None and is_same else {}
+    digests = {name: view.digest for name, view in views.items()}
+    return old, Compiled(old.source.declaration, old.pipeline, digests)
 
 
 def _print_changes(planned: Deployment, workspace: Workspace) -> tuple[Workspace | None, tuple[Change, ...]]:
@@ -288,7 +291,7 @@ def _shadow_lines(pipeline: Pipeline, name: str, found: Shadowed | None) -> Iter
     yield f"  new:      {_cost(found.after)}"
     if found.after.failed_count:
         count, why = f"{found.after.failed_count:,}", plain(found.after.failure, 200)
-        yield f"  warning: {count} of the events that it read would be rejected, the first by {why}"
+        yield f"  warning: it fails on {count} of the events, the first by {why}. `freshet apply` refuses that"
 
 
 def _feature_lines(one: Differing) -> Iterator[str]:

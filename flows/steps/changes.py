@@ -202,7 +202,7 @@ def _of_view(before: Compiled, after: Compiled, old: ViewPlan, new: ViewPlan) ->
     """Return what differs in a view that both have."""
     view = new.view.name
     found: list[Change] = []
-    if _entity(old) != _entity(new):
+    if dict(_entity(old)) != dict(_entity(new)):
         hint = f"add the definitions once more, under new names, with `view: {_next_version(view, after)}`"
         texts = (_entity_words(old), _entity_words(new))
         found.append(_change(Kind.ENTITY, view, None, *texts, f"{hint}; let readers move, then drop the old"))
@@ -376,13 +376,16 @@ _HISTORY: Mapping[Kind, str] = {
 }
 _EFFECTS: Mapping[Kind, Effects] = {
     **{kind: Effects(_ANEW, _ROWS, _WRITTEN, readers) for kind, readers in _HISTORY.items()},
+    Kind.REMOVED: Effects(
+        _ANEW, _ROWS, f"{_WRITTEN}, and its field is deleted", _HISTORY[Kind.REMOVED],
+    ),
     Kind.VIEW_ADDED: Effects(
         "is made from the event archive", "its rows are made from the archived events", "is filled at the hand-over",
         "find it from the hand-over on",
     ),
     Kind.VIEW_REMOVED: Effects(
-        "is dropped", "its parts stay where they are, and are added to no more",
-        "its values are written no more; with a ttl they expire",
+        "is dropped", "its folder stays where it is, and is added to no more",
+        "its values are deleted once those who read could hear of it",
         "are told that it is not known, by Feast as by the server",
     ),
     Kind.TYPE: Effects(_REFUSED, _REFUSED, _REFUSED, "would get values that they cannot decode"),

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.schemas.event import EVENT_TIME
-from freshet.schemas.plan import ViewPlan
 
 EXAMPLES_MAX = 3
 _OLD, _NEW = "_old", "_new"
@@ -59,16 +58,6 @@ class Differences:
     gone_count: int
     come_count: int
     features: tuple[Differing, ...]
-
-
-def since_us(plan: ViewPlan, start_us: int) -> int | None:
-    """Return from when on events matter to a view's rows from an instant on, in µs; None for from the beginning.
-
-    A tick's row depends on the events in its reach, but that there is one, on an event that left up to an interval ago.
-    """
-    if plan.reach_us is None:
-        return None
-    return start_us - plan.reach_us - max((frame.decay_us or 0 for frame in plan.ranges), default=0)
 
 
 def differences(entity: Sequence[str], old: pa.Table, new: pa.Table, names: Mapping[str, str]) -> Differences:
