@@ -598,6 +598,8 @@ class Materializer:
     def serve(self) -> Server:
         """Answer Prometheus and health checks, and watch, beside the flow."""
         settings, place = self.workspace.settings, self.live.settings.place
+        if self.live.settings.leads:
+            LOG.info("%s", self.workspace.status())
         address = settings.metrics_address or settings_.MATERIALIZER_ADDRESS
         server = Server(
             settings_.place_of(address, place.process), self.metrics.registry, self.live.health, self.live.unready

@@ -77,7 +77,9 @@ class StatusReader:
         self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
         letters = self._asked_of_kafka(self._dead_letters) or {}
         ledger = LedgerFile(self.workspace.offline_root)
-        found = self._asked("offline store", str(self.workspace.offline_root), ledger.read)
+        found, declaration = self._asked(
+            "offline store", str(self.workspace.offline_root), lambda: (ledger.read(), self.workspace.status())
+        ) or (None, None)
         written_at_s = None if found is None else ledger.written_at_s()
         streams = [
             self._stream(name, now, ages_s, letters.get(contract.stream.topic))
@@ -102,6 +104,7 @@ class StatusReader:
             epoch=None if found is None else found.epoch,
             rejects=_whole(by_label(now.samples, "freshet_rejects_total", "reason")) if now.samples else None,
             validated_age_s=validated_age_s,
+            declaration=declaration,
         )
 
     def _seen(self) -> _Look:

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 
+from freshet.flows.following import Following
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.status import StatusReader
@@ -36,8 +37,10 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     """Look once, or again and again."""
     if not words.every > 0:
         raise wrong_use("--every", f"is {words.every}", "write a number of seconds above 0")
-    reader = StatusReader(Workspace.applied(settings))
+    workspace = Workspace.applied(settings)
+    reader, following = StatusReader(workspace), Following(workspace, StatusReader)
     while True:
+        reader = following.look() or reader
         report = reader.look()
         if words.json:
             print(json.dumps(as_json(report), indent=None if words.watch else 2, allow_nan=False), flush=True)

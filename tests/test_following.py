@@ -187,3 +187,16 @@ def test_another_online_store_is_read_from_once_it_is_declared(broker: Broker, s
     finally:
         stack.close()
         other.stop()
+
+
+def test_a_materializer_says_once_when_it_starts_what_is_in_force_and_that_an_edit_was_not_applied(
+    stack: Stack,
+) -> None:
+    edited(stack, changed)
+
+    stack.done()
+
+    said = [line for line in stack.log.read_text().splitlines() if "in force since" in line]
+    assert len(said) == 1
+    assert stack.workspace.declared.id in said[0]
+    assert said[0].endswith("; feature_repo/features.yaml edited, not applied: `freshet plan`")

@@ -14,12 +14,14 @@ from stack import free_pair, free_ports
 from freshet.flows import settings as settings_
 from freshet.flows import status
 from freshet.flows.edges import kafka
+from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.metrics import Metrics, Server, ValidatorMetrics
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.status import StatusReader
 from freshet.flows.steps.status import Part, Report, ViewStatus, as_json, screen
+from freshet.schemas.applied import Applied
 from freshet.schemas.rejects import dead_letter_topic
 
 NOBODY = "127.0.0.1:1"
@@ -29,7 +31,7 @@ OTHERS = ["kafka", "online store", "offline store", "materializer", "validator"]
 def looked(project: Path, **changes: str | None) -> Report:
     places = dict.fromkeys(("brokers", "materializer_address", "validator_address"), NOBODY)
     settings = Settings(project=project, online_store=f"redis://{NOBODY}/0", **{**places, **changes})  # type: ignore[arg-type]
-    return StatusReader(Workspace.open(settings)).look()
+    return StatusReader(Workspace.applied(settings)).look()
 
 
 def names(report: Report) -> list[str]:
@@ -185,3 +187,19 @@ def test_each_process_of_the_materializer_is_asked_and_no_validator_where_there_
     finally:
         for server in servers:
             server.close()
+
+
+def test_an_edit_of_the_declaration_that_was_not_applied_is_said(project: Path) -> None:
+    written = Workspace.open(Settings(project=project)).declared
+    assert f"declaration {written.id} as it is written; none was applied yet" in screen(looked(project))
+
+    AppliedFile(project / "data" / "offline").write(Applied(declared=written, since_us=1_772_366_400_000_000))
+    assert f"declaration {written.id} in force since 2026-03-01T12:00:00+00:00\n" in screen(looked(project))
+
+    path = project / "feature_repo" / "features.yaml"
+    path.write_text(path.read_text() + "# for a colleague\n")
+    report = looked(project)
+
+    assert report.declaration is not None
+    assert (report.declaration.id, report.declaration.is_edited) == (written.id, True)
+    assert "; feature_repo/features.yaml edited, not applied: `freshet plan`" in screen(report)

@@ -12,6 +12,7 @@ from typing import Any
 from freshet.flows.steps.burrow import Status
 from freshet.flows.steps.freshness import State
 from freshet.flows.steps.lag import Lag
+from freshet.schemas.applied import DeclarationStatus
 
 _WORST = (Status.STOP, Status.STALL, Status.REWIND, Status.WARN, Status.OK)
 _STOPPED = frozenset({Status.STOP, Status.STALL})
@@ -125,7 +126,10 @@ class ViewStatus:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it, at one instant. `rejects` are those since the materializer started, by reason, none left out."""
+    """All of it, at one instant. `rejects` are those since the materializer started, by reason, none left out.
+
+    `declaration` is None where the offline store, which has it, cannot be read.
+    """
 
     project: str
     at: datetime
@@ -137,6 +141,7 @@ class Report:
     epoch: int | None = None
     rejects: Mapping[str, int] | None = None
     validated_age_s: float | None = None
+    declaration: DeclarationStatus | None = None
 
     def silent_at(self, name: str) -> str:
         """Return where a part is that does not answer; nothing if it does."""
@@ -207,6 +212,7 @@ def as_json(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = _finite(
         {
             "project": report.project,
+            "declaration": None if report.declaration is None else report.declaration.model_dump(mode="json"),
             "at": report.at.astimezone(UTC).isoformat(timespec="milliseconds"),
             "is_down": report.is_down,
             "is_unwell": report.is_unwell,
@@ -242,7 +248,8 @@ def screen(report: Report) -> str:
         [(part.name, part.word, part.trouble or part.complaint or part.where) for part in report.parts],
         left=3,
     )
-    lines += ["", f"{_durable(report)}; {_validated(report)}; rejects {_counts(report.rejects)}", ""]
+    lines += ["", *([] if report.declaration is None else [str(report.declaration)])]
+    lines += [f"{_durable(report)}; {_validated(report)}; rejects {_counts(report.rejects)}", ""]
     lines += _table(
         (
             "stream",

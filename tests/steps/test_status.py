@@ -13,6 +13,7 @@ from freshet.flows.steps.burrow import Status
 from freshet.flows.steps.freshness import State
 from freshet.flows.steps.lag import Lag
 from freshet.flows.steps.status import Part, Report, StreamStatus, ViewStatus, as_json, screen, state_of
+from freshet.schemas.applied import DeclarationStatus
 from freshet.scripts.status import exit_code
 
 TARGET_S = 2.0
@@ -183,3 +184,43 @@ def test_the_json_has_all_of_it_and_is_json_whatever_is_infinite_or_unknown() ->
     assert [part["status"] for part in one["partitions"]] == ["OK", "WARN"]
     assert (found["at"], found["is_down"], found["is_unwell"]) == ("2026-01-02T03:04:05.000+00:00", False, False)
     assert found["views"][0]["state"] == "fresh"
+
+
+DECLARED = DeclarationStatus(
+    id="d40cdb3e5e09", place="feature_repo/features.yaml", is_applied=True, since=datetime(2026, 1, 2, 3, tzinfo=UTC)
+)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "expected"),
+    [
+        (DECLARED, "declaration d40cdb3e5e09 in force since 2026-01-02T03:00:00+00:00\ndurable"),
+        (
+            DECLARED.model_copy(update={"is_edited": True}),
+            "since 2026-01-02T03:00:00+00:00; feature_repo/features.yaml edited, not applied: `freshet plan`\ndurable",
+        ),
+        (
+            DeclarationStatus(id="d40cdb3e5e09", place="feature_repo/features.yaml"),
+            "declaration d40cdb3e5e09 as it is written; none was applied yet\ndurable",
+        ),
+        (None, "\n\ndurable"),
+    ],
+    ids=["in force", "edited since", "never applied", "unknown"],
+)
+def test_which_declaration_is_in_force_is_said_and_whether_its_file_says_another_one(
+    declaration: DeclarationStatus | None, expected: str
+) -> None:
+    assert expected in screen(report(declaration=declaration))
+
+
+def test_which_declaration_is_in_force_is_in_the_json() -> None:
+    told = json.loads(json.dumps(as_json(report(declaration=DECLARED))))["declaration"]
+
+    assert told == {
+        "id": "d40cdb3e5e09",
+        "place": "feature_repo/features.yaml",
+        "is_applied": True,
+        "since": "2026-01-02T03:00:00Z",
+        "is_edited": False,
+    }
+    assert as_json(report())["declaration"] is None
