@@ -1,27 +1,39 @@
 """Read the declaration and print the deployment it becomes; with --json exactly as the user's output schema has it.
 
+Then, what it changes of what is in force, and what each change does to state, stores and readers. With --shadow old and
+new declaration are run over the last of the archived events, and what would differ is printed, feature by feature.
 State, parquet and Redis are estimated for the load that --rate and --entities say, or that the event archive shows, or
 that the declared offlineVolume has room for.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from freshet.flows.edges.applied import AppliedFile
+from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
 from freshet.flows.materializer import archive_name
 from freshet.flows.settings import Settings
+from freshet.flows.shadow import Cost, Shadow, Shadowed
+from freshet.flows.steps.archived import ArchiveForm
+from freshet.flows.steps.changes import Change, Compiled, changes_between, screen
 from freshet.flows.steps.deployment import deployment
 from freshet.flows.steps.estimates import Load, allowed_load, estimate
+from freshet.flows.steps.explain import instant, plain, spell
+from freshet.flows.steps.shadow import Differing
 from freshet.schemas import units
 from freshet.schemas.deployment import Deployment
+from freshet.schemas.errors import Refused
 from freshet.schemas.event import EVENT_TIME
-from freshet.schemas.plan import ViewPlan
+from freshet.schemas.plan import Pipeline, ViewPlan
+from freshet.schemas.units import count_us
 from freshet.scripts.cli import wrong_use
 
 _ENTITIES_COUNT = 1_000_000
@@ -35,6 +47,11 @@ def arguments(words: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--state-budget", default="4GB", metavar="SIZE", help="warn of a view that may need more state (4GB)"
     )
+    words.add_argument(
+        "--shadow",
+        metavar="TIME",
+        help="run what is in force and what is written over the archived events of so long, as 10m, and compare",
+    )
 
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
@@ -46,13 +63,29 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         budget = units.volume(words.state_budget).bytes_count
     except ValueError:
         raise wrong_use("--state-budget", f"is {words.state_budget}", "write a size such as 4GB") from None
+    length_us = _length_us(words)
     workspace = Workspace.open(settings)
     planned = planned_deployment(workspace)
     if words.json:
         print(planned.model_dump_json(indent=2))
         return 0
     _print(planned, workspace, words, budget)
+    old, changes = _print_changes(planned, workspace)
+    if length_us is not None:
+        _print_shadow(workspace, old, changes, length_us)
     return 0
+
+
+def _length_us(words: argparse.Namespace) -> int | None:
+    """Return over how much of the archive --shadow looks, None if it is not asked for."""
+    if words.shadow is None:
+        return None
+    if words.json:
+        raise wrong_use("--shadow", "is given with --json, which prints the deployment alone", "leave one of them out")
+    try:
+        return count_us(units.duration(words.shadow))
+    except ValueError as error:
+        raise wrong_use("--shadow", f"is {words.shadow}", f"write {error}") from None
 
 
 def planned_deployment(workspace: Workspace) -> Deployment:
@@ -173,7 +206,106 @@ def _print(planned: Deployment, workspace: Workspace, words: argparse.Namespace,
         print("  warning: that is more parquet than declared. Hint: a longer `decay:` makes fewer rows")
     checks, alerts = planned.monitoringConfig.consistencyChecks, planned.monitoringConfig.freshnessAlerts
     print(f"  {len(checks)} consistency checks, {len(alerts)} alert rules")
-    differences = changes(planned.model_dump(mode="json"), applied_deployment(workspace))
-    print("to apply:" if differences else "nothing to apply: this is what was applied last")
-    for line in differences:
+
+
+# What would change
+
+
+def _in_force(workspace: Workspace) -> tuple[Workspace | None, Compiled | None]:
+    """Return what was applied last, as it is read today, with the digests of then; raises `Refused`, `Unavailable`."""
+    found, old = AppliedFile(workspace.offline_root).read(), workspace.in_force()
+    if old is None:
+        return None, None
+    is_same = found is not None and found.declared.text == old.declared.text  # else a change of it is under way
+    views = found.declared.views if found is not None and is_same else {}
+    digests = {name: view.digest for name, view in views.items()}
+    return old, Compiled(old.source.declaration, old.pipeline, digests)
+
+
+def _print_changes(planned: Deployment, workspace: Workspace) -> tuple[Workspace | None, tuple[Change, ...]]:
+    """Print what applying would change; returns what is in force, and the changes of it."""
+    topics = [
+        line for line in changes(planned.model_dump(mode="json"), applied_deployment(workspace)) if " topic " in line
+    ]
+    try:
+        old, before = _in_force(workspace)
+    except Refused as error:
+        print("to apply: what is in force cannot be compared, since it is read no more:")
+        for problem in error.problems:
+            print(f"  {problem}")
+        return None, ()
+    found = changes_between(before, Compiled(workspace.source.declaration, workspace.pipeline))
+    lines = [*topics, *screen(found)]
+    if not lines and old is not None and old.declared.text != workspace.declared.text:
+        lines = ["the declaration's text alone: no view and no target changes"]
+    print("to apply:" if lines else "nothing to apply: this is what was applied last")
+    for line in lines:
         print(f"  {line}")
+    return old, found
+
+
+def _print_shadow(workspace: Workspace, old: Workspace | None, changes: tuple[Change, ...], length_us: int) -> None:
+    """Print how values would differ, view by view, and what old and new cost."""
+    print(f"shadow of the last {units.spell(units.microseconds(length_us))} of archived events:")
+    if old is None:
+        print("  nothing is in force to compare with. Hint: `freshet apply` puts the declaration in force")
+        return
+    contracts = {**old.contracts, **workspace.contracts}
+    forms = {archive_name(stream): ArchiveForm(contract) for stream, contract in contracts.items()}
+    archive = OfflineStore(workspace.offline_root, forms)
+    shadow = Shadow(old.pipeline, workspace.pipeline, contracts, archive, length_us)
+    views = 0
+    for name, found in shadow.look(changes):
+        views += 1
+        for line in _shadow_lines(workspace.pipeline, name, found):
+            print(f"  {line}")
+    if not views:
+        print("  no view would have other rows")
+
+
+def _shadow_lines(pipeline: Pipeline, name: str, found: Shadowed | None) -> Iterator[str]:
+    if found is None:
+        yield f"feature view {name}: none of its events is archived yet"
+        return
+    span = f"{spell(instant(found.start_us))} to {spell(instant(found.end_us))}"
+    of = f", of one of {found.share} entities" if found.share > 1 else ""
+    yield f"feature view {name}: {found.events_count:,} events from {span}{of}"
+    if found.oldest_us is not None:
+        yield f"  values of all of the past count from the oldest archived event, of {spell(instant(found.oldest_us))}"
+    if found.differences is not None:
+        made = found.differences
+        yield f"  {made.rows_count:,} rows compared, {made.gone_count:,} in force alone, {made.come_count:,} new"
+        for one in made.features:
+            if one.differing_count:
+                yield from _feature_lines(one)
+        same = [one.feature for one in made.features if not one.differing_count]
+        if same:
+            yield f"  the same in every row: {', '.join(same)}"
+    elif found.before is not None:
+        yield "  not compared: its entity is another one"
+    else:
+        features = ", ".join(feature.name for feature in pipeline.plan(name).view.features)
+        yield f"  new, so there is nothing to compare: {features}"
+    if found.before is not None:
+        yield f"  in force: {_cost(found.before)}"
+    yield f"  new:      {_cost(found.after)}"
+    if found.after.failed_count:
+        count, why = f"{found.after.failed_count:,}", plain(found.after.failure, 200)
+        yield f"  warning: it fails on {count} of the events, the first by {why}. `freshet apply` refuses that"
+
+
+def _feature_lines(one: Differing) -> Iterator[str]:
+    was = f" (was {one.was})" if one.was != one.feature else ""
+    far = "" if one.median is None else f", by {one.median:.6g} in the median and {one.largest:.6g} at most"
+    nulls = f", {one.nulls_count:,} became NULL" if one.nulls_count else ""
+    yield f"  {one.feature}{was}: {one.differing_count:,} differ ({one.share:.1%}){far}{nulls}"
+    for example in one.examples:
+        entity = ", ".join(f"{name}={plain(value)}" for name, value in example.entity.items())
+        yield f"    {entity} at {spell(example.at)}: {plain(example.before)}, would be {plain(example.after)}"
+
+
+def _cost(cost: Cost) -> str:
+    made = cost.estimate
+    elements = max((window.elements_count for window in made.windows), default=0)
+    state = f"about {elements:,} elements of state ({size(made.state_bytes)})"
+    return f"{cost.cpu_s:.2f} s of CPU, {cost.rows_per_event:.2f} rows an event, {state}"

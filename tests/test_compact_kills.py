@@ -6,7 +6,9 @@ a few times, `scripts/soak` as often as it is told. The seed decides when; what 
 
 import os
 import random
+import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -23,12 +25,17 @@ from test_kills import Sender
 from freshet.flows.edges import feast
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
+from freshet.schemas.finding import Cause
 from freshet.schemas.view import View
 
 pytestmark = pytest.mark.kafka
 
 KILLS = 6 * int(os.environ.get("FRESHET_SOAK", "1"))
 Key = tuple[object, ...]
+SEEN_OFFLINE = (
+    Cause.LOST_OFFLINE_WRITE, Cause.DUPLICATE_OFFLINE, Cause.PARTIAL_BATCH, Cause.SCHEMA_DRIFT, Cause.VALUE_MISMATCH,
+)  # fmt: skip
+"""What a validator would find that takes a compaction for a loss."""
 
 
 @dataclass(eq=False)
@@ -119,6 +126,7 @@ def test_compactions_that_are_killed_cost_no_reader_a_row_and_the_next_one_compl
     readers = [Reader(stack.workspace, view), Trainer(stack.workspace, view)]
     for reader in readers:
         reader.start()
+    validator = stack.spawn([*FRESHET, "run", "validator"], FRESHET_ROUND="1s", FRESHET_LAG_EXPORT="off")
     for number in range(KILLS):
         killed = stack.spawn([*FRESHET, "compact", "--target", "40kB"])
         time.sleep(chance.uniform(1.0, 6.0))
@@ -138,11 +146,16 @@ def test_compactions_that_are_killed_cost_no_reader_a_row_and_the_next_one_compl
     sender.ends.set()
     sender.join(LIMIT_S)
     stack.stop(running)
+    stack.stop(validator)
     stack.done()
     compacted(stack, "--versions", "final", "--grace", "1us", "--wait")
+    checked = subprocess.run([*FRESHET, "check"], env=stack.environment, capture_output=True, text=True, check=False)
 
     assert [reader.wrong for reader in readers] == [[], []]
     assert len(readers[0].paths) > 1
+    found = re.findall("|".join(SEEN_OFFLINE), stack.log.read_text(errors="replace"))
+    assert found == []
+    assert checked.returncode == 0, checked.stdout
     folders = [path.name for path in stack.workspace.offline_root.iterdir() if path.name.startswith(view.name)]
     assert len(folders) == 1
     check(stack.workspace, sender.sent_count)

@@ -109,22 +109,6 @@ def test_a_validator_that_does_not_answer_is_not_said_never_to_have_validated(pr
     assert f"last validation unknown: no answer from the validator at {NOBODY};" in shown
 
 
-def test_an_edit_of_the_declaration_that_was_not_applied_is_said(project: Path) -> None:
-    written = Workspace.open(Settings(project=project)).declared
-    assert f"declaration {written.id} as it is written; none was applied yet" in screen(looked(project))
-
-    AppliedFile(project / "data" / "offline").write(Applied(declared=written, since_us=1_772_366_400_000_000))
-    assert f"declaration {written.id} in force since 2026-03-01T12:00:00+00:00\n" in screen(looked(project))
-
-    path = project / "feature_repo" / "features.yaml"
-    path.write_text(path.read_text() + "# for a colleague\n")
-    report = looked(project)
-
-    assert report.declaration is not None
-    assert (report.declaration.id, report.declaration.is_edited) == (written.id, True)
-    assert "; feature_repo/features.yaml edited, not applied: `freshet plan`" in screen(report)
-
-
 def test_a_validator_whose_rounds_fail_is_said_to_with_the_reason_and_since_when(project: Path) -> None:
     metrics = ValidatorMetrics((), {})
     said = ["by_user: Redis at r:1 cannot be used"]
@@ -203,3 +187,19 @@ def test_each_process_of_the_materializer_is_asked_and_no_validator_where_there_
     finally:
         for server in servers:
             server.close()
+
+
+def test_an_edit_of_the_declaration_that_was_not_applied_is_said(project: Path) -> None:
+    written = Workspace.open(Settings(project=project)).declared
+    assert f"declaration {written.id} as it is written; none was applied yet" in screen(looked(project))
+
+    AppliedFile(project / "data" / "offline").write(Applied(declared=written, since_us=1_772_366_400_000_000))
+    assert f"declaration {written.id} in force since 2026-03-01T12:00:00+00:00\n" in screen(looked(project))
+
+    path = project / "feature_repo" / "features.yaml"
+    path.write_text(path.read_text() + "# for a colleague\n")
+    report = looked(project)
+
+    assert report.declaration is not None
+    assert (report.declaration.id, report.declaration.is_edited) == (written.id, True)
+    assert "; feature_repo/features.yaml edited, not applied: `freshet plan`" in screen(report)

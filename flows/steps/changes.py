@@ -174,6 +174,27 @@ def said(change: Change) -> str:
     return f"~ {name}{change.kind}, from {change.before or 'none'} to {change.after or 'none'}"
 
 
+def screen(changes: Sequence[Change]) -> list[str]:
+    """Return changes as a person reads them: view by view, what differs, what it asks for, and what it does."""
+    lines: list[str] = []
+    for view in dict.fromkeys(change.view for change in changes):
+        own = [change for change in changes if change.view == view]
+        lines.append("the project" if view is None else f"feature view {view}")
+        for change in own:
+            lines.append(f"  {said(change)}")
+            lines += [f"    Hint: {change.hint}"] if change.hint else []
+        needs = max((change.needs for change in own), key=[*Needs].index)
+        lines.append(f"  {_NEEDS_WORDS[needs]}")
+        shown = [change.effects for change in own if change.needs is needs or needs is not Needs.NEW_VIEW]
+        for part, name in (("state", "state"), ("offline", "offline store"), ("online", "online store")):
+            told = dict.fromkeys(getattr(effects, part) for effects in shown)
+            lines.append(f"    {name}: {'; '.join(text for text in told if text != _STAYS or len(told) == 1)}")
+        for text in dict.fromkeys(effects.readers for effects in shown):
+            names = [one.feature for one in own if one.effects.readers == text and one.feature]
+            lines.append(f"    readers{f' of {listed(names)}' if names else ''}: {text}")
+    return lines
+
+
 # Views
 
 
@@ -181,7 +202,7 @@ def _of_view(before: Compiled, after: Compiled, old: ViewPlan, new: ViewPlan) ->
     """Return what differs in a view that both have."""
     view = new.view.name
     found: list[Change] = []
-    if _entity(old) != _entity(new):
+    if dict(_entity(old)) != dict(_entity(new)):
         hint = f"add the definitions once more, under new names, with `view: {_next_version(view, after)}`"
         texts = (_entity_words(old), _entity_words(new))
         found.append(_change(Kind.ENTITY, view, None, *texts, f"{hint}; let readers move, then drop the old"))
@@ -327,6 +348,11 @@ def _of_project(before: Declaration, after: Declaration) -> Iterator[Change]:
 
 
 _VERSIONED = re.compile(r"(.+)_v(\d+)")
+_NEEDS_WORDS: Mapping[Needs, str] = {
+    Needs.NOTHING: "in place, at once",
+    Needs.HISTORY: "safe in place: the view is made anew from the event archive, and handed over at one commit",
+    Needs.NEW_VIEW: "refused in place: needs a new version of the view",
+}
 _ANEW = "is made anew from the event archive, beside the one at work, which goes on until the hand-over"
 _ROWS = "its rows are made anew from the archived events; older ones keep what means the same, and have NULL else"
 _OTHER = "a model that learnt the old ones has not seen such"
@@ -350,13 +376,16 @@ _HISTORY: Mapping[Kind, str] = {
 }
 _EFFECTS: Mapping[Kind, Effects] = {
     **{kind: Effects(_ANEW, _ROWS, _WRITTEN, readers) for kind, readers in _HISTORY.items()},
+    Kind.REMOVED: Effects(
+        _ANEW, _ROWS, f"{_WRITTEN}, and its field is deleted", _HISTORY[Kind.REMOVED],
+    ),
     Kind.VIEW_ADDED: Effects(
         "is made from the event archive", "its rows are made from the archived events", "is filled at the hand-over",
         "find it from the hand-over on",
     ),
     Kind.VIEW_REMOVED: Effects(
-        "is dropped", "its parts stay where they are, and are added to no more",
-        "its values are written no more; with a ttl they expire",
+        "is dropped", "its folder stays where it is, and is added to no more",
+        "its values are deleted once those who read could hear of it",
         "are told that it is not known, by Feast as by the server",
     ),
     Kind.TYPE: Effects(_REFUSED, _REFUSED, _REFUSED, "would get values that they cannot decode"),

@@ -340,7 +340,8 @@ def test_a_view_is_removed() -> None:
 
     assert said(change) == "- view removed: other"
     assert change.needs is Needs.NOTHING
-    assert "stay where they are" in change.effects.offline
+    assert "stays where it is" in change.effects.offline
+    assert "deleted" in change.effects.online
 
 
 def test_features_in_another_order_are_made_anew() -> None:
