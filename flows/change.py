@@ -155,7 +155,8 @@ def change(places: Places, asked: Asked, *, patience: timedelta, shards_count: i
         made = {name: work.finish(ledger) for name, work in works.items()}
         for name, work in works.items():
             _check_whole(name, work, ledger)
-        complete(places, asked.pipeline, _decide(places, asked, ledger, made, generations))
+        taken_over = {name: work.since_us for name, work in works.items() if work.carry is not None}
+        complete(places, asked.pipeline, _decide(places, asked, ledger, made, generations, taken_over))
     return Done(
         {name: one.rows_count for name, one in made.items()},
         sum(one.checked_count for one in made.values()),
@@ -245,7 +246,12 @@ def _check_whole(name: str, work: Backfill, ledger: Ledger) -> None:
 
 
 def _decide(
-    places: Places, asked: Asked, ledger: Ledger, made: Mapping[str, Made], generations: Mapping[str, int]
+    places: Places,
+    asked: Asked,
+    ledger: Ledger,
+    made: Mapping[str, Made],
+    generations: Mapping[str, int],
+    taken_over: Mapping[str, int],
 ) -> Ledger:
     """Have the ledger speak for the new rows, from the same offsets on."""
     kept = {view.name for view in asked.pipeline.views} - made.keys()
@@ -273,6 +279,7 @@ def _decide(
                 **{n: c for n, c in ledger.rows_counts.items() if n not in ledger.views or n in kept},
                 **counts,
             },
+            "taken_over": {**{name: us for name, us in ledger.taken_over.items() if name in kept}, **taken_over},
             "pending": Pending(declaration=asked.declared.id, generations=generations),
         }
     )

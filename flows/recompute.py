@@ -22,7 +22,7 @@ from freshet.flows.steps import frames
 from freshet.flows.steps.oracle import answers, union_of
 from freshet.flows.steps.shards import hashes
 from freshet.flows.steps.watch import Entity
-from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.event import EVENT_TIME, NEVER_US
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.units import instant_us
@@ -76,7 +76,7 @@ class Recompute:
         return frames.recomputed(view, chosen, answers(self._plan, events, given, until_us))
 
     def _needs(self, ledger: Ledger, rows: Sequence[Mapping[str, Any]]) -> Iterator[_Need]:
-        """Return the rows whose events are all in the archive, with what each takes."""
+        """Return the rows that the plan made and whose events are all in the archive, with what each takes."""
         view, lookback_us = self._plan.view, self._plan.lookback_us
         numbers = _hashes_of(view, [_entity(view, row) for row in rows])
         expired_us = max((ledger.expired.get(stream, 0) for stream in view.sources), default=0)
@@ -84,6 +84,8 @@ class Recompute:
             until_us = instant_us(row[EVENT_TIME])
             since_us = None if lookback_us is None else until_us - lookback_us
             if expired_us and (since_us is None or since_us <= expired_us):
+                continue
+            if until_us < ledger.taken_over.get(view.name, NEVER_US):
                 continue
             parts = {
                 stream: index.of(view, number, ledger.epoch, since_us, until_us)

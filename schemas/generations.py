@@ -141,6 +141,9 @@ class Generations(_Record):
         >>> made = Generations().rewritten({"by_user": 3, "_events/clicks": 0})
         >>> made.number, made.of("by_user").alive, made.of("_events/clicks").current
         (1, {1: 3}, 1)
+        >>> merged = Generations().replaced({"by_user": 1}).begun("by_user").switched("by_user", 0)
+        >>> merged.without("by_user", (1,)).of("by_user").anew, merged.rewritten({"by_user": 0}).of("by_user").anew
+        (1, 1)
         """
         made = dict(self.folders)
         for name, count in removed.items():

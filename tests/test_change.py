@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from simulated import DECLARED, GIVEN, START_US, STREAM, WINDOW, Click, Crash, World
+from test_recompute import look
 
+from freshet.flows.edges.quality import Judge
 from freshet.flows.testing import Given
 from freshet.schemas.errors import Refused, Unavailable
+from freshet.schemas.finding import Outcome
 
 SOAK = int(os.environ.get("FRESHET_SOAK", "1"))
 FATES = ("fails", "dies before", "dies after")
@@ -130,6 +133,23 @@ def test_history_from_a_time_on_takes_over_what_was_before_with_new_features_emp
     ]
     assert {row["greatest_1m"] for row in carried} == {None}
     assert all(row["greatest_1m"] is not None for row in rows if _us(row) >= since_us and row["clicks_1m"])
+
+
+def test_rows_that_were_taken_over_are_no_finding_of_a_validator_and_those_that_were_made_are_recomputed() -> None:
+    """Of a user who was idle since, the newest row is one that was taken over."""
+    world = World(3, events_count=120, is_live=False)
+    world.run()
+    newest = sorted(map(_us, world.offline.newest(GIVEN.pipeline.views[0]).to_pylist()))
+    since_us = newest[len(newest) // 2]
+    world.change(declared(CLICKS, COST, FIRST, ADDED), since_us=since_us, carried={VIEW: {"clicks_1m": "clicks_1m"}})
+
+    judge = Judge()
+    found = [look(world, judge, rows_count=500, seed=seed)[0] for seed in range(4)]
+
+    assert newest[0] < since_us
+    assert [one.findings for one in found] == [()] * 4
+    assert found[0].outcome is Outcome.OK
+    assert any(f"{VIEW}.{ADDED[0]}.offline_equals_sql" not in one.untold for one in found), "nothing was recomputed"
 
 
 def _us(row: dict[str, Any]) -> int:
