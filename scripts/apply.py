@@ -85,6 +85,9 @@ def apply(workspace: Workspace, *, since_us: int | None = None, again: bool = Fa
     planned = planned_deployment(workspace).model_dump(mode="json")
     store_config.refuse_secret(workspace.declared_online_url)
     made_files = generated(workspace)
+    if not workspace.online_url.startswith("sqlite:"):
+        workspace.online()  # a store that does not answer ends it here, before anything is made
+    kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
     files = AppliedFile(workspace.offline_root)
     with files.applying():
         _refuse(workspace, files.read(), again=again)
@@ -107,9 +110,6 @@ def _apply(
 ) -> dict[str, Any]:
     before = workspace.in_force()
     is_sqlite = workspace.online_url.startswith("sqlite:")
-    if not is_sqlite:
-        workspace.online()  # a store that does not answer ends it here, before anything is made
-    kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
     ledger, pipeline = LedgerFile(workspace.offline_root).read(), workspace.pipeline
     new = () if ledger is None else changed_plans(pipeline, ledger)
     standing = Pipeline(pipeline.project, tuple(plan for plan in pipeline.plans if plan not in new))
