@@ -82,23 +82,34 @@ def time_of(text: str | None) -> int | None:
 
 def apply(workspace: Workspace, *, since_us: int | None = None, again: bool = False) -> dict[str, Any]:
     """Put a project's declaration in force; what can be refused is refused before anything is made."""
+    planned = planned_deployment(workspace).model_dump(mode="json")
+    store_config.refuse_secret(workspace.declared_online_url)
+    made_files = generated(workspace)
+    if not workspace.online_url.startswith("sqlite:"):
+        workspace.online()  # a store that does not answer ends it here, before anything is made
+    kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
     files = AppliedFile(workspace.offline_root)
     with files.applying():
-        return _apply(workspace, files, since_us, again=again)
+        _refuse(workspace, files.read(), again=again)
+        return _apply(workspace, files, planned, made_files, since_us)
 
 
-def _apply(workspace: Workspace, files: AppliedFile, since_us: int | None, *, again: bool) -> dict[str, Any]:
-    planned = planned_deployment(workspace).model_dump(mode="json")
-    before, applied = workspace.in_force(), files.read()
+def _refuse(workspace: Workspace, applied: Applied | None, *, again: bool) -> None:
+    """Refuse what cannot follow on what is in force."""
     if not again:
         _refuse_older(workspace, applied)
     _refuse_breaking(workspace.pipeline, {} if applied is None else applied.declared.views)
-    store_config.refuse_secret(workspace.declared_online_url)
-    made_files = generated(workspace)
+
+
+def _apply(
+    workspace: Workspace,
+    files: AppliedFile,
+    planned: dict[str, Any],
+    made_files: Mapping[str, str],
+    since_us: int | None,
+) -> dict[str, Any]:
+    before = workspace.in_force()
     is_sqlite = workspace.online_url.startswith("sqlite:")
-    if not is_sqlite:
-        workspace.online()  # a store that does not answer ends it here, before anything is made
-    kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
     ledger, pipeline = LedgerFile(workspace.offline_root).read(), workspace.pipeline
     new = () if ledger is None else changed_plans(pipeline, ledger)
     standing = Pipeline(pipeline.project, tuple(plan for plan in pipeline.plans if plan not in new))
@@ -206,9 +217,7 @@ def _refuse_breaking(pipeline: Pipeline, before: Mapping[str, DeclaredView]) -> 
     for plan in pipeline.plans:
         name, now = plan.view.name, DeclaredView.of(plan)
         old = before.get(name, now)
-        hint = (
-            f"give the definitions `view: {name}_v2`: a new view beside the old one, which readers leave when they can"
-        )
+        hint = f"declare it beside, under another name and `view: {name}_v2`; drop this one once its readers have moved"
         if dict(old.entity) != dict(now.entity):
             fact = f"would change its entity in place, from {_spelled(old.entity)}"
             problems.append(Problem("feature view", name, fact, _spelled(now.entity), hint))

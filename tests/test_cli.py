@@ -567,7 +567,7 @@ def test_a_breaking_change_is_refused_and_leaves_what_was_applied(applied: Appli
     done = Freshet(root, applied.freshet.environment)("apply")
 
     assert done.returncode == 2
-    assert 'feature view "wiki_edits_by_user" would change its features or their types in place' in done.stderr
+    assert 'feature "user_edits_1h" would change its type in place, from int64; got float64' in done.stderr
     assert "wiki_edits_by_user_v2" in done.stderr
     assert (root / ".freshet" / "applied.json").read_bytes() == before
 
