@@ -85,6 +85,9 @@ class InForce(Protocol):
     def ask_for_ledger(self) -> None:
         """Ask whoever holds the ledger to let go of it."""
 
+    def leave_ledger(self) -> None:
+        """Ask no more."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -314,3 +317,4 @@ def _held(places: Places, patience: timedelta) -> Iterator[Ledger]:
         yield ledger
     finally:
         places.ledger.unlock()
+        places.applied.leave_ledger()

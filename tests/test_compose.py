@@ -350,7 +350,7 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
         assert healthy("materializer", address)
         wait(lambda: metric(address, "freshet_offline_bytes_total") > 0, *processes)
         wait(lambda: metric(looking_at, "freshet_validator_last_success_timestamp_seconds") > 0, *processes)
-        wait(lambda: answers(served_at, "readyz") == 200, *processes)
+        wait(lambda: answers(looking_at, "healthz") == 200 and answers(served_at, "readyz") == 200, *processes)
         serves_who_has_the_token(deployment, served_at, serving_at)
         assert shape(status(deployment, address, looking_at, served_at)) == shape(README_STATUS)
         if watching:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -104,7 +105,18 @@ class Story:
         return is_seen and self.stack.is_done() and self.stack.ledger() == ledger
 
     def check(self) -> None:
-        """All is as DuckDB says; and Feast serves it, online and for trainers."""
+        """All is as DuckDB says; and Feast serves it, online and for trainers.
+
+        Values fall while the flow runs, so two stores are seen at one moment only between two ticks.
+        """
+        for _ in range(20):
+            try:
+                return self.look()
+            except AssertionError:
+                time.sleep(0.5)
+        return self.look()
+
+    def look(self) -> None:
         workspace = self.stack.workspace
         check(workspace, self.stack.sent_count)
         config = store_config(workspace.pipeline.project, workspace.online_url, workspace.project.registry)

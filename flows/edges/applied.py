@@ -98,6 +98,10 @@ class AppliedFile:
         except OSError as error:
             raise self._unavailable(self._handover, error) from error
 
+    def leave_ledger(self) -> None:
+        """Ask no more: whoever let go of the ledger goes on."""
+        self._handover.unlink(missing_ok=True)
+
     def is_ledger_asked_for(self) -> bool:
         """Say whether a process that applies, and lives, waits for the ledger."""
         return self._handover.exists() and self.is_being_changed()
@@ -198,6 +202,10 @@ class MemoryApplied:
     def ask_for_ledger(self) -> None:
         """Ask whoever holds the ledger to let go of it until `applying` ends."""
         self._is_asked = True
+
+    def leave_ledger(self) -> None:
+        """Ask no more."""
+        self._is_asked = False
 
     def is_ledger_asked_for(self) -> bool:
         """Say whether somebody waits for the ledger."""
