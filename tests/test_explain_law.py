@@ -28,6 +28,7 @@ from freshet.flows.testing import Given, Run, microseconds
 from freshet.schemas.event import EVENT_TIME, Event
 from freshet.schemas.ledger import Ledger, ShardMark, source_key
 from freshet.schemas.rejects import Origin, dead_letter_topic
+from freshet.schemas.units import duration, spell
 
 pytestmark = pytest.mark.timeout(3_000)  # many examples, each of several runs
 
@@ -144,7 +145,7 @@ def declared(text: str) -> dict[str, tuple[Row, int | None]]:
     found: dict[str, tuple[Row, int | None]] = {}
     for one in json.loads(text)["featureDefinitions"]:
         for length in one.get("over", [None]):
-            name = one["name"] if length is None else f"{one['name']}_{length}"
+            name = one["name"] if length is None else f"{one['name']}_{spell(duration(length))}"
             found[name] = one, None if length is None else int(length[:-2])
     return found
 
