@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.flows.archives import Hashes, is_able
+from freshet.flows.archives import Hashes, is_able, known
 from freshet.flows.edges.parquet import last_versions
 from freshet.flows.reread import Archive, Reread, archived, partitions_count
 from freshet.flows.steps.fold import ShardFold, ShardInput
@@ -34,9 +34,6 @@ class Offline(Archive, Protocol):
 
     def append(self, name: str, table: pa.Table) -> str | None:
         """Make rows durable and visible."""
-
-    def parts_after(self, name: str, epoch: int) -> list[tuple[int, str]]:
-        """Return the parts made after an epoch, each with its epoch."""
 
     def visible_parts(self, name: str) -> list[str]:
         """Return the names of all visible parts."""
@@ -202,8 +199,7 @@ class _Sample:
         if not self._is_able:
             return
         view = self._plan.view
-        for name in view.entity_names:
-            events = events.filter(events.column(name).is_valid())
+        events = known(events, view)
         found = hashes(events, view)
         if len(self._chosen) < _CHECKED_ENTITIES and not len(self._dropped):
             new = np.setdiff1d(found, self._chosen)

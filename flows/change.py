@@ -121,14 +121,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Done:
-    """What a change came to: rows that were made, by view, rows that DuckDB made alike, events read, and the wait.
+    """What a change came to: rows that were made, by view, rows that DuckDB made alike, and the wait.
 
     The flow was held for `held`, from its last commit on.
     """
 
     rows_counts: Mapping[str, int]
     checked_count: int
-    events_count: int
     held: timedelta
 
 
@@ -159,27 +158,23 @@ def change(places: Places, asked: Asked, *, patience: timedelta, shards_count: i
         for name, work in works.items():
             _check_whole(name, work, ledger)
         taken_over = {name: work.since_us for name, work in works.items() if work.carry is not None}
-        complete(places, asked.pipeline, _decide(places, asked, ledger, made, generations, taken_over))
+        complete(places, _decide(places, asked, ledger, made, generations, taken_over))
     return Done(
         {name: one.rows_count for name, one in made.items()},
         sum(one.checked_count for one in made.values()),
-        max((work.events_count for work in works.values()), default=0),
         timedelta(seconds=time.monotonic() - begun_s),
     )
 
 
-def complete(places: Places, pipeline: Pipeline, ledger: Ledger) -> Ledger:
-    """Make a change that is decided so everywhere; once more it changes nothing. The caller holds the ledger.
-
-    `pipeline` is what the pending declaration compiles to.
-    """
+def complete(places: Places, ledger: Ledger) -> Ledger:
+    """Make a change that is decided so everywhere; once more it changes nothing. The caller holds the ledger."""
     pending = ledger.pending
     if pending is None:
         return ledger
     declared = places.applied.declared(pending.declaration)
     assert declared is not None, pending.declaration
     places.offline.switch(pending.generations)
-    views = [view for view in pipeline.views if view.name in pending.generations]
+    views = [view for view in places.compiled(declared).views if view.name in pending.generations]
     if views:
         refill(places.online(), places.offline, views, ledger, places.now_us(), overwrite=True)
     places.applied.write(_following(places.applied.read(), declared, places.now_us()))
@@ -269,12 +264,11 @@ def _decide(
             for key, fold in one.folds.items():
                 file = places.states.write(key, ledger.epoch, fold.state())
                 snapshots[key] = SnapshotMark(file=file, epoch=ledger.epoch)
-    views = {view: digest for view, digest in ledger.views.items() if view in kept}
     counts = {name: one.rows_count for name, one in made.items()}
     folders = {*kept, *map(archive_name, asked.contracts)}
     ledger = ledger.model_copy(
         update={
-            "views": {**views, **{name: view.digest for name, view in asked.declared.views.items()}},
+            "views": {name: view.digest for name, view in asked.declared.views.items()},
             "shards": {**{key: ledger.shards[key] for key in of_kept(ledger.shards)}, **marks},
             "snapshots": snapshots,
             "parts": {name: parts for name, parts in ledger.parts.items() if name in folders},
@@ -310,11 +304,7 @@ def _held(places: Places, patience: timedelta) -> Iterator[Ledger]:
     try:
         ledger = places.ledger.read()
         assert ledger is not None, "it was there before it was asked for"
-        if ledger.pending is not None:
-            declared = places.applied.declared(ledger.pending.declaration)
-            assert declared is not None, ledger.pending
-            ledger = complete(places, places.compiled(declared), ledger)
-        yield ledger
+        yield complete(places, ledger)
     finally:
         places.ledger.unlock()
         places.applied.leave_ledger()

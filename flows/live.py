@@ -489,7 +489,7 @@ def _complete(outside: Outside, pipeline: Pipeline) -> None:
             lambda _: pipeline, outside.now_us,
         )  # fmt: skip
         LOG.warning("completing a change of the declaration that its `freshet apply` did not complete")
-        change.complete(places, pipeline, ledger)
+        change.complete(places, ledger)
     finally:
         outside.ledger.unlock()
 

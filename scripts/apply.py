@@ -36,7 +36,6 @@ from freshet.schemas.view import Feature, View
 from freshet.scripts.cli import wrong_use
 from freshet.scripts.plan import applied_deployment, changes, planned_deployment
 
-_ARROW = {str(kind): kind for kind in (pa.string(), pa.int32(), pa.int64())}
 _GRACE_S = 3.0
 """For so long servers and clients may still ask for what is no longer declared: they look every second."""
 
@@ -241,7 +240,9 @@ def _gone(pipeline: Pipeline, earlier: Iterable[Declared | None]) -> list[tuple[
         for name, old in declared.views.items():
             known = {one: dtype(kind) for one, kind in old.features.items()}
             features = tuple(Feature(one, kind, "") for one, kind in known.items() if kind is not None)
-            view = View(name, (), tuple(pa.field(key, _ARROW[kind]) for key, kind in old.entity.items()), features)
+            view = View(
+                name, (), tuple(pa.field(key, pa.type_for_alias(kind)) for key, kind in old.entity.items()), features
+            )
             left = frozenset(old.features) - now.get(name, set())
             if name not in now or left:
                 gone.append((view, left if name in now else None))
