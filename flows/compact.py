@@ -189,7 +189,7 @@ class Compactor:
             if folder.next is not None:
                 self._drop(name, (folder.next,))
             return Compacted(name)
-        target = max(folder.alive) + 1 if folder.next is None else folder.next
+        target = folder.unused if folder.next is None else folder.next
         store.begin(name, target, view.row_schema)
         if folder.next is None:
             store.write(store.generations().begun(name))

@@ -47,7 +47,7 @@ class Folder(_Record):
     @property
     def unused(self) -> int:
         """A number that none has, and none had since the current one was made."""
-        return max(self.current, *self.alive) + 1
+        return max(self.alive) + 1
 
     @property
     def former(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Generations(_Record):
         """
         folder = self.of(name)
         assert folder.next is None, "one at a time"
-        return self._with(name, folder.model_copy(update={"alive": {**folder.alive, max(folder.alive) + 1: 0}}))
+        return self._with(name, folder.model_copy(update={"alive": {**folder.alive, folder.unused: 0}}))
 
     def switched(self, name: str, dropped_count: int) -> "Generations":
         """Make the next generation the current one; it lacks so many rows more than the one before.
@@ -148,7 +148,7 @@ class Generations(_Record):
         made = dict(self.folders)
         for name, count in removed.items():
             folder = self.of(name)
-            number = max(folder.alive) + 1
+            number = folder.unused
             alive = {number: folder.alive[folder.current] + count}
             made[name] = Folder(current=number, alive=alive, anew=folder.anew)
         return Generations(number=self.number + 1, folders=made)

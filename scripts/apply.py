@@ -6,10 +6,11 @@ this at any moment, and apply again: nothing is half done for a reader.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pyarrow as pa
 from freshet.flows.change import Asked, Done, Places, change, changed_plans
 from freshet.flows.edges import feast, kafka, store_config
 from freshet.flows.edges.applied import AppliedFile
+from freshet.flows.edges.compaction import CompactionFolder
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.live import Workspace, prepare
@@ -88,9 +90,20 @@ def apply(workspace: Workspace, *, since_us: int | None = None, again: bool = Fa
         workspace.online()  # a store that does not answer ends it here, before anything is made
     kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
     files = AppliedFile(workspace.offline_root)
-    with files.applying():
+    with files.applying(), _making_folders(workspace):
         _refuse(workspace, files.read(), again=again)
         return _apply(workspace, files, planned, made_files, since_us)
+
+
+@contextlib.contextmanager
+def _making_folders(workspace: Workspace) -> Iterator[None]:
+    """Be the only one who makes or removes folders of the offline store: no `compact`, and no `purge`."""
+    folders = CompactionFolder(workspace.offline())
+    folders.lock()
+    try:
+        yield
+    finally:
+        folders.unlock()
 
 
 def _refuse(workspace: Workspace, applied: Applied | None, *, again: bool) -> None:

@@ -16,7 +16,6 @@ from datetime import timedelta
 from typing import Any
 
 from freshet.flows.compact import Choice, Compacted, Compactor, Outside
-from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.compaction import CompactionFolder
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.store_config import store_config
@@ -61,11 +60,6 @@ def _duration(text: str) -> timedelta:
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Compact, and say what was done."""
     workspace = Workspace.applied(settings)
-    with AppliedFile(workspace.offline_root).applying():  # which makes folders, too
-        return _act(words, settings, workspace)
-
-
-def _act(words: argparse.Namespace, settings: Settings, workspace: Workspace) -> int:
     views = {view.name: view for view in workspace.pipeline.views}
     for name in words.views:
         if name not in views:

@@ -26,6 +26,7 @@ from stack import free_ports
 from freshet.flows import settings
 from freshet.flows.edges import feast
 from freshet.flows.edges.broker import Broker
+from freshet.flows.edges.compaction import CompactionFolder
 from freshet.flows.edges.metrics import ServerMetrics
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.store_config import store_config
@@ -570,6 +571,19 @@ def test_a_breaking_change_is_refused_and_leaves_what_was_applied(applied: Appli
     assert 'feature "user_edits_1h" would change its type in place, from int64; got float64' in done.stderr
     assert "wiki_edits_by_user_v2" in done.stderr
     assert (root / ".freshet" / "applied.json").read_bytes() == before
+
+
+def test_what_makes_folders_is_done_one_at_a_time(applied: Applied) -> None:
+    folders = CompactionFolder(OfflineStore(applied.freshet.project / "data" / "offline"))
+    folders.lock()
+    try:
+        done = applied.freshet("apply")
+    finally:
+        folders.unlock()
+
+    assert done.returncode == 2
+    assert "is being compacted or purged already" in done.stderr
+    assert applied.freshet("apply").returncode == 0
 
 
 # --- a new project ----------------------------------------------------------------------------------------------------

@@ -10,10 +10,9 @@
 
 import contextlib
 import fcntl
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,7 +22,7 @@ from freshet.schemas.errors import Problem, Refused, Unavailable
 
 _T = TypeVar("_T", bound=BaseModel)
 
-_LOCK_ATTEMPTS, _LOOK_AGAIN_S = 20, 0.05
+_LOCK_WAIT_S = 1.0
 """Whoever only asks whether the lock is held holds it, too, for a moment."""
 
 Stamp = tuple[int, int]
@@ -78,14 +77,14 @@ class AppliedFile:
         """Be the only one who applies while this lasts; raises `Refused` while another process does."""
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            held = self._lock.open("ab")
+            held = disk.lock(self._lock, _LOCK_WAIT_S)
         except OSError as error:
             raise self._unavailable(self._lock, error) from error
+        if held is None:
+            hint = "wait until that has ended, look at `freshet plan`, and apply again"
+            fact = "is being changed by another `freshet apply`"
+            raise Refused([Problem("deployment", str(self._root), fact, hint=hint)])
         with held:
-            if not self._takes(held):
-                hint = "wait until that has ended, look at `freshet plan`, and apply again"
-                fact = "is being changed by another `freshet apply`, or `compact`"
-                raise Refused([Problem("deployment", str(self._root), fact, hint=hint)])
             try:
                 yield
             finally:
@@ -113,21 +112,10 @@ class AppliedFile:
                 fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # a lock that is gone is held by nobody
+        except FileNotFoundError:  # nothing was ever applied
             return False
-        return False
-
-    @staticmethod
-    def _takes(held: BinaryIO) -> bool:
-        """Take the lock; say whether it could be had."""
-        for attempt in range(_LOCK_ATTEMPTS):
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if attempt + 1 < _LOCK_ATTEMPTS:
-                    time.sleep(_LOOK_AGAIN_S)
-            else:
-                return True
+        except OSError as error:
+            raise self._unavailable(self._lock, error) from error
         return False
 
     @staticmethod

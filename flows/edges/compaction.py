@@ -6,7 +6,6 @@ reader who looks for an entity skips the row groups without it.
 """
 
 import contextlib
-import fcntl
 import itertools
 import shutil
 import uuid
@@ -49,15 +48,12 @@ class CompactionFolder:
     def lock(self, *, purges: bool = False) -> None:
         """Be the only one who makes generations; raises `Refused` while another does, or a purge is not done."""
         with self._writing():
-            held = (self._root / GENERATIONS).with_suffix(".lock").open("ab")
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held.close()
-            hint = "wait until it is done"
+            held = disk.lock((self._root / GENERATIONS).with_suffix(".lock"))
+        if held is None:
+            hint = "wait until it is done; `freshet apply` makes folders, too"
             raise Refused(
                 [Problem("offline store", str(self._root), "is being compacted or purged already", hint=hint)]
-            ) from None
+            )
         if not purges and self.decided() is not None:
             held.close()
             fact, hint = "has a purge that was begun and is not done", "run the same `freshet purge` again"
@@ -78,9 +74,7 @@ class CompactionFolder:
 
     def write(self, generations: Generations) -> None:
         """Replace what says which generations there are, durably."""
-        with self._writing():
-            content = generations.model_dump_json().encode()
-            disk.replace(self._root / GENERATIONS, lambda file: file.write(content))
+        self._store.write_generations(generations)
 
     def found(self, name: str) -> set[int]:
         """Return of which generations there is a folder."""

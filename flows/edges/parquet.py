@@ -122,7 +122,11 @@ class OfflineStore:
 
     def switch(self, generations: Mapping[str, int]) -> None:
         """Make generations current, all at once; those of before get no more. Raises `Unavailable`."""
-        content = self.generations().replaced(generations).model_dump_json().encode()
+        self.write_generations(self.generations().replaced(generations))
+
+    def write_generations(self, generations: Generations) -> None:
+        """Replace what says which generations there are, durably; raises `Unavailable` when the disk refuses."""
+        content = generations.model_dump_json().encode()
         try:
             disk.replace(self.root / GENERATIONS, lambda file: file.write(content))
         except OSError as error:

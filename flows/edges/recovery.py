@@ -16,7 +16,6 @@ The recovery folder has states too large for the ledger, and what the processes 
 Pickles run code when read, so the folder is its owner's alone (mode 0700), and one of another owner is refused.
 """
 
-import fcntl
 import os
 import pickle
 import time
@@ -33,16 +32,8 @@ from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.ledger import FORMAT, Ledger, Update
 from freshet.schemas.purge import FILE as PURGE
 
-_LOCK_WAIT_S, _LOCK_PAUSE_S = 2.0, 0.02
+_LOCK_WAIT_S = 2.0
 """Compaction looks whether a flow runs by taking its lock for an instant."""
-
-
-def _is_locked(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class LedgerFile:
@@ -58,15 +49,10 @@ class LedgerFile:
         Who holds it for a moment only is waited for.
         """
         try:
-            held = self._path.with_suffix(".lock").open("ab")
+            held = disk.lock(self._path.with_suffix(".lock"), wait_s)
         except OSError as error:
             raise self._unavailable(error) from error
-        deadline = time.monotonic() + wait_s
-        while not _is_locked(held):
-            if time.monotonic() < deadline:
-                time.sleep(_LOCK_PAUSE_S)
-                continue
-            held.close()
+        if held is None:
             hint = "stop the other one first, or name another offline store"
             fact = "is being written by another materializer"
             raise Refused([Problem("offline store", str(self._path.parent), fact, hint=hint)])
