@@ -24,8 +24,6 @@ from freshet.schemas.rejects import dead_letter_topic
 
 _LIMIT_S = 3.0
 """How long one part may take to answer."""
-BETWEEN_S = 1.0
-"""How far apart the first two looks lie, by which rates are told at first."""
 
 T = TypeVar("T")
 
@@ -44,10 +42,12 @@ class StatusReader:
     """Asks all parts of a project's deployment, again and again; the first time twice, for there to be rates.
 
     Rates, and how late rows were, are told of all looks of the last minute: so of the second between both if it looks
-    but once, and then none of a stream's bursts may lie there. When its last event came is known in any case.
+    but once, and then none of a stream's bursts may lie there. When its last event came is known in any case. The first
+    two looks lie `between_s` apart.
     """
 
     workspace: Workspace
+    between_s: float = 1.0
     _lag: LagReader | None = None
     _online: OnlineFilled | None = None
     _letters: tuple[Standings, Mapping[str, int]] | None = None
@@ -59,7 +59,7 @@ class StatusReader:
         self._parts.clear()
         if not self._looks:
             self._looks.append(self._seen())
-            time.sleep(BETWEEN_S)
+            time.sleep(self.between_s)
         now = self._seen()
         while len(self._looks) > 1 and self._looks[0].at_s < now.at_s - TREND_S:
             self._looks.popleft()

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import Feature, View
-from freshet.scripts.cli import wrong_use
+from freshet.scripts.cli import time_of
 from freshet.scripts.plan import applied_deployment, changes, planned_deployment
 
 _GRACE_S = 3.0
@@ -53,7 +53,8 @@ def arguments(words: argparse.ArgumentParser) -> None:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Apply, and say what was done."""
-    done = apply(Workspace.open(settings), since_us=time_of(words.since), again=words.again)
+    since_us = None if words.since is None else instant_us(time_of("--from", words.since))
+    done = apply(Workspace.open(settings), since_us=since_us, again=words.again)
     if words.json:
         print(json.dumps(done, indent=2))
         return 0
@@ -69,16 +70,6 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     for path in done["files"]:
         print(f"wrote {path}")
     return 0
-
-
-def time_of(text: str | None) -> int | None:
-    """Read a time that was given, with a zone or in UTC, as µs since the epoch."""
-    if text is None:
-        return None
-    try:
-        return instant_us(datetime.fromisoformat(text))
-    except ValueError:
-        raise wrong_use("--from", f"is {text}", "write a time such as 2026-03-01T12:00:00Z") from None
 
 
 def apply(workspace: Workspace, *, since_us: int | None = None, again: bool = False) -> dict[str, Any]:

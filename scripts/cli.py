@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from freshet.flows import settings as settings_
 from freshet.flows.edges import log
@@ -122,6 +123,15 @@ def _exit_code(error: FreshetError) -> int:
 def wrong_use(what: str, fact: str, hint: str) -> Refused:
     """Return the refusal of an argument."""
     return Refused([Problem("argument", what, fact, hint=hint)])
+
+
+def time_of(flag: str, text: str) -> datetime:
+    """Read the time that a flag is given; one without a zone is in UTC. Raises `Refused`."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise wrong_use(flag, f"is {text}", "write a time such as 2026-03-01T12:00Z") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from freshet.flows.explain import Explainer, Outside
 from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.steps.explain import as_json, asked_entity, asked_plan, explain, screen
-from freshet.scripts.cli import wrong_use
+from freshet.scripts.cli import time_of, wrong_use
 
 _LIMIT_S = 3.0
 """How long one system may take to answer."""
@@ -36,7 +36,7 @@ def arguments(words: argparse.ArgumentParser) -> None:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Look, and explain."""
-    at = None if words.at is None else _instant(words.at)
+    at = None if words.at is None else time_of("--at", words.at)
     if words.events < 0:
         raise wrong_use("--events", f"is {words.events}", "write a number of at least 0")
     workspace = Workspace.applied(settings)
@@ -60,11 +60,3 @@ def outside_of(workspace: Workspace) -> Outside:
         log=lambda: Log(replace(workspace.kafka, patience_s=_LIMIT_S)),
         now=lambda: datetime.now(UTC),
     )
-
-
-def _instant(text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise wrong_use("--at", f"is {text}", "write a time such as 2026-03-01T12:00Z") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from freshet.flows.steps.oracle import Compared, compare, union_of
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.units import instant_us
-from freshet.scripts.cli import wrong_use
+from freshet.scripts.cli import time_of, wrong_use
 
 _OUTCOMES = ("accepted", "rejected", "duplicate")
 
@@ -50,6 +49,7 @@ def arguments(words: argparse.ArgumentParser) -> None:
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Replay; exits 1 if events were rejected or rows differ, 0 if all is well."""
     workspace = Workspace.open(settings)
+    until_us = None if words.until is None else instant_us(time_of("--until", words.until))
     files = _files(workspace, words)
     if words.out is None and not words.check:
         raise wrong_use("--out", "is not given", "name a folder for the rows, or ask for --check")
@@ -64,12 +64,12 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
             files,
             out,
             now_us=lambda: time.time_ns() // 1000,
-            until_us=_microseconds(words.until),
+            until_us=until_us,
             version=words.version,
             keep_events=words.check,
         )
         took_s = time.monotonic() - started
-        checked = _check(workspace, done, plans, out, _microseconds(words.until)) if words.check else {}
+        checked = _check(workspace, done, plans, out, until_us) if words.check else {}
     summary = _summary(done, files, plans, words.out)
     differing_count = sum(answer.differing_count for answer in checked.values())
     if words.json:
@@ -106,15 +106,6 @@ def _folder(out: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="freshet-replay-") as folder:
         yield Path(folder)
-
-
-def _microseconds(until: str | None) -> int | None:
-    if until is None:
-        return None
-    try:
-        return instant_us(datetime.fromisoformat(until))
-    except ValueError:
-        raise wrong_use("--until", f"is {until}", "write a time such as 2026-03-01T12:00Z") from None
 
 
 def _check(

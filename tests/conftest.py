@@ -19,6 +19,7 @@ import prometheus_client  # noqa: F401  # before Feast, which switches a later i
 import pytest
 from hypothesis import settings
 from monitors import burrow, kafka_jars
+from stack import Server
 
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.valkey import Valkey
@@ -107,6 +108,14 @@ def broker() -> Iterator[Broker]:
 def valkey_url() -> Iterator[str]:
     with Valkey.start() as server:
         yield server.url
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A Valkey server of the test's own, to be stopped and started again."""
+    made = Server(tmp_path / "valkey")
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

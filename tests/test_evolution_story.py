@@ -5,9 +5,9 @@ After every step the final rows are what DuckDB makes by the declaration in forc
 
 import contextlib
 import json
+import logging
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,8 @@ from freshet.flows.live import Workspace
 from freshet.schemas.part import DECLARED
 
 pytestmark = pytest.mark.kafka
+
+LOG = logging.getLogger(__name__)
 
 USER = "user_edits_10m"
 
@@ -109,12 +111,16 @@ class Story:
 
         Values fall while the flow runs, so two stores are seen at one moment only between two ticks.
         """
-        for _ in range(20):
-            try:
-                return self.look()
-            except AssertionError:
-                time.sleep(0.5)
-        return self.look()
+        until(self.agrees)
+
+    def agrees(self) -> bool:
+        """Say whether all held in one look."""
+        try:
+            self.look()
+        except AssertionError as difference:
+            LOG.warning("%s", difference)  # shown if it never comes to hold
+            return False
+        return True
 
     def look(self) -> None:
         workspace = self.stack.workspace

@@ -25,13 +25,6 @@ READERS = 4
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path / "valkey")
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def stack(broker: Broker, server: Server, tmp_path: Path) -> Iterator[Stack]:
     made = prepared(broker.address, server.url, tmp_path)
     view = view_of(made, BY_USER)

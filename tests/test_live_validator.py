@@ -36,13 +36,6 @@ def channels_alone(declaration: str) -> str:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path / "valkey")
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def listener() -> Iterator[Listener]:
     made = Listener()
     yield made

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,6 @@ from stack import FRESHET, REPO, Server, prepared, until
 
 from freshet.flows.edges import log
 from freshet.flows.edges.broker import Broker
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path / "valkey")
-    yield made
-    made.stop()
 
 
 def events(file: Path) -> list[dict[str, Any]]:

@@ -29,13 +29,6 @@ CLUSTER = ("--processes", "2")
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path / "valkey")
-    yield made
-    made.stop()
-
-
-@pytest.fixture
 def own_broker() -> Iterator[Broker]:
     with Broker.start() as started:
         yield started

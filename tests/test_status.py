@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 from stack import free_pair, free_ports
 
 from freshet.flows import settings as settings_
-from freshet.flows import status
 from freshet.flows.edges import kafka
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.broker import Broker
@@ -129,16 +128,13 @@ def test_a_validator_whose_rounds_fail_is_said_to_with_the_reason_and_since_when
         server.close()
 
 
-def test_how_fresh_rows_were_is_told_of_the_looks_and_of_no_time_before(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(status, "BETWEEN_S", 0.0)
+def test_how_fresh_rows_were_is_told_of_the_looks_and_of_no_time_before(project: Path) -> None:
     metrics = Metrics([TOPIC], [VIEW])
     metrics.freshness.observe(np.full(1000, 1.7), VIEW, "event")
     metrics.rows.labels(VIEW, "online").inc(1000)
     server = Server("127.0.0.1:0", metrics.registry, lambda: "")
     settings = Settings(project=project, brokers=NOBODY, materializer_address=server.address, validator_address=NOBODY)
-    reader = StatusReader(Workspace.open(settings))
+    reader = StatusReader(Workspace.open(settings), between_s=0.0)
 
     def view() -> ViewStatus:
         return next(one for one in reader.look().views if one.view == VIEW)
@@ -155,10 +151,7 @@ def test_how_fresh_rows_were_is_told_of_the_looks_and_of_no_time_before(
         server.close()
 
 
-def test_each_process_of_the_materializer_is_asked_and_no_validator_where_there_is_none(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(status, "BETWEEN_S", 0.0)
+def test_each_process_of_the_materializer_is_asked_and_no_validator_where_there_is_none(project: Path) -> None:
     first, trouble = free_pair(), ["", "waits for Redis"]
     servers = []
     for number, entities in enumerate((3, 4)):
@@ -172,7 +165,7 @@ def test_each_process_of_the_materializer_is_asked_and_no_validator_where_there_
         materializer_processes=2,
         validator_address="off",
     )
-    reader = StatusReader(Workspace.open(settings))
+    reader = StatusReader(Workspace.open(settings), between_s=0.0)
 
     try:
         report = reader.look()

@@ -91,13 +91,21 @@ class Stores(RuleBasedStateMachine):
     @rule(meanwhile=st.lists(st.sampled_from(["", "", "", "produce", "process", "commit", "crash"]), max_size=25))
     def look(self, meanwhile: list[str]) -> None:
         """A round; at each of its touches of the outside something may happen there."""
-        acts: dict[str, Callable[[], Any]] = {
+        self.look_amid(meanwhile)
+
+    def acts(self, meanwhile: list[str]) -> dict[str, Callable[[], Any]]:
+        """Return what may happen."""
+        return {
             "": lambda: None,
             "produce": lambda: self.history.produce("ab"[len(meanwhile) % 2]),
             "process": self.history.process,
             "commit": self.history.commit,
             "crash": self.history.crash,
         }
+
+    def look_amid(self, meanwhile: list[str]) -> None:
+        """Do a round amid what happens; nothing of it is a finding."""
+        acts = self.acts(meanwhile)
         self.history.meanwhile = lambda: acts[meanwhile.pop()]() if meanwhile else None
         told = self.round()
         self.history.meanwhile = lambda: None
