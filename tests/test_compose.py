@@ -350,7 +350,7 @@ def test_the_deployment_does_its_work_and_stops_when_told(deployment: dict[str, 
         assert healthy("materializer", address)
         wait(lambda: metric(address, "freshet_offline_bytes_total") > 0, *processes)
         wait(lambda: metric(looking_at, "freshet_validator_last_success_timestamp_seconds") > 0, *processes)
-        wait(lambda: answers(looking_at, "healthz") == 200 and answers(served_at, "readyz") == 200, *processes)
+        wait(lambda: healthy("validator", looking_at) and answers(served_at, "readyz") == 200, *processes)
         serves_who_has_the_token(deployment, served_at, serving_at)
         assert shape(status(deployment, address, looking_at, served_at)) == shape(README_STATUS)
         if watching:
@@ -420,14 +420,23 @@ def serves_who_has_the_token(deployment: Mapping[str, str], address: str, metric
 
 
 def status(deployment: dict[str, str], *addresses: str) -> str:
+    """Return the screen, once every part answers within the seconds that it is given, or as it is at last."""
+    deadline = time.monotonic() + LIMIT_S
+    while " DOWN " in (shown := status_now(deployment, *addresses)) and time.monotonic() < deadline:
+        pass
+    return shown
+
+
+def status_now(deployment: dict[str, str], *addresses: str) -> str:
     names = (f"FRESHET_{name}_ADDRESS" for name in ("MATERIALIZER", "VALIDATOR", "SERVER"))
     shown, said = started("status", deployment, **dict(zip(names, addresses, strict=True))).communicate(timeout=LIMIT_S)
     return shown or said
 
 
 def shape(shown: str) -> list[str]:
-    """Return the lines of a status screen that are the same in every run: numbers, times, places and states apart."""
-    lines = [re.sub(r"(^| )[\w.]+:\S+|\S*/\S*", " WHERE", line) for line in shown.splitlines()[1:]]
+    """Return the lines of a status screen that are the same in every run: numbers, times, places, ids and states apart."""
+    lines = [re.sub(r"\b[0-9a-f]{12}\b", "ID", line) for line in shown.splitlines()[1:]]
+    lines = [re.sub(r"(^| )[\w.]+:\S+|\S*/\S*", " WHERE", line) for line in lines]
     lines = [re.sub(r"[\d,.]+ (ms|s|min|h|days)\b|never|-", "SPAN", line) for line in lines]
     states = "ok|warn|stop|stall|rewind|idle|fresh|lagging|stalled|breached|unknown"
     return [re.sub(r"\s+", " ", re.sub(rf"[\d,]+|\b({states})\b", "N", line, flags=re.IGNORECASE)) for line in lines]

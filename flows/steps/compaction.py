@@ -39,9 +39,12 @@ def merges(
     >>> def part(hour: int, bytes_count: int, kind: Kind | None = None) -> Sized:
     ...     begin = datetime(2026, 1, 1, hour)
     ...     return Sized(10, bytes_count, begin, begin + timedelta(minutes=59), kind)
-    >>> found = merges({"a": part(1, 90, Kind.ALL), "b": part(2, 30), "c": part(3, 40), "d": part(4, 45)}, 100)
+    >>> some = {"a": part(1, 90, Kind.ALL), "b": part(2, 30), "c": part(3, 40), "d": part(4, 45)}
+    >>> merges(some, 100).are_needed  # three would become two
+    False
+    >>> found = merges({**some, "e": part(5, 20)}, 100)
     >>> found.kept, [(one.begin and one.begin.hour, one.end and one.end.hour, one.parts) for one in found.slices]
-    (('a',), [(None, 4, ('b', 'c', 'd')), (4, None, ('d',))])
+    (('a',), [(None, 4, ('b', 'c', 'd')), (4, None, ('d', 'e'))])
     >>> merges({"a": part(1, 90, Kind.ALL), "d": part(4, 45)}, 100).are_needed
     False
     >>> merges({"a": part(1, 90, Kind.ALL), "d": part(4, 45)}, 100, final=True).are_needed

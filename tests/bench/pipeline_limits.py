@@ -201,7 +201,7 @@ class Parts:
         with self._clock.on("send", count):
             for trip in trips:
                 self._store.expect(self._store.writes_count)
-                self._store._replaced(trip)  # noqa: SLF001  # what `write` does once it has the commands
+                self._store._replaced(trip, _REPLACE)  # noqa: SLF001  # what `write` does once it has the commands
         self.online_count += sum(map(len, trips))
         self.trips += trips
 
