@@ -177,12 +177,11 @@ class Worker:
         watched = Server(settings_.place_of(address, self.number), serving.metrics.registry, serving.trouble)
         host, port = bound.getsockname()[:2]
         project = workspace.pipeline.project
-        LOG.info("serving %s at %s:%d; metrics at http://%s/metrics", project, host, port, watched.address)
-
         watching = list[asyncio.Task[None]]()
 
         async def begin() -> http.Handler:
             await serving.look()
+            LOG.info("serving %s at %s:%d; metrics at http://%s/metrics", project, host, port, watched.address)
             watching.extend(asyncio.create_task(_each_second(act)) for act in (serving.look, serving.follow))
             return serving.answer
 

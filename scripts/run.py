@@ -61,13 +61,19 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def act(words: argparse.Namespace, settings: Settings) -> int:
-    """Run until stopped."""
+def act(words: argparse.Namespace, settings: Settings) -> NoReturn:
+    """Run until stopped, and end this process."""
     _end_at_once_with_defects()
-    if words.process == "validator":
-        return _validate(words, settings)
-    if words.process == "server":
-        return _serve(words, settings)
+    run = {"materializer": _materialize, "validator": _validate, "server": _serve}[words.process]
+    try:
+        code = run(words, settings)
+    except FreshetError as error:
+        code = complain(error)
+    _end(code)
+
+
+def _materialize(words: argparse.Namespace, settings: Settings) -> int:
+    """Materialize until stopped, or to the end that was asked for."""
     place = bytewax.place([], os.environ)
     alone = words.leashed or place.addresses  # one of several already
     processes_count = words.processes or (1 if alone else settings.materializer_processes)
@@ -79,15 +85,10 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         settings = dataclasses.replace(settings, metrics_address=words.metrics)
     if words.workers is not None:
         place = dataclasses.replace(place, workers_count=words.workers)
-    run = Run(place=place, until_end=words.until_end, rebuild=words.rebuild, accept_gap=words.accept_gap)
-    try:
-        with log.strays():
-            code = _run(settings, run)
-    except FreshetError as error:
-        code = complain(error)
-    if code or place.addresses:
-        _end(code)
-    return 0
+    with log.strays():
+        return _run(
+            settings, Run(place=place, until_end=words.until_end, rebuild=words.rebuild, accept_gap=words.accept_gap)
+        )
 
 
 def _run_all(settings: Settings, processes_count: int, workers_count: int) -> int:
@@ -129,15 +130,9 @@ def _serve(words: argparse.Namespace, settings: Settings) -> int:
     workers_count = words.workers or (1 if words.leashed else settings.server_workers)
     if workers_count > 1:
         return Cluster.of_server(workers_count, bound).wait()
-    code = 0
-    try:
-        with log.strays():
-            Worker(workspace, words.worker).run(bound)
-    except FreshetError as error:
-        code = complain(error)
-    if words.leashed:
-        _end(code)
-    return code
+    with log.strays():
+        Worker(workspace, words.worker).run(bound)
+    return 0
 
 
 def _run(settings: Settings, run: Run) -> int:
@@ -181,8 +176,8 @@ def _end_at_once_with_defects() -> None:
 def _end(code: int) -> NoReturn:
     """End at once.
 
-    Python's own end would let DuckDB print, after the cause, what the exception or a thread still holds; and abort
-    where threads of Bytewax's wait for processes that are gone.
+    Python's own end would let DuckDB print, after all that we said, what an exception or a thread still holds; and
+    abort where threads of Bytewax's wait for processes that are gone.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -294,6 +295,7 @@ def run(flow: Dataflow, failure: Failure, *, epoch: timedelta, place: Place = Pl
     Raises `PeerLost` where another process failed.
     """
     os.environ["RUST_BACKTRACE"] = "0"  # an exception crosses Bytewax as a panic; its Rust frames help nobody
+    hook, sys.excepthook = sys.excepthook, sys.__excepthook__  # Bytewax calls it for panics that only follow the first
     try:
         cli_main(
             flow,
@@ -311,6 +313,8 @@ def run(flow: Dataflow, failure: Failure, *, epoch: timedelta, place: Place = Pl
         if place.addresses and not isinstance(error, KeyboardInterrupt):
             raise PeerLost(f"process {place.process} {PeerLost.FACT}") from error
         raise
+    finally:
+        sys.excepthook = hook
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
