@@ -108,7 +108,8 @@ class Asked:
 
     `carried` has, for each view that is changed, by feature the name of the old one that means the same. `since_us`
     says from when on history is made, None for as far back as the archive allows. `is_same` says that it means the same
-    as what is in force, so that nobody who runs needs to be told.
+    as what is in force, so that nobody who runs needs to be told. Views `anew` are made anew though they compute the
+    same.
     """
 
     pipeline: Pipeline
@@ -117,6 +118,17 @@ class Asked:
     carried: Mapping[str, Mapping[str, str]]
     since_us: int | None = None
     is_same: bool = False
+    anew: frozenset[str] = frozenset()
+
+    def to_make(self, ledger: Ledger) -> tuple[ViewPlan, ...]:
+        """Return the plans of views whose rows are to be made."""
+        changed = changed_plans(self.pipeline, ledger)
+        return tuple(plan for plan in self.pipeline.plans if plan in changed or plan.view.name in self.anew)
+
+    def needs_nobody(self, ledger: Ledger) -> bool:
+        """Say whether it is in force by being written down, whoever runs."""
+        is_known = ledger.pending is None and ledger.views.keys() == self.declared.views.keys()
+        return self.is_same and is_known and not self.to_make(ledger)
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ def change(places: Places, asked: Asked, *, patience: timedelta, shards_count: i
     the ledger does not let go of it within `patience`; then nothing has changed. Raises `Unavailable`.
     """
     ledger = places.ledger.read()
-    if ledger is None or (asked.is_same and ledger.pending is None and not _differs(asked, ledger)):
+    if ledger is None or asked.needs_nobody(ledger):
         places.applied.write(_following(places.applied.read(), asked.declared, places.now_us()))
         return None
     if ledger.pending is not None:
@@ -157,7 +169,7 @@ def change(places: Places, asked: Asked, *, patience: timedelta, shards_count: i
         made = {name: work.finish(ledger) for name, work in works.items()}
         for name, work in works.items():
             _check_whole(name, work, ledger)
-        taken_over = {name: work.since_us for name, work in works.items() if work.carry is not None}
+        taken_over = {name: us for name, work in works.items() if (us := _taken_over_us(work, ledger)) is not None}
         complete(places, _decide(places, asked, ledger, made, generations, taken_over))
     return Done(
         {name: one.rows_count for name, one in made.items()},
@@ -189,10 +201,6 @@ def _following(applied: Applied | None, declared: Declared, now_us: int) -> Appl
     return applied if applied.declared == declared else applied.followed_by(declared, now_us)
 
 
-def _differs(asked: Asked, ledger: Ledger) -> bool:
-    return bool(changed_plans(asked.pipeline, ledger)) or ledger.views.keys() != asked.declared.views.keys()
-
-
 def changed_plans(pipeline: Pipeline, ledger: Ledger) -> tuple[ViewPlan, ...]:
     """Return the plans of views that compute something else than their state does, or have none."""
     return tuple(plan for plan in pipeline.plans if ledger.views.get(plan.view.name) != plan.digest)
@@ -202,7 +210,7 @@ def _works(
     places: Places, asked: Asked, ledger: Ledger, shards_count: int
 ) -> tuple[dict[str, int], dict[str, Backfill]]:
     """Return what makes each view that is new or changed, and its generation; refuses what the archive lacks."""
-    plans = changed_plans(asked.pipeline, ledger)
+    plans = asked.to_make(ledger)
     since_us = {plan.view.name: _since_us(plan, ledger, asked.since_us) for plan in plans}
     generations, works = dict[str, int](), dict[str, Backfill]()
     for plan in plans:
@@ -232,6 +240,17 @@ def _since_us(plan: ViewPlan, ledger: Ledger, asked_us: int | None) -> int:
         hint = f"its rows are whole from {instant_at(exact_us).isoformat()} on: name that time, or none"
         raise Refused([Problem("feature view", name, fact, hint=hint)])
     return asked_us
+
+
+def _taken_over_us(work: Backfill, ledger: Ledger) -> int | None:
+    """Return before when a view's rows were made by another declaration; None if all are by this one."""
+    name = work.plan.view.name
+    if work.carry is None:
+        return None
+    if ledger.views[name] != work.plan.digest:
+        return work.since_us
+    before_us = ledger.taken_over.get(name)
+    return None if before_us is None else min(before_us, work.since_us)
 
 
 def _check_whole(name: str, work: Backfill, ledger: Ledger) -> None:

@@ -42,7 +42,7 @@ class Following(Generic[_T]):
             if stamp == self._seen or self._has_just_failed(stamp):
                 return None
             found = self.workspace.in_force()
-            is_other = found is not None and found.declared.text != self.workspace.declared.text
+            is_other = found is not None and not found.declared.is_same(self.workspace.declared)
             begun = self._begun(found) if found is not None and is_other else None
         except FreshetError as error:
             self._fail(stamp, error)

@@ -101,8 +101,8 @@ class Workspace:
         return None if declared is None else self.of(declared)
 
     def of(self, declared: Declared) -> "Workspace":
-        """Return the project as it was declared at another time; raises `Refused`."""
-        if declared.text == self.declared.text:
+        """Return the project as it was declared at another time, by the contracts of today; raises `Refused`."""
+        if declared.text == self.declared.text and self.project.contract_ids(self.contracts) == self.declared.contracts:
             return self
         return self._of(self.project, self.settings, declared.place, declared.text)
 
@@ -112,10 +112,10 @@ class Workspace:
         if files.is_being_changed():
             return False
         applied = files.read()
-        return applied is None or applied.declared.id == self.declared.id
+        return applied is None or applied.declared.text == self.declared.text
 
     def status(self) -> DeclarationStatus:
-        """Say which declaration is in force, and whether its file says another one by now.
+        """Say which declaration is in force, and which files were edited since it was applied.
 
         Raises `Unavailable` and, where what is in force cannot be read, `Refused`.
         """
@@ -125,13 +125,15 @@ class Workspace:
             place, text = self.project.written()
         except Refused:  # whatever is wrong with it, it is not what was applied
             place, text = declared.place, ""
+        edited = [place] if text != declared.text else []
+        edited += self.project.edited(declared.contracts)
         since_us = None if applied is None else applied.since_us
         return DeclarationStatus(
             id=declared.id,
             place=place,
             is_applied=applied is not None,
             since=None if since_us is None else instant_at(since_us),
-            is_edited=applied is not None and text != declared.text,
+            edited=() if applied is None else tuple(edited),
         )
 
     @classmethod
@@ -141,7 +143,8 @@ class Workspace:
         contracts = project.contracts(streams)
         pipeline = project.with_references(compile_views(source, contracts), source)
         views = {plan.view.name: DeclaredView.of(plan) for plan in pipeline.plans}
-        return cls(project, source, contracts, pipeline, settings, Declared(place=place, text=text, views=views))
+        declared = Declared(place=place, text=text, views=views, contracts=project.contract_ids(contracts))
+        return cls(project, source, contracts, pipeline, settings, declared)
 
     @property
     def declared_online_url(self) -> str:

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
+from freshet.schemas.errors import listed
 from freshet.schemas.plan import ViewPlan
 
 FORMAT = 1
@@ -40,20 +41,30 @@ class DeclaredView(_Record):
 
 
 class Declared(_Record):
-    """A declaration as it was written in a file, and its views."""
+    """A declaration as it was written in a file, its views, and by which event contracts it was read.
+
+    `contracts` has, by stream, what differs whenever the contract's file does.
+    """
 
     place: str
     text: str
     views: Mapping[str, DeclaredView]
+    contracts: Mapping[str, str] = {}
 
     @property
     def id(self) -> str:
-        """Its name: of equal texts equal.
+        """Its name: of equal texts and contracts equal.
 
-        >>> Declared(place="features.yaml", text="project: a", views={}).id
-        'a9696b202e5a'
+        >>> one = Declared(place="features.yaml", text="project: a", views={})
+        >>> one.id, one.model_copy(update={"contracts": {"clicks": "2b0f"}}).id
+        ('a9696b202e5a', '9cf9cadd4c56')
         """
-        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+        told = "\n".join([self.text, *(f"{stream} {told}" for stream, told in sorted(self.contracts.items()))])
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+    def is_same(self, other: "Declared") -> bool:
+        """Say whether it was read from the very same files."""
+        return (self.text, self.contracts) == (other.text, other.contracts)
 
 
 class Applied(_Record):
@@ -86,7 +97,7 @@ class Applied(_Record):
 
 
 class DeclarationStatus(_Record):
-    """Which declaration is in force, for people: its id and file, since when, and whether the file says another one.
+    """Which declaration is in force, for people: its id and file, since when, and which files were edited since.
 
     `since` is None where that is not known, and where none was ever applied: then it is as it is written.
     """
@@ -95,7 +106,7 @@ class DeclarationStatus(_Record):
     place: str
     is_applied: bool = False
     since: datetime | None = None
-    is_edited: bool = False
+    edited: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Say it in a line.
@@ -103,10 +114,10 @@ class DeclarationStatus(_Record):
         >>> print(DeclarationStatus(id="d40cdb", place="features.yaml"))
         declaration d40cdb as it is written; none was applied yet
         >>> at = datetime.fromisoformat("2026-03-01T12:00Z")
-        >>> print(DeclarationStatus(id="d40cdb", place="features.yaml", is_applied=True, since=at, is_edited=True))
-        declaration d40cdb in force since 2026-03-01T12:00:00+00:00; features.yaml edited, not applied: `freshet plan`
+        >>> print(DeclarationStatus(id="d40cdb", place="f.yaml", is_applied=True, since=at, edited=("f.yaml",)))
+        declaration d40cdb in force since 2026-03-01T12:00:00+00:00; f.yaml edited, not applied: `freshet plan`
         """
-        edited = f"; {self.place} edited, not applied: `freshet plan`" if self.is_edited else ""
+        edited = f"; {listed(self.edited)} edited, not applied: `freshet plan`" if self.edited else ""
         if not self.is_applied:
             return f"declaration {self.id} as it is written; none was applied yet"
         since = "" if self.since is None else f" since {self.since.isoformat(timespec='seconds')}"

@@ -28,6 +28,7 @@ from freshet.flows.settings import Settings
 from freshet.flows.steps.alertmanager import RECEIVERS, RECEIVERS_AT_FIRST, read_receivers
 from freshet.flows.steps.changes import carried
 from freshet.flows.steps.deploy_files import deploy_files
+from freshet.flows.steps.evolution import unread
 from freshet.schemas.applied import Applied, Declared, DeclaredView
 from freshet.schemas.dtypes import dtype
 from freshet.schemas.errors import Problem, Refused
@@ -36,7 +37,7 @@ from freshet.schemas.plan import Pipeline
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import Feature, View
 from freshet.scripts.cli import time_of
-from freshet.scripts.plan import applied_deployment, changes, planned_deployment
+from freshet.scripts.plan import applied_deployment, changed_contracts, changes, planned_deployment
 
 _GRACE_S = 3.0
 """For so long servers and clients may still ask for what is no longer declared: they look every second."""
@@ -62,10 +63,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         print(f"topic {topic}: {state}")
     for line in done["changes"] or ["no change"]:
         print(line)
-    for view, count in done["made"].items():
-        print(f"made {count:,} rows of {view} from the archived events")
-    if done["made"]:
-        print(f"DuckDB made {done['checked']:,} of them alike; the flow waited {done['heldSeconds']:.1f} s")
+    print_made(done)
     print(f"registry {done['registry']}")
     for path in done["files"]:
         print(f"wrote {path}")
@@ -81,13 +79,13 @@ def apply(workspace: Workspace, *, since_us: int | None = None, again: bool = Fa
         workspace.online()  # a store that does not answer ends it here, before anything is made
     kafka.create_topics(workspace.kafka, {})  # nor if Kafka does not answer
     files = AppliedFile(workspace.offline_root)
-    with files.applying(), _making_folders(workspace):
+    with files.applying(), making_folders(workspace):
         _refuse(workspace, files.read(), again=again)
         return _apply(workspace, files, planned, made_files, since_us)
 
 
 @contextlib.contextmanager
-def _making_folders(workspace: Workspace) -> Iterator[None]:
+def making_folders(workspace: Workspace) -> Iterator[None]:
     """Be the only one who makes or removes folders of the offline store: no `compact`, and no `purge`."""
     folders = CompactionFolder(workspace.offline())
     folders.lock()
@@ -101,6 +99,7 @@ def _refuse(workspace: Workspace, applied: Applied | None, *, again: bool) -> No
     """Refuse what cannot follow on what is in force."""
     if not again:
         _refuse_older(workspace, applied)
+    _refuse_unread(workspace)
     _refuse_breaking(workspace.pipeline, {} if applied is None else applied.declared.views)
 
 
@@ -111,7 +110,7 @@ def _apply(
     made_files: Mapping[str, str],
     since_us: int | None,
 ) -> dict[str, Any]:
-    before = workspace.in_force()
+    before, contracts = workspace.in_force(), changed_contracts(workspace, files.read())
     is_sqlite = workspace.online_url.startswith("sqlite:")
     ledger, pipeline = LedgerFile(workspace.offline_root).read(), workspace.pipeline
     new = () if ledger is None else changed_plans(pipeline, ledger)
@@ -122,20 +121,18 @@ def _apply(
     wanted = {**kafka.topics_of(workspace.contracts.values()), FINDINGS_TOPIC: 1}
     topics = kafka.create_topics(workspace.kafka, wanted)
     if is_sqlite:
-        _register(workspace)  # Feast writes what its registry knows
-    done = _hand_over(workspace, files, before, since_us)
-    _register(workspace)
+        register(workspace)  # Feast writes what its registry knows
+    done = hand_over(workspace, files, before, since_us)
+    register(workspace)
     write_store_config(workspace)
     written = write_files(workspace, made_files)
-    said = changes(planned, applied_deployment(workspace))
+    said = [*contracts, *changes(planned, applied_deployment(workspace))]
     _write(workspace.project.root / ".freshet" / "applied.json", json.dumps(planned, indent=2))
     _drop_leftovers(workspace, files)
     return {
         "topics": topics,
         "changes": said,
-        "made": {} if done is None else dict(done.rows_counts),
-        "checked": 0 if done is None else done.checked_count,
-        "heldSeconds": 0.0 if done is None else done.held.total_seconds(),
+        **told(done),
         "registry": str(workspace.project.registry),
         "files": written,
     }
@@ -154,8 +151,14 @@ def _begin_anew(offline: OfflineStore, pipeline: Pipeline) -> None:
         offline.switch(begun)
 
 
-def _hand_over(workspace: Workspace, files: AppliedFile, before: Workspace | None, since_us: int | None) -> Done | None:
-    """Have the flow go on under the new declaration, once the rows of what is new or changed are made."""
+def hand_over(
+    workspace: Workspace,
+    files: AppliedFile,
+    before: Workspace | None,
+    since_us: int | None,
+    anew: frozenset[str] = frozenset(),
+) -> Done | None:
+    """Have the flow go on under a declaration, once the rows of views that are new, changed, or named are made."""
     offline = workspace.offline()
     places = Places(
         LedgerFile(offline.root),
@@ -166,17 +169,36 @@ def _hand_over(workspace: Workspace, files: AppliedFile, before: Workspace | Non
         lambda declared: workspace.of(declared).pipeline,
         lambda: time.time_ns() // 1000,
     )
-    is_same = before is not None and before.source.declaration == workspace.source.declaration
+    applied = files.read()
+    is_read_alike = applied is not None and applied.declared.contracts == workspace.declared.contracts
+    is_same = is_read_alike and before is not None and before.source.declaration == workspace.source.declaration
     known = {} if before is None else {plan.view.name: plan for plan in before.pipeline.plans}
     plans = [plan for plan in workspace.pipeline.plans if plan.view.name in known]
     same = {plan.view.name: carried(known[plan.view.name], plan) for plan in plans}
-    asked = Asked(workspace.pipeline, workspace.contracts, workspace.declared, same, since_us, is_same)
+    asked = Asked(workspace.pipeline, workspace.contracts, workspace.declared, same, since_us, is_same, anew)
     settings = workspace.settings
     patience = max(settings.patience, timedelta(seconds=30)) + settings.epoch
     return change(places, asked, patience=patience, shards_count=settings.shards)
 
 
-def _register(workspace: Workspace) -> None:
+def told(done: Done | None) -> dict[str, Any]:
+    """Return what rows were made, as it is told to people and programs."""
+    return {
+        "made": {} if done is None else dict(done.rows_counts),
+        "checked": 0 if done is None else done.checked_count,
+        "heldSeconds": 0.0 if done is None else done.held.total_seconds(),
+    }
+
+
+def print_made(done: Mapping[str, Any]) -> None:
+    """Print what rows were made."""
+    for view, count in done["made"].items():
+        print(f"made {count:,} rows of {view} from the archived events")
+    if done["made"]:
+        print(f"DuckDB made {done['checked']:,} of them alike; the flow waited {done['heldSeconds']:.1f} s")
+
+
+def register(workspace: Workspace) -> None:
     """Have Feast know the views, and where their files are by now."""
     pipeline, registry = workspace.pipeline, workspace.project.registry
     config = store_config.store_config(pipeline.project, workspace.online_url, registry)
@@ -212,6 +234,18 @@ def _refuse_older(workspace: Workspace, applied: Applied | None) -> None:
         fact = "was in force already, and another one has followed it"
         hint = "update your copy of it; or, to go back to it, apply it with --again"
         raise Refused([Problem("declaration", workspace.declared.place, fact, workspace.declared.id, hint)])
+
+
+def _refuse_unread(workspace: Workspace) -> None:
+    """Refuse a contract that does not read events which its snapshots allow: old producers' would be dead letters."""
+    project, problems = workspace.project, list[Problem]()
+    for stream, contract in workspace.contracts.items():
+        problems += [
+            Problem("stream", stream, f"does not read its events: {one.fact} [{one.rule}]", one.path, one.fix)
+            for one in unread(contract, project.snapshots(stream))
+        ]
+    if problems:
+        raise Refused(problems)
 
 
 def _refuse_breaking(pipeline: Pipeline, before: Mapping[str, DeclaredView]) -> None:

@@ -29,6 +29,7 @@ from freshet.flows.steps.estimates import Load, allowed_load, estimate
 from freshet.flows.steps.explain import instant, plain, spell
 from freshet.flows.steps.shadow import Differing
 from freshet.schemas import units
+from freshet.schemas.applied import Applied
 from freshet.schemas.deployment import Deployment
 from freshet.schemas.errors import Refused
 from freshet.schemas.event import EVENT_TIME
@@ -124,6 +125,16 @@ def changes(planned: dict[str, Any], applied: dict[str, Any] | None) -> list[str
         said += [f"- {kind} {name}" for name in before if name not in after]
         said += [f"~ {kind} {name}" for name in after if name in before and after[name] != before[name]]
     return said
+
+
+def changed_contracts(workspace: Workspace, applied: Applied | None) -> list[str]:
+    """Say which event contracts are others than those that what is in force was read by."""
+    known = {} if applied is None else applied.declared.contracts
+    return [
+        f"~ contract {stream}: version {contract.stream.version} as it is written now"
+        for stream, contract in workspace.contracts.items()
+        if workspace.declared.contracts[stream] != known.get(stream, workspace.declared.contracts[stream])
+    ]
 
 
 def applied_deployment(workspace: Workspace) -> dict[str, Any] | None:
@@ -235,7 +246,8 @@ def _print_changes(planned: Deployment, workspace: Workspace) -> tuple[Workspace
             print(f"  {problem}")
         return None, ()
     found = changes_between(before, Compiled(workspace.source.declaration, workspace.pipeline))
-    lines = [*topics, *screen(found)]
+    contracts = changed_contracts(workspace, AppliedFile(workspace.offline_root).read())
+    lines = [*topics, *contracts, *screen(found)]
     if not lines and old is not None and old.declared.text != workspace.declared.text:
         lines = ["the declaration's text alone: no view and no target changes"]
     print("to apply:" if lines else "nothing to apply: this is what was applied last")

@@ -27,6 +27,7 @@ from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.live import Workspace
 from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
+from freshet.schemas.event import Contract
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.rejects import dead_letter_topic
 from freshet.scripts.apply import apply
@@ -142,11 +143,11 @@ class Stack:
     def said(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]
 
-    def produce(self, count: int) -> None:
-        contract = self.workspace.contracts[STREAM]
-        with kafka.Producer(self.workspace.kafka, contract) as producer:
+    def produce(self, count: int, contract: Contract | None = None, **more: object) -> None:
+        """Publish edits by today's contract, or by one that an older producer has, with more in them."""
+        with kafka.Producer(self.workspace.kafka, contract or self.workspace.contracts[STREAM]) as producer:
             for edit, _ in zip(edits(SEED + self.sent_count), range(count), strict=False):
-                producer.send(edit)
+                producer.send({**edit, **more})
         self.sent_count += count
 
     def ledger(self) -> Ledger:

@@ -156,11 +156,67 @@ def _us(row: dict[str, Any]) -> int:
     return round(row["event_timestamp"].timestamp() * 10**6)
 
 
+def test_history_that_was_left_out_is_made_later_and_rows_before_a_time_may_stay() -> None:
+    """At first the new feature is empty before an instant, then before an earlier one, at last nowhere."""
+    world = World(5, events_count=60, is_live=False)
+    world.run()
+    given, carried = declared(CLICKS, COST, FIRST, ADDED), {VIEW: {"clicks_1m": "clicks_1m", "cost_10s": "cost_10s"}}
+    world.change(given, since_us=START_US + 50 * 10**6, carried=carried)
+    whole = {VIEW: {name: name for name in ("clicks_1m", "cost_10s", "first_cost", "greatest_1m")}}
+
+    def empty() -> list[int]:
+        rows = world.offline.final(given.pipeline.views[0]).to_pylist()
+        return [_us(row) - START_US for row in rows if row["greatest_1m"] is None and row["clicks_1m"]]
+
+    before = empty()
+    for since_us in (START_US + 20 * 10**6, START_US + 40 * 10**6):
+        done = world.change(given, is_same=True, anew=frozenset({VIEW}), since_us=since_us, carried=whole)
+        assert done is not None
+        assert empty() == [us for us in before if us < 20 * 10**6]
+        ledger = world.ledger.read()
+        assert ledger is not None
+        assert ledger.taken_over == {VIEW: START_US + 20 * 10**6}
+    done = world.change(given, is_same=True, anew=frozenset({VIEW}), carried=whole)
+
+    assert len(before) > 10
+    assert done is not None
+    assert done.checked_count > 20
+    assert empty() == []
+    world.check_rows()
+    world.run()
+    world.check_done()
+
+
+def test_rows_made_anew_from_a_time_on_are_none_that_another_declaration_made() -> None:
+    world = World(5, events_count=60, is_live=False)
+    world.run()
+    before = world.offline.final(GIVEN.pipeline.views[0])
+
+    since_us, same = START_US + 40 * 10**6, {VIEW: {name: name for name in ("clicks_1m", "cost_10s", "first_cost")}}
+    world.change(GIVEN, is_same=True, anew=frozenset({VIEW}), since_us=since_us, carried=same)
+
+    ledger = world.ledger.read()
+    assert ledger is not None
+    assert ledger.taken_over == {}
+    keys = [(name, "ascending") for name in ("user", "event_timestamp")]
+    features = ["user", "event_timestamp", "clicks_1m", "cost_10s", "first_cost"]
+    after = world.offline.final(GIVEN.pipeline.views[0])
+    assert after.sort_by(keys).select(features).equals(before.sort_by(keys).select(features))
+    world.check_rows()
+
+
+WANTED: dict[str, tuple[Given, dict[str, Any]]] = {
+    "another declaration": (declared(*CHANGES["all of it"]), {}),
+    "the same one, anew": (GIVEN, {"is_same": True, "anew": frozenset({VIEW})}),
+}
+
+
 @pytest.mark.parametrize("fate", FATES)
-def test_a_crash_at_any_single_touch_of_a_change_harms_nothing(fate: str) -> None:
+@pytest.mark.parametrize("wanted", WANTED)
+def test_a_crash_at_any_single_touch_of_a_change_harms_nothing(wanted: str, fate: str) -> None:
     """The Nth call fails, or the process dies before or after it; then the flow is started, or it is applied again."""
     step = 1 if SOAK > 1 else len(FATES)
-    number, wanted = FATES.index(fate) + 1 - step, declared(*CHANGES["all of it"])
+    number, (given, asked) = FATES.index(fate) + 1 - step, WANTED[wanted]
     while True:
         number += step
         world = World(1, events_count=25, is_live=False, at_first=0.6)
@@ -168,13 +224,13 @@ def test_a_crash_at_any_single_touch_of_a_change_harms_nothing(fate: str) -> Non
         begun = len(world.fates.names)
         world.fates.at = {begun + number: fate}
         try:
-            world.change(wanted)
+            world.change(given, **asked)
         except (Crash, Unavailable):
             world.fates.at = {}
             if number % 2:
                 world.run()  # whatever is in force by now
         whole, world.fates.at = len(world.fates.names) < begun + number, {}
-        world.change(wanted)
+        world.change(given, **asked)
         world._append(len(world.coming))  # noqa: SLF001
         world.run()
         world.check_done()

@@ -29,6 +29,7 @@ from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.compaction import CompactionFolder
 from freshet.flows.edges.metrics import ServerMetrics
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.project import PACKAGED
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
 from freshet.flows.observer import Seen
@@ -570,6 +571,28 @@ def test_a_breaking_change_is_refused_and_leaves_what_was_applied(applied: Appli
     assert 'feature "user_edits_1h" would change its type in place, from int64; got float64' in done.stderr
     assert "wiki_edits_by_user_v2" in done.stderr
     assert (root / ".freshet" / "applied.json").read_bytes() == before
+
+
+def test_a_contract_is_in_force_once_it_is_applied_and_refused_if_it_does_not_read_old_events(
+    applied: Applied, tmp_path: Path
+) -> None:
+    root = tmp_path / "changed"
+    shutil.copytree(applied.freshet.project, root)
+    shutil.copytree(PACKAGED / "schemas" / "snapshots", root / "schemas" / "snapshots", dirs_exist_ok=True)
+    freshet, contract = Freshet(root, applied.freshet.environment), root / "schemas" / "events" / "wiki_edits.py"
+    text = contract.read_text()
+
+    contract.write_text(text.replace("    added: int\n", "    added: int\n    tool: str\n"))
+    refused = freshet("apply")
+    contract.write_text(text + "\n\n# for a colleague\n")
+    planned, applied_, planned_after = freshet("plan"), freshet("apply"), freshet("plan")
+
+    assert refused.returncode == 2
+    assert 'stream "wiki_edits" does not read its events: version 1 as it is now needs it' in refused.stderr
+    assert "got $.tool. Hint: set `version=2`" in refused.stderr
+    assert "~ contract wiki_edits: version 1 as it is written now" in planned.stdout
+    assert "~ contract wiki_edits: version 1 as it is written now" in applied_.stdout
+    assert "nothing to apply" in planned_after.stdout
 
 
 def test_what_makes_folders_is_done_one_at_a_time(applied: Applied) -> None:

@@ -6,8 +6,10 @@ After every step the final rows are what DuckDB makes by the declaration in forc
 import contextlib
 import json
 import logging
+import shutil
 import subprocess
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,13 +19,15 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from stack import FRESHET, STREAM, Stack, check, prepared, until
+from stack import FRESHET, REPO, STREAM, Stack, check, free_ports, prepared, until
 
 from freshet.flows.edges import feast
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
+from freshet.flows.materializer import archive_name
 from freshet.schemas.part import DECLARED
+from freshet.scripts.made_edits import edits
 
 pytestmark = pytest.mark.kafka
 
@@ -89,16 +93,12 @@ class Story:
 
     def apply(self, *words: str, code: int = 0) -> str:
         """Apply as a process while events flow; every event that was sent by then is materialized after it."""
-        command = [*FRESHET, "apply", *words]
         self.stack.produce(40)
-        done = subprocess.run(
-            command, env=self.stack.environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == code, done.stdout + done.stderr
+        told = self.freshet("apply", *words, code=code)
         self.stack.produce(40)
         until(self.is_visible)
         self.stack.workspace = Workspace.applied(self.stack.workspace.settings)
-        return done.stdout + done.stderr
+        return told
 
     def is_visible(self) -> bool:
         """Say whether all events are committed, and the parts of the last commit can be seen."""
@@ -150,6 +150,31 @@ class Story:
         parts = [pq.ParquetFile(part) for part in folder.glob("part-*.parquet")]
         return {(part.schema_arrow.metadata or {})[DECLARED] for part in parts if part.metadata.num_rows}
 
+    @property
+    def contract(self) -> Path:
+        return self.stack.workspace.project.root / "schemas" / "events" / f"{STREAM}.py"
+
+    def evolve(self, version: int, *edits: tuple[str, str], **more: object) -> None:
+        """Write the next version of the event contract, which the checker and samples of all versions agree with."""
+        text = self.contract.read_text()
+        for old, new in edits:
+            assert old in text, old
+            text = text.replace(old, new)
+        self.contract.write_text(text)
+        samples = self.contract.parents[1] / "samples" / STREAM
+        shutil.copytree(samples, samples / str(version - 1), ignore=shutil.ignore_patterns("[0-9]*"))
+        for good in samples.glob("good-*.json"):
+            good.write_text(json.dumps({**json.loads(good.read_text()), **more}))
+        for deed in ("snapshot", "check"):
+            self.freshet("schema", deed)
+
+    def freshet(self, *words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [*FRESHET, *words], env=self.stack.environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
 
 @pytest.fixture
 def story(real_kafka: str, valkey_url: str, tmp_path: Path) -> Iterator[Story]:
@@ -160,21 +185,31 @@ def story(real_kafka: str, valkey_url: str, tmp_path: Path) -> Iterator[Story]:
         stack.close()
 
 
-def test_a_deployment_changes_while_events_flow_and_readers_read(story: Story, server_port: int) -> None:
+@contextlib.contextmanager
+def running(story: Story) -> Iterator[str]:
+    """Run flow and server, and read a value all the time; gives the server's URL. No reader meets an error."""
     stack = story.stack
-    url = f"http://127.0.0.1:{server_port}/get-online-features"
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
     flow = stack.start()
-    server = stack.spawn([*FRESHET, "run", "server"], FRESHET_SERVER_ADDRESS=f"127.0.0.1:{server_port}")
+    server = stack.spawn([*FRESHET, "run", "server"], FRESHET_SERVER_ADDRESS=url.removeprefix("http://"))
     stack.produce(600)
     until(story.is_visible)
     view = stack.workspace.pipeline.plan("wiki_edits_by_user").view
     user = stack.workspace.offline().newest(view).to_pylist()[0]["user"]
     asked = {"features": [f"{view.name}:{USER}"], "entities": {"user": [user]}}
-
-    with reading(url, asked) as reader:
+    with reading(f"{url}/get-online-features", asked) as reader:
         until(lambda: reader.answers_count > 5)
         reader.wrong.clear()  # before the server listened
+        yield url
+    assert reader.answers_count > 50
+    assert not reader.wrong, (reader.wrong[0], len(reader.wrong))
+    stack.stop(flow)
+    stack.stop(server)
 
+
+def test_a_deployment_changes_while_events_flow_and_readers_read(story: Story) -> None:
+    stack = story.stack
+    with running(story):
         window = (
             "OVER (PARTITION BY user ORDER BY event_timestamp RANGE BETWEEN INTERVAL '{}' PRECEDING AND CURRENT ROW)"
         )
@@ -216,10 +251,81 @@ def test_a_deployment_changes_while_events_flow_and_readers_read(story: Story, s
         assert "wiki_edits_by_user_v2" not in {each.name for each in stack.workspace.pipeline.views}
         story.check()
 
-    assert reader.answers_count > 50
-    assert not reader.wrong, (reader.wrong[0], len(reader.wrong))
-    stack.stop(flow)
-    stack.stop(server)
+
+SIZED = """
+
+def with_size(event: Document) -> Document:
+    return {**event, "size": event["added"] + event["deleted"]}
+
+
+class WikiEdit("""
+
+
+def test_an_event_contract_evolves_twice_while_old_producers_publish_and_readers_read(story: Story) -> None:
+    stack = story.stack
+    first = stack.workspace.contracts[STREAM]
+    samples = Path("schemas") / "samples" / STREAM
+    shutil.copytree(REPO / samples, stack.workspace.project.root / samples)
+    story.freshet("schema", "snapshot")
+    with running(story) as url:
+        story.evolve(
+            2,
+            ("import Event, Stream", "import Document, Event, Stream, as_is"),
+            ("version=1,", "version=2,\n        upcasts={1: as_is},"),
+            ("    metroCode: int | None = None\n", "    metroCode: int | None = None\n    tool: str | None = None\n"),
+        )
+        assert f"~ contract {STREAM}: version 2" in story.apply()
+        second = stack.workspace.contracts[STREAM]
+        stack.produce(40, first)
+        stack.produce(40, second, tool="web")
+        until(story.is_visible)
+        story.check()
+
+        story.evolve(
+            3,
+            ("version=2,", "version=3,"),
+            ("upcasts={1: as_is}", "upcasts={1: as_is, 2: with_size}"),
+            ("\nclass WikiEdit(", SIZED),
+            ("    deleted: int\n", "    deleted: int\n    size: int\n"),
+            size=5,
+        )
+        window = "OVER (PARTITION BY user ORDER BY event_timestamp RANGE BETWEEN INTERVAL '5 minutes' PRECEDING AND CURRENT ROW)"
+        sized = {"name": "user_size_5m", "dtype": "int64", "source": STREAM, "transformation": f"sum(size) {window}"}
+        story.add(sized)
+        told = story.apply()
+        assert f"~ contract {STREAM}: version 3" in told
+        assert "of wiki_edits_by_user from the archived events" in told
+        third = stack.workspace.contracts[STREAM]
+        stack.produce(40, first)
+        stack.produce(40, second, tool="app")
+        stack.produce(40, third, tool="bot", size=7)
+        until(story.is_visible)
+        story.check()
+
+        edit = next(edits(0))
+        until(lambda: posted(url, edit) == 422)  # the server reads by the third version
+        assert posted(url, {**edit, "size": 5}) == 202
+        stack.sent_count += 1
+        until(story.is_visible)
+        story.check()
+
+    events = stack.workspace.offline().read(archive_name(STREAM))
+    tools = [tool for tool in events["tool"].to_pylist() if tool is not None]
+    assert sorted(tools) == ["app"] * 40 + ["bot"] * 40 + ["web"] * 40
+    sizes = zip(*(events[name].to_pylist() for name in ("size", "added", "deleted", "tool")), strict=True)
+    assert all(size == added + deleted for size, added, deleted, tool in sizes if tool in ("web", "app"))
+    assert events.num_rows == stack.sent_count, "an event of an old producer was not accepted"
+
+
+def posted(url: str, event: dict[str, Any]) -> int:
+    """Return the status with which the server takes an event."""
+    body = json.dumps(event).encode()
+    request = urllib.request.Request(f"{url}/streams/{STREAM}/events", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def test_rows_name_what_they_were_made_by_and_it_can_be_read(story: Story) -> None:
@@ -260,10 +366,3 @@ def test_a_declaration_that_another_one_has_followed_is_refused(story: Story) ->
     assert done.returncode == 2
     assert "was in force already, and another one has followed it" in done.stderr
     assert replace(story.stack.workspace).in_force() is not None
-
-
-@pytest.fixture
-def server_port() -> int:
-    from stack import free_ports  # noqa: PLC0415
-
-    return free_ports(1)[0]

@@ -194,5 +194,5 @@ def test_an_edit_of_the_declaration_that_was_not_applied_is_said(project: Path) 
     report = looked(project)
 
     assert report.declaration is not None
-    assert (report.declaration.id, report.declaration.is_edited) == (written.id, True)
+    assert (report.declaration.id, report.declaration.edited) == (written.id, ("feature_repo/features.yaml",))
     assert "; feature_repo/features.yaml edited, not applied: `freshet plan`" in screen(report)

@@ -11,6 +11,7 @@
 and the files that it compares its features' distributions with, wherever in DIR it says they are.
 """
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -135,6 +136,21 @@ class Project:
             raise Refused(problems)
         return found
 
+    def contract_ids(self, streams: Iterable[str]) -> dict[str, str]:
+        """Return, by stream, what differs whenever its contract's file does; raises `Refused` for one that is gone."""
+        texts = {stream: _text(self._contract_file(stream), "contract") for stream in streams}
+        return {stream: hashlib.sha256(text.encode()).hexdigest()[:12] for stream, text in texts.items()}
+
+    def edited(self, contract_ids: Mapping[str, str]) -> list[str]:
+        """Return the files of contracts that are other ones by now, or gone."""
+        found = {stream: self._contract_file(stream) for stream in contract_ids}
+        there = self.contract_ids(stream for stream, path in found.items() if path.is_file())
+        return [
+            path.relative_to(self.root).as_posix()
+            for stream, path in found.items()
+            if there.get(stream) != contract_ids[stream]
+        ]
+
     @property
     def streams(self) -> list[str]:
         """The streams that have a contract, whether a feature is made of them or not."""
@@ -178,8 +194,10 @@ class Project:
             found.setdefault(number, {}).update(files)
         return found
 
+    def _contract_file(self, stream: str) -> Path:
+        return self.root / "schemas" / "events" / f"{stream}.py"
+
     def _contract(self, stream: str) -> Contract:
-        folder = self.root / "schemas" / "events"
         known = self.streams
         if stream not in known:
             meant = nearest(stream, known)
@@ -187,7 +205,7 @@ class Project:
                 f"did you mean {meant}?" if meant else f"add schemas/events/{stream}.py, or use one of {listed(known)}"
             )
             raise Refused([Problem("stream", stream, "has no event contract in schemas/events", hint=hint)])
-        path = folder / f"{stream}.py"
+        path = self._contract_file(stream)
         models = _models(path)
         if len(models) != 1:
             names = listed([model.__name__ for model in models])

@@ -64,15 +64,36 @@ def findings(
 def incompatible(contract: Contract, snapshots: Snapshots, mode: Compatibility) -> list[Finding]:
     """Return where the contract and its older versions do not read each other's events, as the mode wants it."""
     newest = contract.stream.version
-    older = sorted(version for version in snapshots if version < newest)
     found: list[Finding] = []
-    for version in older if mode.is_transitive else older[-1:]:
+    for version in _older(contract, snapshots, mode):
         if mode.is_backward:
             found += _backward(contract, snapshots, version)
         if mode.is_forward:
             gone = gaps(snapshots[version], json_schema(contract))
             found += [_finding(contract, gap, version, newest, _FORWARD[gap.rule]) for gap in gone]
     return found
+
+
+def unread(contract: Contract, snapshots: Snapshots) -> list[Finding]:
+    """Return where a contract does not read events that its snapshots allow; nothing if its mode does not want it to.
+
+    A version that was changed in place is held against its own snapshot, too.
+    """
+    mode, newest = contract.stream.compatibility, contract.stream.version
+    if not mode.is_backward:
+        return []
+    found = [one for version in _older(contract, snapshots, mode) for one in _backward(contract, snapshots, version)]
+    words = {"R": f"version {newest} as it is now", "W": "as its snapshot has it, it"}
+    changed = gaps(json_schema(contract), snapshots[newest]) if newest in snapshots else []
+    return found + [
+        Finding(contract.name, gap.path, gap.rule.value, _filled(gap.fact, words), raised(newest)) for gap in changed
+    ]
+
+
+def _older(contract: Contract, snapshots: Snapshots, mode: Compatibility) -> list[int]:
+    """Return the older versions that a mode is about."""
+    older = sorted(version for version in snapshots if version < contract.stream.version)
+    return older if mode.is_transitive else older[-1:]
 
 
 def _backward(contract: Contract, snapshots: Snapshots, version: int) -> list[Finding]:

@@ -1,12 +1,13 @@
 """How contracts evolve: each mode wants what it says, an upcast mends, and each finding says what to do."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from pydantic import AwareDatetime, create_model
 
-from freshet.flows.steps.evolution import Finding, Samples, findings, incompatible, json_schema
+from freshet.flows.steps.evolution import Finding, Samples, findings, incompatible, json_schema, unread
 from freshet.schemas.event import Compatibility, Contract, Document, Event, Stream, as_is, contract
 
 Mode = Compatibility
@@ -143,6 +144,19 @@ def test_a_contract_that_was_changed_in_place_is_found() -> None:
     assert (changed.path, changed.rule) == ("schemas/snapshots/visits/1.json", "changed_in_place")
     assert changed.fact == "version 1 is not what its snapshot says; it differs in $.device"
     assert "set `version=2`, and `upcasts` with one from 1 (`as_is`" in changed.fix
+
+
+def test_what_old_producers_send_is_read_or_told() -> None:
+    needs, takes = version(2, device=(str, REQUIRED)), version(2, device=(str, "web"))
+    in_place = version(1, device=(str, REQUIRED))
+
+    assert unread(takes, snapshots(version(1))) == []
+    assert [(one.path, one.rule) for one in unread(needs, snapshots(version(1)))] == [("$.device", "field_required")]
+    (changed,) = unread(in_place, snapshots(version(1)))
+    assert changed.fact == "version 1 as it is now needs it, and as its snapshot has it, it may leave it out"
+    assert "set `version=2`" in changed.fix
+    needs.model.stream = dataclasses.replace(needs.stream, compatibility=Mode.FORWARD)
+    assert unread(needs, snapshots(version(1))) == []
 
 
 def test_another_default_is_a_change_and_other_words_for_people_are_none() -> None:

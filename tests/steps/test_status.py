@@ -196,7 +196,7 @@ DECLARED = DeclarationStatus(
     [
         (DECLARED, "declaration d40cdb3e5e09 in force since 2026-01-02T03:00:00+00:00\ndurable"),
         (
-            DECLARED.model_copy(update={"is_edited": True}),
+            DECLARED.model_copy(update={"edited": ("feature_repo/features.yaml",)}),
             "since 2026-01-02T03:00:00+00:00; feature_repo/features.yaml edited, not applied: `freshet plan`\ndurable",
         ),
         (
@@ -221,6 +221,6 @@ def test_which_declaration_is_in_force_is_in_the_json() -> None:
         "place": "feature_repo/features.yaml",
         "is_applied": True,
         "since": "2026-01-02T03:00:00Z",
-        "is_edited": False,
+        "edited": [],
     }
     assert as_json(report())["declaration"] is None

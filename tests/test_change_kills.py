@@ -1,0 +1,70 @@
+"""Kill -9 of `apply` and `backfill` at every step, on a real Kafka, Redis server and disk, beside a running materializer.
+
+What a step leaves on the disk is waited for, and then the process is killed: how far it is by then, the machine decides.
+The same command again completes it.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stack import FRESHET, LIMIT_S, Stack, check, prepared, until
+
+from freshet.flows.edges.parquet import GENERATIONS
+from freshet.flows.live import Workspace
+
+pytestmark = pytest.mark.kafka
+
+STEPS = ("a folder is begun", "it is decided", "folders are switched", "it is in force", "Feast knows")
+
+
+@pytest.fixture
+def stack(real_kafka: str, valkey_url: str, tmp_path: Path) -> Iterator[Stack]:
+    made = prepared(real_kafka, valkey_url, tmp_path)
+    yield made
+    made.close()
+
+
+def marks(stack: Stack) -> dict[str, object]:
+    """Return what each step leaves behind."""
+    root, registry = stack.workspace.offline_root, stack.workspace.project.registry
+    files = dict(zip(STEPS[2:], (root / GENERATIONS, root / "_applied.json", registry), strict=True))
+    stamps = {step: path.stat().st_mtime_ns if path.exists() else 0 for step, path in files.items()}
+    return {STEPS[0]: sorted(path.name for path in root.iterdir()), STEPS[1]: stack.ledger().pending, **stamps}
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("verb", ["apply", "backfill"])
+def test_a_change_that_is_killed_at_any_step_is_completed_by_the_same_command(stack: Stack, verb: str) -> None:
+    declared = stack.workspace.project.root / "feature_repo" / "features.yaml"
+    view, length, killed = stack.workspace.pipeline.views[0].name, 10, []
+    command = [*FRESHET, verb, *(["user_edits_10m"] if verb == "backfill" else [])]
+    stack.produce(300)
+    running = stack.start()
+    until(lambda: stack.ledger().rows_counts.get(view, 0) > 0)
+    for step in STEPS:
+        if verb == "apply":
+            text = declared.read_text()
+            assert f"INTERVAL '{length} minutes'" in text
+            declared.write_text(text.replace(f"INTERVAL '{length} minutes'", f"INTERVAL '{length + 1} minutes'"))
+            length += 1
+        stack.produce(30)
+        before, process = marks(stack), stack.spawn(command)
+        until(lambda: marks(stack)[step] != before[step] or process.poll() is not None)  # noqa: B023  # called now
+        process.kill()
+        process.wait(LIMIT_S)
+        killed.append(process.returncode == -9)
+        stack.produce(30)
+        stack.ended(stack.spawn(command), 0)
+    until(stack.is_done)
+    stack.stop(running)
+    stack.workspace = Workspace.applied(stack.workspace.settings)
+    stack.done()
+    checked = subprocess.run([*FRESHET, "check"], env=stack.environment, capture_output=True, text=True, check=False)
+
+    assert killed.count(True) >= len(STEPS) - 1, killed
+    assert marks(stack)[STEPS[1]] is None
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert stack.workspace.declared.text == declared.read_text()
+    check(stack.workspace, stack.sent_count)
