@@ -2,11 +2,13 @@
 
 ::
 
-    poll ─ take ─┬─ route ─ fold ─ finish ─┬─ online
-                 ├─ archive                └─ offline
-                 └─ rejects
+    poll ─ read ─ take ─┬─ route ─ fold ─ finish ─┬─ online
+                        ├─ archive                └─ offline
+                        └─ rejects
 
-`build` joins steps and edges; nothing is decided here. Step names are stored data: a recovery store knows them.
+What a step costs by itself it costs once for all that waits: polls are read together, whatever their partitions, and
+rows of a view go online together, whatever their shards. `build` joins steps and edges; nothing is decided here. Step
+names are stored data: a recovery store knows them.
 """
 
 import threading
@@ -24,7 +26,7 @@ from freshet.flows.edges.bytewax import BatchLogic, Failure, KeyedSink, PollSour
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold, ShardInput
-from freshet.flows.steps.intake import Intake, Taken
+from freshet.flows.steps.intake import Intake, Read, Taken
 from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher
 from freshet.flows.steps.windows.shard import WindowedRows
@@ -129,7 +131,8 @@ def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, s
 
     flow = Dataflow("freshet_materializer")
     polls = op.input("poll", flow, PollSource(edges.keys, edges.open_reader, edges.stop, failure, edges.idle))
-    taken = op.stateful_batch("take", polls, stages.take)
+    read = op.flat_map_batch("read", polls, failure.noting(stages.read))
+    taken = op.stateful_batch("take", read, stages.take)
     routed = op.flat_map_batch("route", taken, failure.noting(stages.route))
     folded = op.stateful_batch("fold", routed, stages.fold)
     rows = op.flat_map_batch("finish", folded, failure.noting(stages.finish))
@@ -155,6 +158,8 @@ class _Engines:
     def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
         self.intakes = {made.stream.topic: Intake(made, pipeline.of_source(name)) for name, made in contracts.items()}
         self.finishers = {plan.view.name: Finisher(plan) for plan in pipeline.plans}
+        self.keys: dict[str, str] = {}
+        """By view, under which shard's key its rows go to the stores."""
 
 
 class _Stages:
@@ -173,20 +178,29 @@ class _Stages:
             self._of_threads[thread] = _Engines(self._pipeline, self._contracts)
         return self._of_threads[thread]
 
-    def take(self, _resume: None) -> BatchLogic[Poll, Taken]:
-        """Decode and judge; the state is one partition's clock."""
+    def read(self, items: list[tuple[str, Poll]]) -> Iterator[tuple[str, Read]]:
+        """Decode what waits of each stream, and compute its row-level parts."""
+        by_topic: dict[str, list[tuple[str, Poll]]] = {}
+        for key, poll in items:
+            by_topic.setdefault(poll.topic, []).append((key, poll))
+        for topic, mine in by_topic.items():
+            found = self._engines.intakes[topic].read([poll for _, poll in mine])
+            yield from zip((key for key, _ in mine), found, strict=True)
+
+    def take(self, _resume: None) -> BatchLogic[Read, Taken]:
+        """Judge; the state is one partition's clock."""
         judges: dict[tuple[str, int], PartitionJudge] = {}  # a file has the events of several partitions
         newest: dict[tuple[str, int], Taken] = {}
         journal = self._edges.journal
 
-        def step(polls: list[Poll]) -> list[Taken]:
+        def step(reads: list[Read]) -> list[Taken]:
             taken: list[Taken] = []
-            for poll in polls:
-                intake = self._engines.intakes[poll.topic]
-                place = (intake.contract.name, poll.partition)
+            for read in reads:
+                intake = self._engines.intakes[read.poll.topic]
+                place = (intake.contract.name, read.poll.partition)
                 if place not in judges:
                     judges[place] = journal.judge(*place)
-                newest[place] = intake.take(judges[place], poll)
+                newest[place] = intake.judge(judges[place], read)
                 taken.append(newest[place])
                 self._count(taken[-1])
             return taken
@@ -252,11 +266,9 @@ class _Stages:
         for view, parts in by_view.items():
             table = pa.concat_tables([rows.table for _, rows in parts], promote_options="permissive")
             finished = self._engines.finishers[view].finish(table)
-            start = 0
-            for key, rows in parts:
-                own = finished.slice(start, rows.table.num_rows)
-                start += rows.table.num_rows
-                yield key, RowBatch(view, _shard_of(key), own, rows.available_at, rows.kinds, rows.newest)
+            columns = ([getattr(rows, name) for _, rows in parts] for name in ("available_at", "kinds", "newest"))
+            key = self._engines.keys.setdefault(view, parts[0][0])  # always the same: its writer sees them in order
+            yield key, RowBatch(view, finished, *map(pa.concat_arrays, columns))
 
 
 class _OnlineWriter:

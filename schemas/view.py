@@ -86,7 +86,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows of one view made by one shard: `rows` has the view's `row_schema`.
+    """Rows of one view, of any shards: `rows` has the view's `row_schema`.
 
     `available_at` says for each row when the event that made or corrected it became readable in Kafka, or when a tick
     was due (µs since the epoch, int64): freshness is counted from there. `kinds` has the number of each row's `Kind`.
@@ -94,7 +94,6 @@ class RowBatch:
     """
 
     view: str
-    shard: int
     rows: pa.Table
     available_at: pa.Int64Array
     kinds: pa.Int8Array

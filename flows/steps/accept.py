@@ -46,6 +46,8 @@ class PartitionJudge:
     """How many events were accepted by all views, ever."""
     failed_count: int = 0
     """How many that were judged fit failed on an expression: their ids are in `seen`, and in no archive."""
+    _kept_count: int = field(default=0, init=False, compare=False)
+    """How many ids were not forgotten the last time."""
 
     def absorb(self, events: pa.Table) -> None:
         """Take accepted events that another run judged, after that run's state; `newest_us` is that run's last."""
@@ -99,9 +101,10 @@ class PartitionJudge:
                 repeated[index] = True
             else:
                 self.seen[event_id] = time
-        oldest = self.newest_us - count_us(self.stream.lateness)
-        if len(self.seen) > 2 * len(rest) and min(self.seen.values()) < oldest:
+        if len(self.seen) > 2 * max(self._kept_count, len(rest)):  # so that forgetting costs each id but once
+            oldest = self.newest_us - count_us(self.stream.lateness)
             self.seen = {event_id: time for event_id, time in self.seen.items() if time >= oldest}
+            self._kept_count = len(self.seen)
         return repeated
 
     def _late(self, time: int, clock: int) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.steps.accept import PartitionJudge
-from freshet.flows.steps.decode import Decoder
+from freshet.flows.steps.decode import Decoded, Decoder
 from freshet.flows.steps.sql import Projector
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import CANARY_HEADER, EVENT_TIME, OFFSET, PARTITION, Contract
@@ -43,45 +44,91 @@ class Taken:
     canaries_count: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One poll, read without knowing what came before it: its events, each view's inputs from them, and the rest.
+
+    `at` says which message each event was, `failed` on which events an expression fails, and how: inputs have the
+    others, in their order.
+    """
+
+    poll: Poll
+    events: pa.Table
+    at: npt.NDArray[np.int64]
+    rejects: tuple[Reject, ...]
+    inputs: Mapping[str, pa.Table]
+    failed: Mapping[int, str]
+
+
 class Intake:
-    """Takes the polls of one stream."""
+    """Takes the polls of one stream: reads them, many at once, and judges each by what came before."""
 
     def __init__(self, contract: Contract, plans: Sequence[ViewPlan]) -> None:
         self.contract = contract
         self._decoder = Decoder(contract)
+        self._empty = Decoded(contract.schema.empty_table(), np.zeros(0, np.int64), ())
         self._nothing = {plan.view.name: plan.inputs.empty_table() for plan in plans}
         self._projectors = {plan.view.name: Projector(plan, contract.name) for plan in plans}
 
     def take(self, judge: PartitionJudge, poll: Poll) -> Taken:
         """Take one poll of the partition that `judge` judges."""
-        if not poll.values:  # it only says how far the partition is
-            return Taken(
-                self.contract.name, poll.partition, poll.partitions_count, self.contract.schema.empty_table(),
-                self._nothing, (), 0, judge.accepted_us, poll.caught_up_us, poll.epoch,
-            )  # fmt: skip
-        decoded = self._decoder.decode(poll)
-        judged = judge.judge(decoded.events)
-        rejects = [*decoded.rejects]
-        for index, reason, detail in judged.rejected:
-            rejects.append(Reject.of(poll, int(decoded.at[index]), reason, detail))
-        events, at = decoded.events.take(pa.array(judged.accepted)), decoded.at[judged.accepted]
-        inputs, failed = self._project(events)
+        (read,) = self.read([poll])
+        return self.judge(judge, read)
+
+    def read(self, polls: Sequence[Poll]) -> list[Read]:
+        """Read polls of any partitions; inputs of all are computed at once, which costs little more than those of one.
+
+        What is read does not depend on how polls are put together.
+        """
+        decoded = [self._decoder.decode(poll) if poll.values else self._empty for poll in polls]
+        whole = pa.concat_tables([one.events for one in decoded])
+        inputs, failed = self._project(whole) if whole.num_rows else (self._nothing, {})
         if failed:
-            rejects += [
-                Reject.of(poll, int(at[index]), Reason.TRANSFORM, detail) for index, detail in sorted(failed.items())
+            each = [self._without_failed(one.events) for one in decoded]
+        else:
+            starts = np.cumsum([0, *(one.events.num_rows for one in decoded)])
+            each = [
+                ({view: rows.slice(start, one.events.num_rows) for view, rows in inputs.items()}, {})
+                for start, one in zip(starts[:-1].tolist(), decoded, strict=True)
             ]
-            judge.failed_count += len(failed)
-            left = np.setdiff1d(np.arange(events.num_rows), list(failed))
-            events, at = events.take(pa.array(left)), at[left]
-            inputs = self.inputs_of(events)
+        return [
+            Read(poll, one.events, one.at, one.rejects, *made)
+            for poll, one, made in zip(polls, decoded, each, strict=True)
+        ]
+
+    def judge(self, judge: PartitionJudge, read: Read) -> Taken:
+        """Judge what a poll of the partition that `judge` judges brought."""
+        poll, rejects = read.poll, [*read.rejects]
+        judged = judge.judge(read.events)
+        for index, reason, detail in judged.rejected:
+            rejects.append(Reject.of(poll, int(read.at[index]), reason, detail))
+        failed = np.array([index for index in judged.accepted.tolist() if index in read.failed], np.int64)
+        rejects += [Reject.of(poll, int(read.at[index]), Reason.TRANSFORM, read.failed[int(index)]) for index in failed]
+        judge.failed_count += len(failed)
+        accepted = np.setdiff1d(judged.accepted, failed)
+        events, inputs = read.events, dict(read.inputs)
+        if len(accepted) < read.events.num_rows:
+            computed = np.setdiff1d(np.arange(read.events.num_rows), list(read.failed))
+            places = pa.array(np.searchsorted(computed, accepted))
+            events = events.take(pa.array(accepted))
+            inputs = {view: rows.take(places) for view, rows in inputs.items()}
         if events.num_rows:
             judge.accepted_count += events.num_rows
             judge.accepted_us = max(judge.accepted_us, pc.max(events.column(EVENT_TIME)).cast(pa.int64()).as_py())
+        headers = [] if poll.headers is None else [poll.headers[index] for index in read.at[accepted]]
         return Taken(
             self.contract.name, poll.partition, poll.partitions_count, events, inputs, tuple(rejects),
             len(judged.duplicates), judge.accepted_us, poll.caught_up_us, poll.epoch,
-            0 if poll.headers is None else sum(header(poll.headers[index], CANARY_HEADER) is not None for index in at),
+            sum(header(one, CANARY_HEADER) is not None for one in headers),
         )  # fmt: skip
+
+    def _without_failed(self, events: pa.Table) -> tuple[dict[str, pa.Table], dict[int, str]]:
+        """Compute every view's inputs from events on which no expression fails, and say of the others how it does."""
+        inputs, failed = self._project(events)
+        if failed:  # each view lacks its own only
+            left = np.setdiff1d(np.arange(events.num_rows), list(failed))
+            inputs, _ = self._project(events.take(pa.array(left)))
+        return inputs, failed
 
     def inputs_of(self, events: pa.Table) -> dict[str, pa.Table]:
         """Return every view's inputs from events that were accepted before.
