@@ -39,6 +39,7 @@ from freshet.flows.steps.canaries import Template
 from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import STALLED_AFTER, WINDOWS, Freshness, Progress, Source
 from freshet.flows.steps.pages import summary
+from freshet.flows.steps.status import NO_ROUND
 from freshet.flows.validator import Edges, Looker, Report, Round, Rounds, build
 from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
@@ -198,7 +199,7 @@ class LiveReporter:
     docs_every: timedelta
     _written_at: dict[str, datetime] = field(default_factory=dict)
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
-    trouble: str = "no round has ended yet"
+    trouble: str = NO_ROUND
     """Why the newest round failed, in any view; nothing if it did in none."""
 
     def report(self, told: Round, took: timedelta) -> None:

@@ -17,7 +17,7 @@ from freshet.flows.lag import LagReader, Lags
 from freshet.flows.live import OnlineFilled, Workspace
 from freshet.flows.steps.freshness import State
 from freshet.flows.steps.lag import TREND_S
-from freshet.flows.steps.status import Part, Report, StreamStatus, ViewStatus, failing, state_of
+from freshet.flows.steps.status import NO_ROUND, Part, Report, StreamStatus, ViewStatus, failing, state_of
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.finding import Cause
 from freshet.schemas.rejects import dead_letter_topic
@@ -73,6 +73,8 @@ class StatusReader:
         if validator:
             address = self.workspace.settings.validator_address
             self._listen("validator", address, lambda said: failing(said, validated_age_s))
+            if self._parts["validator"].complaint == NO_ROUND:
+                validated_age_s = None  # its first round is just ending
         self._ask_server()
         self._asked("online store", shown(self.workspace.declared_online_url), self._ping)
         letters = self._asked_of_kafka(self._dead_letters) or {}

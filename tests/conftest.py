@@ -90,6 +90,11 @@ LONG_FILES = (
     "test_secured.py",
     "test_logs.py",
     "test_serving_faults.py",
+    "test_change_kills.py",
+    "test_evolution_story.py",
+    "test_changes_law.py",
+    "test_change.py",
+    "test_shadow.py",
 )
 
 

@@ -12,8 +12,8 @@ PARTS: Mapping[str, str] = {
     "aftermath": """\
 What was held back may alert then, for what is over: FreshetSkew (`stale_online`) for about ten minutes,
 FreshetFreshnessBurnsFast for half an hour, FreshetFreshnessBurnsSlowly (a ticket) for two hours, after a long outage
-for six; there is nothing to do about any of them. `freshet status` calls views BREACHED for the first five minutes: as
-long as the validator has the finding open that FreshetSkew tells of.""",
+for six; there is nothing to do about any of them. `freshet status` calls views BREACHED for the first five or six
+minutes: as long as the validator has the finding open that FreshetSkew tells of.""",
     "where": """\
 Commands are run in the project's folder, with the settings of its processes. Why a process ended is said by the last
 line of its log that begins with `freshet:`; of one that was killed there is none.
@@ -47,12 +47,14 @@ FRESHET_METRICS_ADDRESS upwards: `curl -s localhost:9306/healthz`):
     "restart": """\
 What is down comes first. Once it answers, a materializer that runs still goes on by itself; one that has ended is
 DOWN in `freshet status` until it is started. It may be started at any time, and goes on where the last commit ended: no
-event is lost or counted twice. One that hangs is stopped before, since a second one is refused.
+event is lost or counted twice. One that hangs is stopped before, since a second one is refused. With your service
+manager, or in the foreground:
 
     freshet run materializer""",
     "more_threads": """\
 If it simply has too much to do, give it more threads or processes, up to FRESHET_SHARDS of them; they share the
-partitions. The one that runs is stopped before.
+partitions. The one that runs is stopped before. With your service manager (FRESHET_MATERIALIZER_PROCESSES=2), or in the
+foreground:
 
     freshet run materializer --workers 2""",
 }
@@ -82,8 +84,8 @@ messages wait, and whether it is being worked off.
 {parts}
 - **all parts are ok, the stream is `stop` or `stall`**: The materializer hangs, or one partition does. Go on with
   FreshetStopped.md.
-- **all ok, `done/s` is above `in/s`**: It catches up: `done in` says when it is through. Wait.
-- **all ok, `done/s` is about `in/s` or less**: More comes than it gets done. See whether `in/s` is unusual (a
+- **all ok, `waiting` falls from look to look**: It catches up: `done in` says when it is through. Wait.
+- **all ok, `waiting` grows from look to look**: More comes than it gets done. See whether `in/s` is unusual (a
   producer sends old events again?), else give it more threads.
 
 ## Mitigate
@@ -131,6 +133,8 @@ is true of three of eight partitions; `freshet status --json` has every one unde
 ## Mitigate
 
 {restart}
+
+To stop it may take some ten seconds, and FreshetMaterializerDead may page until it is back.
 
 ## Verify
 
@@ -529,7 +533,8 @@ here, and in its log after `waiting:`:
 ## Meaning
 
 Everything in the topic is read, and nothing new has come for minutes, though usually events come all the time. The
-flow itself is well: there is nothing for it to do.
+flow itself is well: there is nothing for it to do. What is usual is known once events came for a quarter of an hour,
+half an hour ago: the silence of a younger deployment is not alerted.
 
 ## Impact
 
@@ -544,28 +549,31 @@ newest event stay as they are.
 
     freshet status
 
-`kafka` is ok, the stream has `in/s` 0 and nothing waiting. `last event` says how long ago the newest message was
-written, by the time that it carries; `freshet status --json` has that of each partition. If that is longer than
-producers are ever silent, nobody sends. Should they send old times: whether `end_offset` of any partition rises
-within some minutes decides.
+`kafka` is ok, and nothing waits. `last event` decides: it says how long ago the newest message was written, by the time
+that it carries; `freshet status --json` has that of each partition. If that is longer than producers are ever silent,
+nobody sends. (`in/s` is that of one second, and 0 between two bursts.) Should they send old times: whether `end_offset`
+of any partition rises within some minutes decides.
 
-Then see whether the producers run, and what their log says: `freshet status` knows nothing of them.
+Then ask your service manager whether the producers run, and see what their log says: `freshet status` knows nothing of
+them.
 
-- **a producer does not run**: It was stopped or killed, or ended with the reason in its log: start it.
+- **a producer does not run**: It ended with the reason in the last line of its log, or was stopped or killed, of which
+  the log says nothing: start it.
 - **the producers' log has errors of Kafka**: It is theirs to mend: address, credentials, quota, a full disk of the
   brokers.
 - **the producers say that they send**: They send to another topic or cluster than `{topics}` at FRESHET_BROKERS.
   Compare both.
 - **it was as silent yesterday at this hour**: Silence is right. Silence the alert for such times in Alertmanager.
-- **`in/s` is above 0**: It is over, or events come that are all rejected: `freshet dlq list --since 15m`.
+- **`last event` is seconds ago**: It is over, or events come that are all rejected: `freshet dlq list --since 15m`.
 
 ## Mitigate
 
 Start the producers, or mend them: with docker compose, `docker compose up --detach producer`. If a producer's log says
-`not delivered` (that of Freshet's own says how many events of which stream, of which times, with which ids), have it
-send again what its source has from the first of these times on: where the contract has an event id, what comes twice
-within its lateness counts once. To see that the topic takes any, send one true event that was not sent yet (one JSON
-document a line): it stays there.
+`not delivered` (that of Freshet's own says how many events of which stream, of which times, and with which ids if the
+contract names an event id), have it send again what its source has from the first of these times on; how, only who runs
+it knows. `freshet produce FILE` sends a file. Where the contract has an event id, what comes twice within its lateness
+counts once; else send what was not delivered, and no more. To see that the topic takes any, send one true event that
+was not sent yet (one JSON document a line): it stays there.
 
     freshet produce events.jsonl
 
@@ -627,8 +635,8 @@ Prometheus has heard nothing of the validator for a minute: it has ended, or han
 
 ## Impact
 
-Features are not affected. But nobody looks whether they are right; and since the validator exports the lag, alerts
-about lag, skew, freshness and silence cannot fire. Take their silence for nothing.
+Features are not affected: those below are not watched. Nobody looks whether they are right; and since the validator
+exports the lag, alerts about lag, skew, freshness and silence cannot fire. Take their silence for nothing.
 
 {concerned}
 
@@ -653,8 +661,9 @@ it ended, if it ended by itself.
 
 ## Mitigate
 
-Start it. It keeps no state, and may be started at any time, also while Kafka or Redis is away. It answers after half a
-minute to two; until then `freshet status` says DOWN:
+Start it. It may be started at any time, also while Kafka or Redis is away. What it had found is found again within
+minutes, if it still holds. It answers after some seconds, on a slow machine after two minutes; until then
+`freshet status` says DOWN, then UNWELL until its first round has ended. That one may be `inconclusive`:
 
     freshet run validator
 
@@ -662,7 +671,8 @@ Until it runs, look by hand now and then: `freshet status`, `freshet check`.
 
 ## Verify
 
-`freshet status` says `validated` a few seconds ago. The alert ends at the next scrape, and FreshetLagUnknown with it.
+`freshet status` says that `validator` is ok, and `validated` a few seconds ago. The alert ends at the next scrape, and
+FreshetLagUnknown with it.
 """,
     "FreshetValidatorFailing": """\
 ## Meaning
@@ -743,8 +753,8 @@ see that the materializer still runs, and start it if not:
 
     freshet run materializer
 
-See that the producers run, too: those that ended, or whose log says `not delivered`, are to send again
-(FreshetSilent.md).
+See that the producers run, too, and again some minutes after Kafka is back: those that ended, or whose log says
+`not delivered`, are to send again (FreshetSilent.md).
 
 ## Verify
 

@@ -330,13 +330,19 @@ def span(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} days" if seconds else "0 s"
 
 
+NO_ROUND = "no round has ended yet"
+"""What a validator says of itself that has just begun."""
+
+
 def failing(said: str, validated_age_s: float | None) -> str:
     """Say what a validator whose rounds fail says of them, and since when.
 
-    >>> failing("by_user: Redis does not answer", 420.0), failing("no round has ended yet", None)
+    >>> failing("by_user: Redis does not answer", 420.0), failing(NO_ROUND, 3.0)
     ('no round has succeeded for 7 min: by_user: Redis does not answer', 'no round has ended yet')
     """
-    return said if validated_age_s is None else f"no round has succeeded for {span(validated_age_s)}: {said}"
+    if validated_age_s is None or said == NO_ROUND:
+        return said
+    return f"no round has succeeded for {span(validated_age_s)}: {said}"
 
 
 def _durable(report: Report) -> str:

@@ -46,7 +46,8 @@ def of_topic(about: About, topic: str, fed: tuple[View, ...]) -> list[Alert]:
             "page",
             f"{topic} is {{{{ $value | humanizeDuration }}}} behind; {about.declared} is declared",
             "Messages have waited in Kafka for longer than the freshness target, for a whole minute."
-            " `freshet status` says which part does not answer, with --json of which partitions.",
+            " `freshet status` says which part does not answer, or in how many partitions it stands still;"
+            " with --json in which.",
             fires=(Case({f"freshet_lag_seconds{place}": f"{number(late_s * 4)}x20"}, "3m", {}, humanized(late_s * 4)),),
             silent=(
                 Case({f"freshet_lag_seconds{place}": f"{number(late_s / 2)}x20"}, "3m"),

@@ -40,7 +40,8 @@ def of_view(about: About, view: View, place: Mapping[str, str]) -> list[Alert]:
                 about.project,
                 f"{view.name}: {{{{ $labels.cause }}}}, {{{{ $value }}}} of the validator's checks do not hold",
                 "The validator has looked twice and has evidence: `freshet check` shows the rows of a look now, the"
-                " newest page of its Data Docs those of the finding. The runbook says by cause what to do.",
+                " newest page of its Data Docs those of the finding. stale_online after an outage is over by itself"
+                " within minutes. The runbook says by cause what to do.",
                 (view,),
                 (finding(own, "0x2 2x20"), finding(own, "2x8 0x3 2x10"), finding(own, "2x8 stale _x20")),
                 (finding(own, "0x20"), finding(own, "2x3 0x20"), other, finding(own, "2x8 0x40", at="9m")),
