@@ -68,7 +68,8 @@ for a whole minute. Kafka itself tells so: it is true whether or not the materia
 
 ## Impact
 
-Online values are as old as the alert says. Nothing is lost: everything that waits will be worked off.
+Online values are as old as the alert says, where only some partitions are behind those of their entities. Nothing is
+lost while Kafka keeps what waits (`lost in` of `freshet status`): it is worked off once the cause is mended.
 
 {concerned}
 
@@ -82,8 +83,8 @@ The first table says of each part whether it answers, and if not, why. The secon
 messages wait, and whether it is being worked off.
 
 {parts}
-- **all parts are ok, the stream is `stop` or `stall`**: The materializer hangs, or one partition does. Go on with
-  FreshetStopped.md.
+- **all parts are ok, the stream is `stop` or `stall`**: The materializer hangs, or one partition does, which leaves the
+  part ok. Go on with FreshetStopped.md.
 - **all ok, `waiting` falls from look to look**: It catches up: `done in` says when it is through. Wait.
 - **all ok, `waiting` grows from look to look**: More comes than it gets done. See whether `in/s` is unusual (a
   producer sends old events again?), else give it more threads.
@@ -132,13 +133,15 @@ is true of three of eight partitions; `freshet status --json` has every one unde
 
 ## Mitigate
 
-{restart}
+Where all parts are ok, stop the materializer, which may take some ten seconds, and start it; FreshetMaterializerDead
+may page until it is back. Else:
 
-To stop it may take some ten seconds, and FreshetMaterializerDead may page until it is back.
+{restart}
 
 ## Verify
 
-`freshet status --watch` shows the stream as `ok`, and `waiting` falling. The alert ends a scrape later. {aftermath}
+`freshet status --watch` shows the stream as `ok`, and `waiting` falling, or 0. The alert ends a scrape later.
+{aftermath}
 """,
     "FreshetStalled": """\
 ## Meaning
@@ -332,8 +335,8 @@ meanwhile begins at 0. The alert ends once that of 30m is small, too.
     "FreshetFreshnessBurnsSlowly": """\
 ## Meaning
 
-Over a day or more, more of the validator's looks found this view late than the declared target ({objective}) allows.
-It is never bad enough for a page, but it adds up.
+Over hours or days, more of the validator's looks found this view late than the declared target ({objective}) allows: a
+little all the time, or much for a while, as in an outage, which is counted still when it is over.
 
 ## Impact
 
@@ -558,7 +561,10 @@ Then ask your service manager whether the producers run, and see what their log 
 them.
 
 - **a producer does not run**: It ended with the reason in the last line of its log, or was stopped or killed, of which
-  the log says nothing: start it.
+  the log says nothing: start it. One that was killed may have lost what it was sending: have it send again from the
+  time of `last event` on.
+- **a producer runs, and its log says nothing**: It hangs, or its own source is silent: stop it and start it; if nothing
+  comes then, look at its source.
 - **the producers' log has errors of Kafka**: It is theirs to mend: address, credentials, quota, a full disk of the
   brokers.
 - **the producers say that they send**: They send to another topic or cluster than `{topics}` at FRESHET_BROKERS.

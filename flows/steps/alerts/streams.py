@@ -129,7 +129,7 @@ def _silences(about: About, stream: str, topic: str, fed: tuple[View, ...]) -> I
             about.project,
             f"no event of {stream} for {silence}; {{{{ $value | humanize }}}} a minute were usual",
             f"Everything in {topic} is read, and nothing new comes: the producers are silent, or cannot reach Kafka."
-            " The flow is well; values fall by time alone.",
+            " The flow is well; values fall by time alone. See whether the producers run.",
             fed,
             fires,
             (
