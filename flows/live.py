@@ -107,7 +107,7 @@ class Workspace:
         return self._of(self.project, self.settings, declared.place, declared.text)
 
     def is_in_force(self) -> bool:
-        """Say whether this is what is in force, and nobody is changing that. Raises `Unavailable` and `Refused`."""
+        """Say whether this is in force, by its text, and nobody is changing that; raises `Unavailable`, `Refused`."""
         files = AppliedFile(self.offline_root)
         if files.is_being_changed():
             return False

@@ -36,6 +36,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     files = AppliedFile(workspace.offline_root)
     with files.applying(), making_folders(workspace):
         workspace = Workspace.applied(settings)  # whatever was being applied is in force by now
+        _refuse_not_applied(workspace, files)
         views = views_of(words.features, workspace.pipeline, is_edited=bool(workspace.status().edited))
         if LedgerFile(workspace.offline_root).read() is None:
             hint = "run the materializer: what is declared is computed from the first event on"
@@ -49,6 +50,20 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _refuse_not_applied(workspace: Workspace, files: AppliedFile) -> None:
+    """Refuse to put in force, by the way, what only `freshet apply` may: it looks whether that can be."""
+    ledger, applied = LedgerFile(workspace.offline_root).read(), files.read()
+    declared = applied.declared if applied is not None else None
+    if ledger is not None and ledger.pending is not None:
+        declared = files.declared(ledger.pending.declaration)
+    if declared is None:
+        hint = "run `freshet apply`: it makes the rows of what is new or changed"
+        raise Refused([Problem("declaration", workspace.declared.place, "was never applied", hint=hint)])
+    if edited := workspace.project.edited(declared.contracts):
+        hint = "run `freshet apply` first, or take the edit back"
+        raise Refused([Problem("contract", listed(edited), "was edited and not applied", hint=hint)])
+
+
 def views_of(named: Iterable[str], pipeline: Pipeline, *, is_edited: bool) -> frozenset[str]:
     """Return the views that features are of, each named by itself or by its view; raises `Refused` for unknown ones."""
     owners = {feature.name: view.name for view in pipeline.views for feature in view.features}
@@ -57,10 +72,9 @@ def views_of(named: Iterable[str], pipeline: Pipeline, *, is_edited: bool) -> fr
     for name in named:
         if name not in owners:
             meant = nearest(name, owners)
-            known = f"did you mean {meant}?" if meant else f"there is {listed(sorted(owners))}"
-            hint = (
-                "the file was edited: run `freshet apply`, which fills what is new or changed" if is_edited else known
-            )
+            hint = f"did you mean {meant}?" if meant else f"there is {listed(sorted(owners))}"
+            if is_edited:
+                hint = "what is in force was edited: run `freshet apply`, which fills what is new or changed"
             problems.append(Problem("feature", name, "is not in force", hint=hint))
     if problems:
         raise Refused(problems)

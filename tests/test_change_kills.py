@@ -5,6 +5,7 @@ The same command again completes it.
 """
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from freshet.flows.live import Workspace
 pytestmark = pytest.mark.kafka
 
 STEPS = ("a folder is begun", "it is decided", "folders are switched", "it is in force", "Feast knows")
+TRIES = 5
+"""A process may be through before it is killed: then there is another one."""
 
 
 @pytest.fixture
@@ -31,30 +34,35 @@ def marks(stack: Stack) -> dict[str, object]:
     root, registry = stack.workspace.offline_root, stack.workspace.project.registry
     files = dict(zip(STEPS[2:], (root / GENERATIONS, root / "_applied.json", registry), strict=True))
     stamps = {step: path.stat().st_mtime_ns if path.exists() else 0 for step, path in files.items()}
-    return {STEPS[0]: sorted(path.name for path in root.iterdir()), STEPS[1]: stack.ledger().pending, **stamps}
+    folders = sorted(path.name for path in root.iterdir() if not path.name.startswith((".", "_")))
+    return {STEPS[0]: folders, STEPS[1]: stack.ledger().pending, **stamps}
 
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("verb", ["apply", "backfill"])
 def test_a_change_that_is_killed_at_any_step_is_completed_by_the_same_command(stack: Stack, verb: str) -> None:
     declared = stack.workspace.project.root / "feature_repo" / "features.yaml"
-    view, length, killed = stack.workspace.pipeline.views[0].name, 10, []
+    view, length, killed = stack.workspace.pipeline.views[0].name, 10, set[str]()
     command = [*FRESHET, verb, *(["user_edits_10m"] if verb == "backfill" else [])]
     stack.produce(300)
     running = stack.start()
     until(lambda: stack.ledger().rows_counts.get(view, 0) > 0)
-    for step in STEPS:
+    for step in (step for step in STEPS for _ in range(TRIES)):
+        if step in killed:
+            continue
         if verb == "apply":
             text = declared.read_text()
             assert f"INTERVAL '{length} minutes'" in text
             declared.write_text(text.replace(f"INTERVAL '{length} minutes'", f"INTERVAL '{length + 1} minutes'"))
             length += 1
         stack.produce(30)
-        before, process = marks(stack), stack.spawn(command)
-        until(lambda: marks(stack)[step] != before[step] or process.poll() is not None)  # noqa: B023  # called now
+        before, process = marks(stack)[step], stack.spawn(command)
+        while marks(stack)[step] == before and process.poll() is None:
+            time.sleep(0.002)
         process.kill()
         process.wait(LIMIT_S)
-        killed.append(process.returncode == -9)
+        if process.returncode == -9:
+            killed.add(step)
         stack.produce(30)
         stack.ended(stack.spawn(command), 0)
     until(stack.is_done)
@@ -63,7 +71,7 @@ def test_a_change_that_is_killed_at_any_step_is_completed_by_the_same_command(st
     stack.done()
     checked = subprocess.run([*FRESHET, "check"], env=stack.environment, capture_output=True, text=True, check=False)
 
-    assert killed.count(True) >= len(STEPS) - 1, killed
+    assert killed == {*STEPS}
     assert marks(stack)[STEPS[1]] is None
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert stack.workspace.declared.text == declared.read_text()

@@ -595,6 +595,25 @@ def test_a_contract_is_in_force_once_it_is_applied_and_refused_if_it_does_not_re
     assert "nothing to apply" in planned_after.stdout
 
 
+def test_a_backfill_puts_nothing_in_force_that_was_not_applied(applied: Applied, tmp_path: Path) -> None:
+    root = tmp_path / "changed"
+    shutil.copytree(applied.freshet.project, root)
+    freshet, contract = Freshet(root, applied.freshet.environment), root / "schemas" / "events" / "wiki_edits.py"
+    text = contract.read_text()
+
+    contract.write_text(text.replace("    added: int\n", "    added: int\n    tool: str\n"))
+    edited = freshet("backfill", "user_edits_1h")
+    contract.write_text(text)
+    unknown = freshet("backfill", "user_edits_1d")
+    (root / "data" / "offline" / "_applied.json").unlink()
+    never = freshet("backfill", "user_edits_1h")
+
+    assert [done.returncode for done in (edited, unknown, never)] == [2, 2, 2]
+    assert 'contract "schemas/events/wiki_edits.py" was edited and not applied' in edited.stderr
+    assert 'feature "user_edits_1d" is not in force. Hint: did you mean user_edits_1h?' in unknown.stderr
+    assert 'declaration "feature_repo/features.yaml" was never applied' in never.stderr
+
+
 def test_what_makes_folders_is_done_one_at_a_time(applied: Applied) -> None:
     folders = CompactionFolder(OfflineStore(applied.freshet.project / "data" / "offline"))
     folders.lock()

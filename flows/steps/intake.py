@@ -4,7 +4,7 @@ An event is accepted by all views of its stream or by none, so a row-level expre
 everywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from freshet.schemas.plan import ViewPlan
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import header
 from freshet.schemas.rejects import Reason, Reject
+
+_TOGETHER_MESSAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +78,25 @@ class Intake:
         return self.judge(judge, read)
 
     def read(self, polls: Sequence[Poll]) -> list[Read]:
-        """Read polls of any partitions; inputs of all are computed at once, which costs little more than those of one.
+        """Read polls of any partitions; inputs of many are computed at once, which costs little more than those of one.
 
         What is read does not depend on how polls are put together.
         """
+        return [read for some in _together(polls) for read in self._read(some)]
+
+    def _read(self, polls: Sequence[Poll]) -> Iterator[Read]:
         decoded = [self._decoder.decode(poll) if poll.values else self._empty for poll in polls]
         whole = pa.concat_tables([one.events for one in decoded])
-        inputs, failed = self._project(whole) if whole.num_rows else (self._nothing, {})
-        if failed:
-            each = [self._without_failed(one.events) for one in decoded]
-        else:
-            starts = np.cumsum([0, *(one.events.num_rows for one in decoded)])
-            each = [
-                ({view: rows.slice(start, one.events.num_rows) for view, rows in inputs.items()}, {})
-                for start, one in zip(starts[:-1].tolist(), decoded, strict=True)
-            ]
-        return [
-            Read(poll, one.events, one.at, one.rejects, *made)
-            for poll, one, made in zip(polls, decoded, each, strict=True)
-        ]
+        inputs, failed = self._without_failed(whole) if whole.num_rows else (self._nothing, {})
+        computed = np.setdiff1d(np.arange(whole.num_rows), list(failed))
+        start = 0
+        for poll, one in zip(polls, decoded, strict=True):
+            end = start + one.events.num_rows
+            low, high = np.searchsorted(computed, (start, end)).tolist()
+            of_poll = {view: rows if len(polls) == 1 else _copied(rows, low, high) for view, rows in inputs.items()}
+            why = {index - start: failed[index] for index in failed if start <= index < end}
+            yield Read(poll, one.events, one.at, one.rejects, of_poll, why)
+            start = end
 
     def judge(self, judge: PartitionJudge, read: Read) -> Taken:
         """Judge what a poll of the partition that `judge` judges brought."""
@@ -155,3 +157,22 @@ class Intake:
             for index, what, error in failures:
                 failed.setdefault(index, f"{what}: {error}")
         return inputs, failed
+
+
+def _together(polls: Sequence[Poll]) -> Iterator[list[Poll]]:
+    """Cut polls into runs of no more messages than one poll may have: what SQL may take is limited by the call."""
+    some: list[Poll] = []
+    count = 0
+    for poll in polls:
+        if some and count + len(poll.values) > _TOGETHER_MESSAGES:
+            yield some
+            some, count = [], 0
+        some.append(poll)
+        count += len(poll.values)
+    if some:
+        yield some
+
+
+def _copied(rows: pa.Table, low: int, high: int) -> pa.Table:
+    """Return some rows by themselves: a slice, pickled for another process, takes all rows along."""
+    return rows.take(pa.array(np.arange(low, high)))

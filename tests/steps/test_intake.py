@@ -129,6 +129,44 @@ def test_a_failed_event_moves_the_clock_and_uses_up_its_id_however_batches_are_c
     assert together.duplicates_count == sum(taken.duplicates_count for taken in one_by_one) == 1
 
 
+def test_polls_that_are_read_together_are_read_as_each_alone() -> None:
+    def poll(partition: int, *values: bytes | None) -> Poll:
+        count = len(values)
+        nothing: list[bytes | None] = [None] * count
+        return Poll(
+            "clicks",
+            partition,
+            3,
+            list(values),
+            nothing,
+            nothing,
+            np.full(count, -1),
+            np.arange(count),
+            count,
+            at_end=True,
+        )
+
+    cases = (
+        [poll(0, click(1), b"{", click(2)), poll(1), poll(2, click(3))],
+        [
+            poll(0, click(1), click(2, cost="much")),
+            poll(1),
+            poll(2, click(3, cost="more")),
+            poll(0, click(4), click(5)),
+        ],
+        [poll(0), poll(1)],
+    )
+    for polls in cases:
+        together = Intake(CONTRACT, PIPELINE.plans).read(polls)
+
+        for read, one in zip(together, polls, strict=True):
+            (alone,) = Intake(CONTRACT, PIPELINE.plans).read([one])
+            assert (read.poll, read.rejects, read.failed) == (one, alone.rejects, alone.failed)
+            assert read.at.tolist() == alone.at.tolist()
+            assert read.events.equals(alone.events)
+            assert read.inputs == alone.inputs
+
+
 def test_of_the_accepted_events_those_with_the_header_are_counted_as_canaries() -> None:
     values: list[bytes | None] = [click(1), b"{", click(30), click(2), click(30), click(31, cost="much"), click(32)]
     nothing: list[bytes | None] = [None] * 7
