@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import peers_results
+import pipeline_results
 import pytest
 import serving_results
 from results import ANY, COLD, HOT, Case, cases_of, interval, is_localised, report
@@ -145,6 +146,7 @@ def test_a_bench_that_is_not_there_is_answered_with_those_that_are() -> None:
 def test_recorded_results_make_the_page_that_stands_beside_them(recorded: Path) -> None:
     reports = {
         "results-peers": peers_results.report,
+        "results-pipeline": pipeline_results.report,
         "results-serving": serving_results.report,
         "results-validator": report,
     }
