@@ -91,14 +91,17 @@ class Workspace:
 
     def in_force(self) -> "Workspace | None":
         """Return the project as it was applied last; None if it never was. Raises `Refused` and `Unavailable`."""
+        declared = self.applied_last()
+        return None if declared is None else self.of(declared)
+
+    def applied_last(self) -> Declared | None:
+        """Return what was applied last, as noted then; None if nothing was. Raises `Refused` and `Unavailable`."""
         files = AppliedFile(self.offline_root)
         ledger = LedgerFile(self.offline_root).read()
         if ledger is not None and ledger.pending is not None:  # decided, so it is
-            declared = files.declared(ledger.pending.declaration)
-        else:
-            applied = files.read()
-            declared = None if applied is None else applied.declared
-        return None if declared is None else self.of(declared)
+            return files.declared(ledger.pending.declaration)
+        applied = files.read()
+        return None if applied is None else applied.declared
 
     def of(self, declared: Declared) -> "Workspace":
         """Return the project as it was declared at another time, by the contracts of today; raises `Refused`."""

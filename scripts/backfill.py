@@ -35,8 +35,8 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     workspace = Workspace.applied(settings)
     files = AppliedFile(workspace.offline_root)
     with files.applying(), making_folders(workspace):
-        workspace = Workspace.applied(settings)  # whatever was being applied is in force by now
-        _refuse_not_applied(workspace, files)
+        workspace = workspace.in_force() or workspace  # whatever was being applied is by now
+        _refuse_not_applied(workspace)
         views = views_of(words.features, workspace.pipeline, is_edited=bool(workspace.status().edited))
         if LedgerFile(workspace.offline_root).read() is None:
             hint = "run the materializer: what is declared is computed from the first event on"
@@ -50,12 +50,9 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _refuse_not_applied(workspace: Workspace, files: AppliedFile) -> None:
+def _refuse_not_applied(workspace: Workspace) -> None:
     """Refuse to put in force, by the way, what only `freshet apply` may: it looks whether that can be."""
-    ledger, applied = LedgerFile(workspace.offline_root).read(), files.read()
-    declared = applied.declared if applied is not None else None
-    if ledger is not None and ledger.pending is not None:
-        declared = files.declared(ledger.pending.declaration)
+    declared = workspace.applied_last()
     if declared is None:
         hint = "run `freshet apply`: it makes the rows of what is new or changed"
         raise Refused([Problem("declaration", workspace.declared.place, "was never applied", hint=hint)])

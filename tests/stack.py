@@ -104,12 +104,12 @@ class Server:
             self.folder.mkdir()
 
 
-def until(holds: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+def until(holds: Callable[[], object], limit_s: float = LIMIT_S, pause_s: float = 0.05) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < deadline, "it does not come to hold"
-        time.sleep(0.05)
+        time.sleep(pause_s)
 
 
 @dataclass

@@ -5,7 +5,6 @@ The same command again completes it.
 """
 
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +37,15 @@ def marks(stack: Stack) -> dict[str, object]:
     return {STEPS[0]: folders, STEPS[1]: stack.ledger().pending, **stamps}
 
 
+def is_killed_at(step: str, stack: Stack, command: list[str]) -> bool:
+    """Run a command, kill it once a step has left its mark, and say whether it was not through by then."""
+    before, process = marks(stack)[step], stack.spawn(command)
+    until(lambda: marks(stack)[step] != before or process.poll() is not None, pause_s=0.002)
+    process.kill()
+    process.wait(LIMIT_S)
+    return process.returncode == -9
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("verb", ["apply", "backfill"])
 def test_a_change_that_is_killed_at_any_step_is_completed_by_the_same_command(stack: Stack, verb: str) -> None:
@@ -56,12 +64,7 @@ def test_a_change_that_is_killed_at_any_step_is_completed_by_the_same_command(st
             declared.write_text(text.replace(f"INTERVAL '{length} minutes'", f"INTERVAL '{length + 1} minutes'"))
             length += 1
         stack.produce(30)
-        before, process = marks(stack)[step], stack.spawn(command)
-        while marks(stack)[step] == before and process.poll() is None:
-            time.sleep(0.002)
-        process.kill()
-        process.wait(LIMIT_S)
-        if process.returncode == -9:
+        if is_killed_at(step, stack, command):
             killed.add(step)
         stack.produce(30)
         stack.ended(stack.spawn(command), 0)

@@ -338,9 +338,7 @@ def test_rows_name_what_they_were_made_by_and_it_can_be_read(story: Story) -> No
     since = sorted(middle)[len(middle) // 2]
 
     story.edit("name: user_edits_10m", "name: user_edits_of_10m")
-    command = [*FRESHET, "apply", "--from", since.isoformat()]
-    done = subprocess.run(command, env=stack.environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    story.freshet("apply", "--from", since.isoformat())
 
     stack.workspace = Workspace.applied(stack.workspace.settings)
     after = stack.workspace.pipeline.plan(view).digest
@@ -355,14 +353,8 @@ def test_rows_name_what_they_were_made_by_and_it_can_be_read(story: Story) -> No
 def test_a_declaration_that_another_one_has_followed_is_refused(story: Story) -> None:
     old = story.declared.read_text()
     story.edit("name: user_edits_10m", "name: user_edits_of_10m")
-    command = [*FRESHET, "apply"]
-    subprocess.run(command, env=story.stack.environment, capture_output=True, timeout=300, check=True)
+    story.freshet("apply")
     story.declared.write_text(old)
 
-    done = subprocess.run(
-        command, env=story.stack.environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-    assert done.returncode == 2
-    assert "was in force already, and another one has followed it" in done.stderr
+    assert "was in force already, and another one has followed it" in story.freshet("apply", code=2)
     assert replace(story.stack.workspace).in_force() is not None

@@ -56,23 +56,17 @@ def click(number: int, **changes: Any) -> bytes:
     return json.dumps({"at": at, "user": "ada", "id": str(number), "page": "home", "cost": "1", **changes}).encode()
 
 
-def take(*values: bytes | None, judge: PartitionJudge | None = None) -> Taken:
+def poll(*values: bytes | None, partition: int = 1) -> Poll:
     count = len(values)
     nothing: list[bytes | None] = [None] * count
     keys: list[bytes | None] = [b"k%d" % index for index in range(count)]
-    poll = Poll(
-        "clicks",
-        1,
-        3,
-        list(values),
-        keys,
-        nothing,
-        np.full(count, -1),
-        np.arange(70, 70 + count),
-        70 + count,
-        at_end=True,
-    )
-    return Intake(CONTRACT, PIPELINE.plans).take(judge or PartitionJudge(CONTRACT.stream), poll)
+    offsets = np.arange(70, 70 + count)
+    times = np.full(count, -1)
+    return Poll("clicks", partition, 3, list(values), keys, nothing, times, offsets, 70 + count, at_end=True)
+
+
+def take(*values: bytes | None, judge: PartitionJudge | None = None) -> Taken:
+    return Intake(CONTRACT, PIPELINE.plans).take(judge or PartitionJudge(CONTRACT.stream), poll(*values))
 
 
 def test_each_message_is_an_event_a_reject_or_a_duplicate() -> None:
@@ -130,31 +124,15 @@ def test_a_failed_event_moves_the_clock_and_uses_up_its_id_however_batches_are_c
 
 
 def test_polls_that_are_read_together_are_read_as_each_alone() -> None:
-    def poll(partition: int, *values: bytes | None) -> Poll:
-        count = len(values)
-        nothing: list[bytes | None] = [None] * count
-        return Poll(
-            "clicks",
-            partition,
-            3,
-            list(values),
-            nothing,
-            nothing,
-            np.full(count, -1),
-            np.arange(count),
-            count,
-            at_end=True,
-        )
-
     cases = (
-        [poll(0, click(1), b"{", click(2)), poll(1), poll(2, click(3))],
+        [poll(click(1), b"{", click(2)), poll(partition=2), poll(click(3), partition=0)],
         [
-            poll(0, click(1), click(2, cost="much")),
-            poll(1),
-            poll(2, click(3, cost="more")),
-            poll(0, click(4), click(5)),
+            poll(click(1), click(2, cost="much")),
+            poll(partition=2),
+            poll(click(3, cost="more"), partition=0),
+            poll(click(4), click(5)),
         ],
-        [poll(0), poll(1)],
+        [poll(), poll(partition=2)],
     )
     for polls in cases:
         together = Intake(CONTRACT, PIPELINE.plans).read(polls)
@@ -171,11 +149,11 @@ def test_of_the_accepted_events_those_with_the_header_are_counted_as_canaries() 
     values: list[bytes | None] = [click(1), b"{", click(30), click(2), click(30), click(31, cost="much"), click(32)]
     nothing: list[bytes | None] = [None] * 7
     headers = [None, *([(CANARY_HEADER, b"1")] for _ in range(5)), [("trace", b"1")]]
-    poll = Poll(
+    given = Poll(
         "clicks", 1, 3, values, nothing, nothing, np.full(7, -1), np.arange(7), 7, at_end=True, headers=headers
     )  # fmt: skip
 
-    taken = Intake(CONTRACT, PIPELINE.plans).take(PartitionJudge(CONTRACT.stream), poll)
+    taken = Intake(CONTRACT, PIPELINE.plans).take(PartitionJudge(CONTRACT.stream), given)
 
     assert (3, 1) == (taken.events.num_rows, taken.canaries_count)
 
@@ -186,9 +164,9 @@ def test_every_reject_keeps_the_headers_and_the_time_of_its_message() -> None:
     nothing: list[bytes | None] = [None] * 4
     headers = [[("trace", b"%d" % index), ("empty", None)] for index in range(4)]
     times = np.array([noon_ms + index for index in range(4)])
-    poll = Poll("clicks", 1, 3, values, nothing, nothing, times, np.arange(4), 4, at_end=True, headers=headers)
+    given = Poll("clicks", 1, 3, values, nothing, nothing, times, np.arange(4), 4, at_end=True, headers=headers)
 
-    taken = Intake(CONTRACT, PIPELINE.plans).take(PartitionJudge(CONTRACT.stream), poll)
+    taken = Intake(CONTRACT, PIPELINE.plans).take(PartitionJudge(CONTRACT.stream), given)
 
     kept = {reject.offset: (reject.reason, reject.headers, reject.timestamp_ms - noon_ms) for reject in taken.rejects}
     assert kept == {
