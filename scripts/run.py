@@ -168,7 +168,8 @@ def _end_at_once_with_defects() -> None:
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         told(kind, error, trace)
-        _end(1)
+        if log.is_ending():
+            _end(1)
 
     sys.excepthook = tell
 

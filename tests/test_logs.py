@@ -78,3 +78,34 @@ def test_a_defect_is_the_last_that_is_said(form: str) -> None:
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert log.ending(last.encode()).startswith("KeyError: 'gone'. Hint: a defect of Freshet's")
+
+
+PANICS = """
+import sys
+import threading
+from freshet.schemas.errors import Unavailable
+from freshet.scripts import cli, run
+
+def fail(*_):  # after the flow has failed, Bytewax's threads tell of panics until the process ends
+    panic = RuntimeError, RuntimeError("MergeQueue poisoned."), None
+    thread = threading.Thread(target=sys.excepthook, args=panic)
+    thread.start()
+    thread.join()
+    raise Unavailable("the store is away")
+
+run._run = fail
+cli.main(["-C", sys.argv[1], "run", "materializer"])
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_panic_in_a_librarys_thread_is_not_why_the_process_ends(form: str) -> None:
+    environment = {**os.environ, "FRESHET_LOG": form}
+    done = subprocess.run(
+        [sys.executable, "-c", PANICS, REPO], env=environment, capture_output=True, text=True, check=False
+    )
+
+    endings = [said for line in done.stderr.splitlines() if (said := log.ending(line.encode()))]
+    assert endings == ["the store is away"]
+    assert done.returncode == 5
+    assert "MergeQueue poisoned" in done.stderr

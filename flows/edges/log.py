@@ -40,7 +40,7 @@ def begin(form: str, process: str) -> None:
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
     logging.captureWarnings(capture=True)  # in any form: where a library does so later, it would undo what follows
-    sys.excepthook = lambda *told: _unhandled(*told, exit_code=1)
+    sys.excepthook = _uncaught
     if form == "json":
         threading.excepthook = lambda told: _unhandled(told.exc_type, told.exc_value, told.exc_traceback)
         sys.unraisablehook = lambda told: _unhandled(told.exc_type, told.exc_value, told.exc_traceback)
@@ -175,6 +175,22 @@ class Json(logging.Formatter):
             told["trace"] = "".join(traceback.format_exception(record.exc_info[1]))
         fields = {name: value for name, value in record.__dict__.items() if name not in _OWN and name not in told}
         return json.dumps({**told, **fields}, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def is_ending() -> bool:
+    """Say whether an exception that nobody catches ends the process: only in the main thread.
+
+    In another thread `sys.excepthook` is called by a library's native code: Bytewax's threads do so for panics that
+    follow a failure, even after `run` has raised it.
+    """
+    return threading.current_thread() is threading.main_thread()
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if is_ending():
+        _unhandled(kind, error, trace, exit_code=1)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _unhandled(
