@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.conservation import Conservation, Conserved
 from freshet.flows.steps.freshness import Progress, Source
 from freshet.flows.steps.shards import hashes
-from freshet.schemas.event import PARTITION
+from freshet.schemas.event import PARTITION, archive_name
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.part import PartSummary, epoch_of
 from freshet.schemas.plan import ViewPlan

@@ -23,11 +23,11 @@ import pyarrow as pa
 from freshet.flows.backfill import Backfill, Carry, Made, exact_since_us
 from freshet.flows.backfill import Offline as Rows
 from freshet.flows.journal import LedgerStore, States
-from freshet.flows.materializer import Online, archive_name
+from freshet.flows.materializer import Online
 from freshet.flows.refill import refill
 from freshet.schemas.applied import Applied, Declared
 from freshet.schemas.errors import Problem, Refused
-from freshet.schemas.event import NEVER_US, Contract
+from freshet.schemas.event import NEVER_US, Contract, archive_name
 from freshet.schemas.ledger import Ledger, Pending, SnapshotMark
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.units import instant_at

@@ -15,12 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from freshet.flows.left_out import LeftOut, Log
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.explain import AFTER_MAX, NEAREST, Gathered, Later, Left, Why, instant, spell
 from freshet.flows.steps.oracle import Answer, explained, union_of
 from freshet.flows.steps.shards import hashes
 from freshet.schemas.errors import Problem, Refused, Unavailable
-from freshet.schemas.event import EVENT_TIME, NEVER_US, OFFSET, PARTITION, Contract
+from freshet.schemas.event import EVENT_TIME, NEVER_US, OFFSET, PARTITION, Contract, archive_name
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.plan import Range, ViewPlan
 from freshet.schemas.rejects import Origin

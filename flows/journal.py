@@ -18,12 +18,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.flows.materializer import archive_name
 from freshet.flows.reread import Reread, archived
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold
 from freshet.schemas.errors import Problem, Refused
-from freshet.schemas.event import EVENT_TIME, NEVER_US, PARTITION, Contract
+from freshet.schemas.event import EVENT_TIME, NEVER_US, PARTITION, Contract, archive_name
 from freshet.schemas.ledger import Ledger, PartitionMark, ShardMark, SnapshotMark, Update, merged, source_key
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.units import count_us, instant_us

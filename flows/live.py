@@ -38,7 +38,7 @@ from freshet.flows.edges.store_config import store_config
 from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States, inline
 from freshet.flows.lag import LagExporter, LagReader
 from freshet.flows.live_reader import Alignment, LiveReader, Partition
-from freshet.flows.materializer import Edges, Offline, Online, archive_name, build
+from freshet.flows.materializer import Edges, Offline, Online, build
 from freshet.flows.refill import refill
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alerts import consumer_group
@@ -49,7 +49,7 @@ from freshet.schemas import declaration
 from freshet.schemas.applied import DeclarationStatus, Declared, DeclaredView
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, Refused, StoreLost
-from freshet.schemas.event import Contract
+from freshet.schemas.event import Contract, archive_name
 from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.progress import Progress

@@ -31,7 +31,7 @@ from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher
 from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.schemas.errors import RejectLimit
-from freshet.schemas.event import Contract
+from freshet.schemas.event import Contract, archive_name
 from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
@@ -111,14 +111,6 @@ class Edges:
     idle: timedelta = timedelta(milliseconds=2)
     stop: Stop = field(default_factory=Stop)
     failure: Failure = field(default_factory=Failure)
-
-
-ARCHIVE = "_events/"
-
-
-def archive_name(stream: str) -> str:
-    """Return where, below the offline store, a stream's accepted events are kept."""
-    return f"{ARCHIVE}{stream}"
 
 
 def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, shards_count: int) -> Dataflow:

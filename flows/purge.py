@@ -21,12 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.journal import Journal, LedgerStore, Parts, Places, States
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.intake import Intake
 from freshet.flows.steps.purge import Key, is_of, letters_of, of_key, shard_without
 from freshet.flows.steps.shards import split
 from freshet.schemas.errors import Problem, Refused
-from freshet.schemas.event import EVENT_TIME, PARTITION, Contract
+from freshet.schemas.event import EVENT_TIME, PARTITION, Contract, archive_name
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.generations import Generations
 from freshet.schemas.ledger import Ledger, SnapshotMark, source_key

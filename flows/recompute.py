@@ -17,12 +17,11 @@ import pandas as pd
 import pyarrow as pa
 
 from freshet.flows.archives import Archive, ArchiveIndex, Budget, Hashes, is_able, known
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps import frames
 from freshet.flows.steps.oracle import answers, union_of
 from freshet.flows.steps.shards import hashes
 from freshet.flows.steps.watch import Entity
-from freshet.schemas.event import EVENT_TIME, NEVER_US
+from freshet.schemas.event import EVENT_TIME, NEVER_US, archive_name
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.units import instant_us

@@ -13,10 +13,10 @@ import pyarrow as pa
 from freshet.flows.edges import bytewax, event_file
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.edges.parquet import OfflineStore
-from freshet.flows.materializer import ARCHIVE, Edges, build
+from freshet.flows.materializer import Edges, build
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold
-from freshet.schemas.event import Contract
+from freshet.schemas.event import ARCHIVE, Contract
 from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll

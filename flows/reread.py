@@ -11,11 +11,10 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.intake import Intake
 from freshet.flows.steps.shards import split
-from freshet.schemas.event import EVENT_TIME, PARTITION, Contract
+from freshet.schemas.event import EVENT_TIME, PARTITION, Contract, archive_name
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.units import instant_us

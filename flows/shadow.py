@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.archives import Archive, is_able, known
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.changes import Change, Kind, Needs
 from freshet.flows.steps.estimates import Load, ViewEstimate, estimate
 from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.shadow import Differences, differences
 from freshet.flows.steps.shards import hashes, split
 from freshet.flows.steps.sql import Failure, Finisher, Projector
-from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract
+from freshet.schemas.event import EVENT_TIME, NEVER_US, Contract, archive_name
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.units import count_us, instant_us
 from freshet.schemas.view import View

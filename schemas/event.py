@@ -49,6 +49,8 @@ EVENT_TIME = "event_timestamp"
 PARTITION, OFFSET, AVAILABLE_AT = "_partition", "_offset", "_available_at"
 NEVER_US = -(2**62)
 """Before every event time, with room to subtract a lateness."""
+ARCHIVE = "_events/"
+"""Where, below the offline store, the archives are."""
 STREAM = "_stream"
 """In the union of several streams' events, the place of an event's own stream among them."""
 _SYSTEM = (
@@ -65,6 +67,11 @@ Document = dict[str, Any]
 
 Upcast = Callable[[Document], Document]
 """Makes an event of one version an event of the next. It is pure, and what is absent means the same to it as null."""
+
+
+def archive_name(stream: str) -> str:
+    """Return where, below the offline store, a stream's accepted events are kept."""
+    return f"{ARCHIVE}{stream}"
 
 
 def as_is(event: Document) -> Document:

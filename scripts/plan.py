@@ -19,7 +19,6 @@ from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
-from freshet.flows.materializer import archive_name
 from freshet.flows.settings import Settings
 from freshet.flows.shadow import Cost, Shadow, Shadowed
 from freshet.flows.steps.archived import ArchiveForm
@@ -32,7 +31,7 @@ from freshet.schemas import units
 from freshet.schemas.applied import Applied
 from freshet.schemas.deployment import Deployment
 from freshet.schemas.errors import Refused
-from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.event import EVENT_TIME, archive_name
 from freshet.schemas.plan import Pipeline, ViewPlan
 from freshet.schemas.units import count_us
 from freshet.scripts.cli import wrong_use

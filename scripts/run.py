@@ -29,7 +29,7 @@ from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.live import Run, Workspace, open_live
 from freshet.flows.settings import Settings
 from freshet.schemas.errors import FreshetError, StoreLost
-from freshet.scripts.cli import complain, wrong_use
+from freshet.scripts.cli import complain, end, wrong_use
 from freshet.scripts.cluster import GRACE_S, START_AGAIN, UNAVAILABLE, Cluster
 
 LOG = logging.getLogger("freshet")
@@ -69,7 +69,7 @@ def act(words: argparse.Namespace, settings: Settings) -> NoReturn:
         code = run(words, settings)
     except FreshetError as error:
         code = complain(error)
-    _end(code)
+    end(code)
 
 
 def _materialize(words: argparse.Namespace, settings: Settings) -> int:
@@ -169,20 +169,9 @@ def _end_at_once_with_defects() -> None:
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         told(kind, error, trace)
         if log.is_ending():
-            _end(1)
+            end(1)
 
     sys.excepthook = tell
-
-
-def _end(code: int) -> NoReturn:
-    """End at once.
-
-    Python's own end would let DuckDB print, after all that we said, what an exception or a thread still holds; and
-    abort where threads of Bytewax's wait for processes that are gone.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _end_with_input() -> None:

@@ -24,12 +24,11 @@ from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.recovery import MemoryLedger, MemoryRecovery
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.live import Live, Outside, Run, assemble
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
 from freshet.flows.testing import Given
 from freshet.schemas.applied import Declared, DeclaredView
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.event import EVENT_TIME, NEVER_US, Event, Stream
+from freshet.schemas.event import EVENT_TIME, NEVER_US, Event, Stream, archive_name
 from freshet.schemas.progress import Progress
 
 T = TypeVar("T")

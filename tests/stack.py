@@ -25,9 +25,8 @@ from freshet.flows.edges import kafka, valkey
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.live import Workspace
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
-from freshet.schemas.event import Contract
+from freshet.schemas.event import Contract, archive_name
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.rejects import dead_letter_topic
 from freshet.scripts.apply import apply

@@ -21,7 +21,6 @@ from freshet.flows.edges.project import Project
 from freshet.flows.edges.quality import Judge
 from freshet.flows.live import Workspace
 from freshet.flows.live_validator import templates_of
-from freshet.flows.materializer import archive_name
 from freshet.flows.observer import Observer
 from freshet.flows.steps.canaries import Template
 from freshet.flows.steps.checks import checks_of
@@ -29,7 +28,7 @@ from freshet.flows.steps.freshness import Freshness
 from freshet.flows.testing import Given
 from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.errors import Refused
-from freshet.schemas.event import CANARY_HEADER, Event, Stream
+from freshet.schemas.event import CANARY_HEADER, Event, Stream, archive_name
 from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import Ledger, PartitionMark
 from freshet.schemas.record import header

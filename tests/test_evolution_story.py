@@ -25,7 +25,7 @@ from freshet.flows.edges import feast
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.live import Workspace
-from freshet.flows.materializer import archive_name
+from freshet.schemas.event import archive_name
 from freshet.schemas.part import DECLARED
 from freshet.scripts.made_edits import edits
 

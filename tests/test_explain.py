@@ -20,7 +20,6 @@ from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.explain import Explainer, Outside
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.explain import (
     Explanation,
     as_json,
@@ -31,7 +30,7 @@ from freshet.flows.steps.explain import (
 )
 from freshet.flows.testing import Given, Run, microseconds, poll
 from freshet.schemas.errors import Refused, Unavailable
-from freshet.schemas.event import EVENT_TIME, Event, Stream
+from freshet.schemas.event import EVENT_TIME, Event, Stream, archive_name
 from freshet.schemas.finding import Outcome
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.rejects import Reason

@@ -21,11 +21,10 @@ from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.recovery import MemoryLedger
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.explain import Explainer, Outside
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps import oracle
 from freshet.flows.steps.explain import Explanation, Why, explain
 from freshet.flows.testing import Given, Run, microseconds
-from freshet.schemas.event import EVENT_TIME, Event
+from freshet.schemas.event import EVENT_TIME, Event, archive_name
 from freshet.schemas.ledger import Ledger, ShardMark, source_key
 from freshet.schemas.rejects import Origin, dead_letter_topic
 from freshet.schemas.units import duration, spell

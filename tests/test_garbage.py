@@ -18,8 +18,8 @@ from confluent_kafka import Producer
 from stack import LIMIT_S, PARTITIONS, REPO, SEED, STREAM, Stack, prepared
 
 from freshet.flows.edges import kafka
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
+from freshet.schemas.event import archive_name
 from freshet.schemas.record import header
 from freshet.schemas.rejects import Reason, dead_letter_topic, reject_of
 from freshet.scripts.made_edits import edits

@@ -21,7 +21,7 @@ from stack import FRESHET, SEED, STREAM, Server, Stack, check, free_pair, free_p
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
-from freshet.flows.materializer import archive_name
+from freshet.schemas.event import archive_name
 from freshet.schemas.ledger import source_key
 
 OUTAGE_S = 30.0 if "FRESHET_SOAK" in os.environ else 2.0

@@ -10,9 +10,9 @@ import pytest
 from freshet.flows import settings
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.live import Workspace, prepare
-from freshet.flows.materializer import archive_name
 from freshet.flows.replay import replay
 from freshet.schemas.applied import Applied
+from freshet.schemas.event import archive_name
 from freshet.scripts import cli
 from freshet.scripts.plan import planned_deployment
 

@@ -25,10 +25,10 @@ from freshet.flows.edges.compaction import CompactionFolder
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile, MemoryRecovery
 from freshet.flows.edges.served import FOLDER, ServedFiles
-from freshet.flows.materializer import archive_name
 from freshet.flows.purge import Outside, Purger, lines_of
 from freshet.flows.steps.oracle import compare
 from freshet.schemas.errors import Refused
+from freshet.schemas.event import archive_name
 from freshet.schemas.purge import FILE, Receipt
 from freshet.scripts.cli import main
 

@@ -16,8 +16,8 @@ from test_compact import difference
 from freshet.flows.edges import feast
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.oracle import compare
+from freshet.schemas.event import archive_name
 from freshet.schemas.rejects import dead_letter_topic
 
 pytestmark = pytest.mark.kafka

@@ -21,7 +21,6 @@ from simulated import DECLARED, GIVEN, START, STREAM, WINDOW, Click, Crash, Fate
 from freshet.flows.archives import Budget, indexes_of
 from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.quality import Judge
-from freshet.flows.materializer import archive_name
 from freshet.flows.observer import Observer
 from freshet.flows.recompute import Recompute
 from freshet.flows.steps.checks import checks_of
@@ -31,7 +30,7 @@ from freshet.flows.testing import Given
 from freshet.flows.validator import check_once
 from freshet.flows.watch import Outside, Sampling
 from freshet.schemas.errors import Unavailable
-from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, archive_name
 from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict
 from freshet.schemas.ledger import Ledger, source_key
 from freshet.schemas.units import Objective

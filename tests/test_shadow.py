@@ -12,12 +12,11 @@ from test_changes_law import edits
 from test_semantics_law import CHECKS, DAY_US, SOAK, Logs, cases, message, play, span, streams
 
 from freshet.flows.edges.parquet import MemoryOfflineStore
-from freshet.flows.materializer import archive_name
 from freshet.flows.shadow import Shadow, Shadowed
 from freshet.flows.steps.changes import Change, Compiled, changes_between
 from freshet.flows.testing import Given, Run, microseconds
 from freshet.schemas.declaration import read
-from freshet.schemas.event import EVENT_TIME, Event
+from freshet.schemas.event import EVENT_TIME, Event, archive_name
 
 pytestmark = pytest.mark.timeout(3_000)  # many examples, each of several runs
 

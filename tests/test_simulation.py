@@ -12,9 +12,8 @@ from datetime import UTC, datetime
 import pytest
 from simulated import GIVEN, START, STREAM, Crash, Fates, World
 
-from freshet.flows.materializer import archive_name
 from freshet.schemas.errors import Refused, RejectLimit, StoreLost, Unavailable
-from freshet.schemas.event import CANARY_HEADER
+from freshet.schemas.event import CANARY_HEADER, archive_name
 from freshet.schemas.ledger import Ledger, source_key
 
 SOAK = int(os.environ.get("FRESHET_SOAK", "1"))

@@ -20,7 +20,6 @@ from freshet.flows.edges.parquet import MemoryOfflineStore, OfflineStore
 from freshet.flows.edges.recovery import MemoryLedger, MemoryRecovery
 from freshet.flows.edges.redis import MemoryOnlineStore
 from freshet.flows.live import Outside, Run, assemble
-from freshet.flows.materializer import archive_name
 from freshet.flows.recompute import Recompute
 from freshet.flows.replay import replay
 from freshet.flows.steps.archived import ArchiveForm
@@ -28,7 +27,7 @@ from freshet.flows.steps.intake import Intake
 from freshet.flows.steps.redrive import Judged, judge
 from freshet.flows.testing import Given
 from freshet.schemas.errors import Refused
-from freshet.schemas.event import VERSION_HEADER, Document, Event, Stream, as_is
+from freshet.schemas.event import VERSION_HEADER, Document, Event, Stream, archive_name, as_is
 from freshet.schemas.rejects import Reason, Reject, redriven
 
 STREAM, START = "visits", datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Python's garbage collector in a long process."""
+"""Python's garbage collector, kept from looking through what never goes."""
 
 import contextlib
 import gc
@@ -24,3 +24,14 @@ def undisturbed() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()  # else the interpreter ends with DuckDB's objects alive
+
+
+@contextlib.contextmanager
+def undisturbed_by_imports() -> Iterator[None]:
+    """Have the collector look at nothing meanwhile, and never at what there is then: a fifth of an import's time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

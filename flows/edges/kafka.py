@@ -469,7 +469,8 @@ def _read(reader: PartitionReader, stop: int | None) -> Iterator[Poll]:
     until = reader.end_offset if stop is None else stop
     try:
         while reader.position < until:
-            polled = reader.poll(_READ_MESSAGES, _ASK_AGAIN_S)
+            # The client waits for as many as it is asked for.
+            polled = reader.poll(min(_READ_MESSAGES, until - reader.position), _ASK_AGAIN_S)
             yield from [] if polled is None else [polled]
     finally:
         reader.close()

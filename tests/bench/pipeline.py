@@ -45,8 +45,8 @@ from recording import Note, among, numbers, record, versions
 from serving_rig import Child
 
 from freshet.flows.edges.parquet import OfflineStore
-from freshet.flows.materializer import archive_name
 from freshet.schemas.errors import Unavailable
+from freshet.schemas.event import archive_name
 from freshet.schemas.units import duration
 
 RESULTS = Path(__file__).with_name("results-pipeline.md")

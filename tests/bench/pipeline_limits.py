@@ -24,13 +24,13 @@ from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.redis import _REPLACE, OnlineStore
 from freshet.flows.live import Workspace
 from freshet.flows.live_reader import wanted_count
-from freshet.flows.materializer import archive_name
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoded, Decoder
 from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher, Projector
 from freshet.flows.steps.windows.shard import WindowedRows
+from freshet.schemas.event import archive_name
 from freshet.schemas.online_layout import layouts
 from freshet.schemas.poll import Poll
 
