@@ -32,12 +32,15 @@ class FileReader:
     done: bool = False
 
     @classmethod
-    def open(cls, path: str, topic: str, until_us: int | None, version: int | None = None) -> "FileReader":
-        """Open a file as a topic; with a version its events are said to be of that."""
+    def open(
+        cls, path: str, contract: Contract, until_us: int | None = None, version: int | None = None
+    ) -> "FileReader":
+        """Open a file as a stream's topic; with a version its events are said to be of that."""
+        topic = contract.stream.topic
 
         def polls() -> Iterator[Poll]:
             count = 1
-            for poll in event_file.polls(path, topic, version=version):
+            for poll in event_file.polls(path, topic, version=version, form=contract.schema):
                 count = max(count, poll.partitions_count)
                 yield poll
             for partition in range(count if until_us is not None else 0):
@@ -149,7 +152,7 @@ def replay(
     for view in pipeline.views:
         offline.prepare(view.name, view.row_schema)
     done = Replayed(Metrics(list(contracts), [view.name for view in pipeline.views]))
-    topics = {source_key(stream, 0): (path, contracts[stream].stream.topic) for stream, path in files.items()}
+    topics = {source_key(stream, 0): (path, contracts[stream]) for stream, path in files.items()}
     edges = Edges(
         keys=list(topics),
         open_reader=lambda key: FileReader.open(*topics[key], until_us, version),

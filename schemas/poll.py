@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class Poll:
     message when it was polled, and `at_end` says that nothing more was there. `caught_up_us` is the wall time (µs since
     the epoch) of a moment at which nothing more was there: until then the partition is known whole. It is None while a
     topic is caught up with. `epoch` numbers the commit that it will be durable with. `headers` holds all of each
-    message's headers; None where none has any.
+    message's headers; None where none has any. `events` are the messages as their contract's columns, where they are
+    known so, as those of an event archive are: nothing is decoded, and `values` are all None.
     """
 
     topic: str
@@ -32,6 +34,7 @@ class Poll:
     caught_up_us: int | None = None
     epoch: int = 0
     headers: Sequence[Sequence[tuple[str, bytes | None]] | None] | None = None
+    events: pa.Table | None = None
 
     @classmethod
     def of_nothing(cls, topic: str, partition: int, partitions_count: int, end_offset: int, time_us: int) -> "Poll":

@@ -1,8 +1,8 @@
 """Files of events: newline-delimited JSON, gzipped or not, or parquet, read as if each were a topic.
 
 A line of JSON is partition 0 at the offset of its line. A parquet file's own `_partition` and `_offset` columns are
-taken where it has them, as the event archive does, and so is the version of the contract that its metadata name. A
-file has no Kafka time.
+taken where it has them, as the event archive does, and so is the version of the contract that its metadata name. An
+archive's events are taken as they stand there: they followed their contract. A file has no Kafka time.
 """
 
 import gzip
@@ -11,6 +11,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import islice
@@ -22,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from freshet.schemas.errors import Problem, Refused
-from freshet.schemas.event import OFFSET, PARTITION, VERSION_KEY
+from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, VERSION_KEY
 from freshet.schemas.poll import Poll
 
-_BATCH_EVENTS = 5000
+_BATCH_EVENTS = 10_000
 
 
 def lines(path: str) -> Iterator[bytes]:
@@ -34,12 +35,22 @@ def lines(path: str) -> Iterator[bytes]:
         yield from (value for value in poll.values if value is not None)
 
 
-def polls(path: str, topic: str, *, batch_events: int = _BATCH_EVENTS, version: int | None = None) -> Iterator[Poll]:
-    """Give the events of a file in batches, in the file's order; with a version they are said to be of that."""
+def polls(
+    path: str,
+    topic: str,
+    *,
+    batch_events: int = _BATCH_EVENTS,
+    version: int | None = None,
+    form: pa.Schema | None = None,
+) -> Iterator[Poll]:
+    """Give the events of a file in batches, in the file's order; with a version they are said to be of that.
+
+    `form` is the newest schema of the stream's archive: events that are in it already are not written as JSON.
+    """
     sign = None if version is None else str(version).encode()
     try:
         yield from (
-            _parquet(Path(path), topic, batch_events, sign)
+            _parquet(Path(path), topic, batch_events, sign, form)
             if path.endswith(".parquet")
             else _json(path, topic, batch_events, sign)
         )
@@ -71,7 +82,7 @@ def _opened(path: str) -> IO[bytes]:
     return io.BufferedReader(gzip.GzipFile(fileobj=raw)) if gzipped else raw
 
 
-def _parquet(path: Path, topic: str, batch_events: int, sign: bytes | None) -> Iterator[Poll]:
+def _parquet(path: Path, topic: str, batch_events: int, sign: bytes | None, form: pa.Schema | None) -> Iterator[Poll]:
     file = pq.ParquetFile(path)
     names = file.schema_arrow.names
     sign = sign or (file.schema_arrow.metadata or {}).get(VERSION_KEY)
@@ -80,6 +91,9 @@ def _parquet(path: Path, topic: str, batch_events: int, sign: bytes | None) -> I
     if placed:
         partitions = file.read([PARTITION]).column(0)
         count = (pa.compute.max(partitions).as_py() or 0) + 1
+    if form is not None and file.schema_arrow.equals(form) and sign == form.metadata[VERSION_KEY]:
+        yield from _archived(file, topic, count, batch_events, form)
+        return
     start = 0
     for batch in file.iter_batches(batch_events):
         table = pa.Table.from_batches([batch])
@@ -91,6 +105,23 @@ def _parquet(path: Path, topic: str, batch_events: int, sign: bytes | None) -> I
             mine = np.flatnonzero(owners == owner)
             values: list[bytes | None] = [json.dumps(events[index], default=_plain).encode() for index in mine]
             yield _poll(topic, int(owner), count, values, offsets[mine].astype(np.int64), sign)
+
+
+def _archived(file: pq.ParquetFile, topic: str, count: int, batch_events: int, form: pa.Schema) -> Iterator[Poll]:
+    """Give events as their contract has them, but for what a file does not tell: they were there at once."""
+    for batch in file.iter_batches(batch_events * count):
+        table = pa.Table.from_batches([batch])
+        table = table.set_column(form.get_field_index(AVAILABLE_AT), AVAILABLE_AT, table.column(EVENT_TIME)).cast(form)
+        owners = table.column(PARTITION).to_numpy()
+        for owner in np.unique(owners):
+            mine = table.take(pa.array(np.flatnonzero(owners == owner)))
+            for start in range(0, mine.num_rows, batch_events):
+                events = mine.slice(start, batch_events)
+                values: list[bytes | None] = [None] * events.num_rows
+                offsets = events.column(OFFSET).to_numpy()
+                yield replace(
+                    _poll(topic, int(owner), count, values, offsets, form.metadata[VERSION_KEY]), events=events
+                )
 
 
 def _poll(topic: str, partition: int, count: int, values: list[bytes | None], offsets: Any, sign: bytes | None) -> Poll:

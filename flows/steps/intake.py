@@ -85,7 +85,7 @@ class Intake:
         return [read for some in _together(polls) for read in self._read(some)]
 
     def _read(self, polls: Sequence[Poll]) -> Iterator[Read]:
-        decoded = [self._decoder.decode(poll) if poll.values else self._empty for poll in polls]
+        decoded = [self._decoded(poll) for poll in polls]
         whole = pa.concat_tables([one.events for one in decoded])
         inputs, failed = self._without_failed(whole) if whole.num_rows else (self._nothing, {})
         computed = np.setdiff1d(np.arange(whole.num_rows), list(failed))
@@ -97,6 +97,11 @@ class Intake:
             why = {index - start: failed[index] for index in failed if start <= index < end}
             yield Read(poll, one.events, one.at, one.rejects, of_poll, why)
             start = end
+
+    def _decoded(self, poll: Poll) -> Decoded:
+        if poll.events is not None:
+            return Decoded(poll.events, np.arange(poll.events.num_rows), ())
+        return self._decoder.decode(poll) if poll.values else self._empty
 
     def judge(self, judge: PartitionJudge, read: Read) -> Taken:
         """Judge what a poll of the partition that `judge` judges brought."""

@@ -4,17 +4,24 @@ import gzip
 import io
 import json
 import sys
+from collections import Counter
 from datetime import UTC, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import AwareDatetime
 
 from freshet.flows.edges.event_file import lines, polls
+from freshet.flows.steps.decode import Decoder
 from freshet.schemas.errors import Refused
+from freshet.schemas.event import Event, Stream, as_is, contract
 from freshet.schemas.poll import Poll
 
 EVENTS: list[dict[str, Any]] = [{"n": number, "user": f"user {number}"} for number in range(7)]
@@ -106,6 +113,87 @@ def test_times_and_decimals_of_parquet_are_written_as_contracts_read_them(tmp_pa
     pq.write_table(table, tmp_path / "e.parquet")
 
     assert values(read(tmp_path / "e.parquet")) == [{"at": "2026-03-01T12:00:00+00:00", "cost": "1.50"}]
+
+
+class Trip(Event):
+    stream = Stream(topic="trips", key="rider", event_time="at", version=2, upcasts={1: as_is})
+    at: AwareDatetime
+    rider: str
+    metres: float | None = None
+    stops: list[str]
+    cash: bool = False
+
+
+TRIPS, _ = contract("trips", Trip)
+assert TRIPS is not None
+PLACED = st.tuples(
+    st.fixed_dictionaries(
+        {
+            "at": st.datetimes(datetime(2000, 1, 1), datetime(2040, 1, 1), timezones=st.just(UTC)).map(str),  # noqa: DTZ001  # the zone is drawn apart
+            "rider": st.text(max_size=3),
+            "metres": st.none() | st.floats(allow_nan=False, allow_infinity=False),
+            "stops": st.lists(st.text(max_size=2), max_size=2),
+            "cash": st.booleans(),
+        }
+    ),
+    st.integers(0, 2),
+)
+
+
+def archived(placed: list[tuple[dict[str, Any], int]]) -> pa.Table:
+    """Return events as the archive has them, of partitions that take turns."""
+    assert TRIPS is not None
+    tables, counts = [TRIPS.schema.empty_table()], Counter[int]()
+    for event, partition in placed:
+        poll = Poll(
+            "trips", partition, 3, [json.dumps(event).encode()], [None], [None], np.array([-1]),
+            np.array([counts[partition]]), counts[partition] + 1, at_end=False,
+        )  # fmt: skip
+        counts[partition] += 1
+        tables.append(Decoder(TRIPS).decode(poll).events)
+    return pa.concat_tables(tables).combine_chunks()
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(placed=st.lists(PLACED, max_size=12), batch_events=st.integers(1, 5))
+def test_an_archives_events_are_the_same_as_they_stand_and_as_json(
+    tmp_path: Path, placed: list[tuple[dict[str, Any], int]], batch_events: int
+) -> None:
+    assert TRIPS is not None
+    path = tmp_path / "e.parquet"
+    pq.write_table(archived(placed), path)
+    decoder = Decoder(TRIPS)
+
+    def by_partition(found: list[Poll]) -> dict[int, list[Any]]:
+        of = dict[int, list[Any]]()
+        for poll in found:
+            events = decoder.decode(poll).events if poll.events is None else poll.events
+            assert events["_offset"].to_pylist() == poll.offsets.tolist()
+            of.setdefault(poll.partition, []).extend(events.to_pylist())
+        return of
+
+    as_they_stand = list(polls(str(path), "trips", batch_events=batch_events, form=TRIPS.schema))
+
+    assert all(poll.events is not None and len(poll.values) <= batch_events for poll in as_they_stand)
+    assert {poll.partitions_count for poll in as_they_stand} == {poll.partitions_count for poll in read(path)}
+    assert by_partition(as_they_stand) == by_partition(read(path))
+
+
+@pytest.mark.parametrize("which", ["another version's", "without a version", "said to be of another", "without places"])
+def test_what_is_no_archive_of_the_newest_version_is_read_as_json(tmp_path: Path, which: str) -> None:
+    assert TRIPS is not None
+    table = archived([({"at": "2026-03-01T12:00:00Z", "rider": "ada", "stops": []}, 0)])
+    told = {"another version's": {"freshet.version": "1"}, "without a version": {}}.get(which, table.schema.metadata)
+    table = table.replace_schema_metadata(told)
+    if which == "without places":
+        table = table.drop(["_partition"])
+    pq.write_table(table, tmp_path / "e.parquet")
+
+    version = 1 if which == "said to be of another" else None
+    (found,) = polls(str(tmp_path / "e.parquet"), "trips", version=version, form=TRIPS.schema)
+
+    assert found.events is None
+    assert [json.loads(value or b"")["rider"] for value in found.values] == ["ada"]
 
 
 @pytest.mark.parametrize("value", [b"\xff", time(1)])
