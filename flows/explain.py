@@ -250,6 +250,13 @@ class Explainer:
                 self._gaps.append(
                     f"archived events of {stream} {until} may have been dropped, and the row needs them: {hint}"
                 )
+        taken_over_us = NEVER_US if ledger is None else ledger.taken_over.get(self.view.name, NEVER_US)
+        if answer.at_us is not None and answer.at_us < taken_over_us:
+            since = spell(instant(taken_over_us))
+            self._gaps.append(
+                f"the row is of an earlier declaration, whose rows before {since} were taken over (--from): DuckDB"
+                " answers by the one in force; `freshet backfill` makes such rows anew"
+            )
         return answer
 
     def _at_us_of_none(

@@ -367,6 +367,23 @@ def test_events_that_the_archive_has_dropped_are_said_to_be_missing(deployment: 
     assert "FRESHET_ARCHIVE_RETENTION" in told.reasons[0]
 
 
+def test_a_row_that_was_taken_over_from_an_earlier_declaration_is_not_held_against_the_one_in_force(
+    deployment: Deployment,
+) -> None:
+    deployment.change(VIEW, other_values("clicks_10m", 77))
+    newest = deployment.gather().at
+    deployment.change_ledger(taken_over={VIEW: instant_us(newest) + 1})
+
+    told = deployment.gather()
+    deployment.change_ledger(taken_over={VIEW: instant_us(newest)})
+    own = deployment.gather()
+
+    assert told.reasons[0].startswith("the row is of an earlier declaration, whose rows before ")
+    assert not any("by DuckDB" in one for one in told.findings)
+    assert own.reasons == ()
+    assert any("by DuckDB" in one for one in own.findings)
+
+
 def test_before_the_first_commit_what_is_online_is_shown(deployment: Deployment) -> None:
     outside = replace(deployment.outside, ledger=NoLedger())
     told = Deployment(outside, deployment.run).gather()

@@ -7,6 +7,7 @@ pane of level k holds the fold of 32**k neighbouring positions, so a range is at
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ _PANE = 32
 _SHORT = 2 * _PANE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Spans:
     """The positions that each frame holds: one run [low, high) a frame, or several, in order of time."""
 
@@ -26,6 +27,12 @@ class Spans:
 
     def __len__(self) -> int:
         return len(self.runs[0][0])
+
+    @cached_property
+    def bounds(self) -> list[tuple[Ints, Ints, npt.NDArray[np.bool_]]]:
+        """The first and the last position of each run, and whether it has any; some position where it has none."""
+        lasts = [np.maximum(high - 1, 0) for _, high in self.runs]
+        return [(np.minimum(low, last), last, high > low) for (low, high), last in zip(self.runs, lasts, strict=True)]
 
 
 class PrefixFold:
@@ -44,27 +51,22 @@ class PrefixFold:
 
     def update(self, segments: Segments, changed: Changed) -> None:
         """Bring the prefixes up to date after an insert."""
-        lengths = changed.ends - changed.starts
-        at = ranges(changed.starts, lengths)
-        values = segments.columns[self.column][at].astype(np.int64)
-        prefix = segments.columns[self.prefix_column]
-        before = np.maximum(changed.starts - 1, 0)
-        begins = changed.starts > segments.start[changed.slots]
-        base = np.where(begins, prefix[before] + segments.columns[self.column][before].astype(np.int64), 0)
+        column, prefix = self._of(segments)
+        values = column[changed.at].astype(np.int64, copy=False)
+        base = np.where(changed.continues, prefix[changed.before] + column[changed.before], 0)
         running = np.cumsum(values) - values
-        firsts = np.cumsum(lengths) - lengths
-        prefix[at] = running + np.repeat(base - running[firsts], lengths)
+        prefix[changed.at] = running + np.repeat(base - running[changed.firsts], changed.lengths)
+
+    def _of(self, segments: Segments) -> tuple[Ints, Ints]:
+        """Return the column, of 64 bits or fewer, and the sums before each value."""
+        return segments.columns[self.column], segments.columns[self.prefix_column]  # type: ignore[return-value]  # so declared
 
     def fold(self, spans: Spans) -> Ints:
         """Return the sum over each frame; 0 for an empty one."""
-        columns = spans.segments.columns
-        prefix, values = columns[self.prefix_column], columns[self.column]
-        total = np.zeros(len(spans), np.int64)
-        for low, high in spans.runs:
-            last = np.maximum(high - 1, 0)
-            first = np.minimum(low, last)
-            sums = prefix[last].astype(np.int64) + values[last].astype(np.int64) - prefix[first].astype(np.int64)
-            total += np.where(high > low, sums, 0)
+        column, prefix = self._of(spans.segments)
+        (total, *more) = [(prefix[last] - prefix[first] + column[last]) * some for first, last, some in spans.bounds]
+        for sums in more:
+            total += sums
         return total
 
     def first(self, spans: Spans) -> Ints:

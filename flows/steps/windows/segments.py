@@ -8,6 +8,7 @@ until the next `insert` or `compact`.
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -71,12 +72,13 @@ def ordered(slots: Ints, columns: Columns) -> Ints:
     return order
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Changed:
     """What an insert touched: for each touched slot the positions from its first new event's time to its end.
 
     `starts` and `ends` bound those positions; `is_new` says, range after range, which of them are new events. Where a
-    segment moved to get room, `written` is its new first position; elsewhere it equals `starts`.
+    segment moved to get room, `written` is its new first position; elsewhere it equals `starts`. `continues` says where
+    the segment has events before them.
     """
 
     slots: Ints
@@ -84,6 +86,27 @@ class Changed:
     starts: Ints
     ends: Ints
     is_new: npt.NDArray[np.bool_]
+    continues: npt.NDArray[np.bool_]
+
+    @cached_property
+    def lengths(self) -> Ints:
+        """How many positions each slot has."""
+        return self.ends - self.starts
+
+    @cached_property
+    def firsts(self) -> Ints:
+        """Where, in `at`, the positions of each slot begin."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
+    def at(self) -> Ints:
+        """All positions, slot after slot."""
+        return ranges(self.starts, self.lengths)
+
+    @cached_property
+    def before(self) -> Ints:
+        """The position before each slot's, where `continues`; some position elsewhere."""
+        return np.maximum(self.starts - 1, 0)
 
 
 @dataclass
@@ -121,7 +144,8 @@ class Segments:
         """All segments, as if their events had just been inserted."""
         slots = np.flatnonzero(self.end > self.start)
         starts, ends = self.start[slots], self.end[slots]
-        return Changed(slots, starts, starts, ends, np.ones(int((ends - starts).sum()), np.bool_))
+        all_new = np.ones(int((ends - starts).sum()), np.bool_)
+        return Changed(slots, starts, starts, ends, all_new, np.zeros(len(slots), np.bool_))
 
     def add_columns(self, dtypes: Mapping[str, np.dtype[np.generic]]) -> None:
         """Keep further columns; events that are already here have zeros in them."""
@@ -170,8 +194,9 @@ class Segments:
         else:
             is_new = self._merge(touched, starts, tails, counts, columns, destination)
         self.end[touched] += counts
-        written = np.where(moved, self.start[touched], starts)
-        return Changed(touched, written, starts, starts + lengths, is_new)
+        begins = self.start[touched]
+        written = np.where(moved, begins, starts)
+        return Changed(touched, written, starts, starts + lengths, is_new, starts > begins)
 
     def _merge(
         self, touched: Ints, starts: Ints, tails: Ints, counts: Ints, new: Columns, destination: Ints

@@ -192,18 +192,21 @@ class WindowShard:
         never falls behind what this shard said before.
         """
         before, self.clock_us = self.clock_us, max(self.clock_us, clock_us)
-        touched = np.zeros(0, np.int64)
-        if inputs is not None and inputs.num_rows:
-            changed = self._insert(inputs.combine_chunks())
-            touched = changed.slots
-            yield from self._write(self._changed_instants(changed, before), now_us)
-            self._set_due(touched)
+        changed = self._insert(inputs.combine_chunks()) if inputs is not None and inputs.num_rows else None
+        touched = np.zeros(0, np.int64) if changed is None else changed.slots
         due = np.setdiff1d(self._due.take(self.clock_us), touched)
-        since = np.full(len(due), before)
-        for some in self._chunks(due, since):
-            yield from self._write(self._ticked(due[some], since[some]), now_us)
-        self._set_due(due)
+        for rows in _together(self._instants(changed, due, before)):
+            yield from self._write(rows, now_us)
+        self._set_due(np.append(touched, due))
         self._compact(min(horizon_us, self.clock_us))
+
+    def _instants(self, changed: Changed | None, due: Ints, before_us: int) -> Iterator[_Instants]:
+        """Give the instants of all rows, a bounded number of ticks at once."""
+        if changed is not None:
+            yield self._changed_instants(changed, before_us)
+        since = np.full(len(due), before_us)
+        for some in self._chunks(due, since):
+            yield self._ticked(due[some], since[some])
 
     def _insert(self, inputs: pa.Table) -> Changed:
         segments = self._segments
@@ -237,10 +240,8 @@ class WindowShard:
     def _lift_lagged(self, changed: Changed) -> None:
         """Compute the arguments that need earlier events anew, from the first new event on."""
         assert self._lagged is not None
-        segments, plan = self._segments, self.plan
-        lengths = changed.ends - changed.starts
-        at = ranges(changed.starts, lengths)
-        starts = np.repeat(segments.start[changed.slots], lengths)
+        segments, plan, at = self._segments, self.plan, changed.at
+        starts = np.repeat(segments.start[changed.slots], changed.lengths)
         columns = {name: raw.lower(segments.columns, at) for name, raw in self._raw.items()}
         for index, lag in enumerate(plan.lags):
             earlier = np.where(at - lag.rows >= starts, at - lag.rows, -1)
@@ -286,11 +287,8 @@ class WindowShard:
 
     def _changed_instants(self, changed: Changed, before_us: int) -> _Instants:
         """Return the instants of rows that new events make or correct, and of ticks since that are due by now."""
-        segments = self._segments
-        lengths = changed.ends - changed.starts
-        at = ranges(changed.starts, lengths)
-        owners = np.repeat(np.arange(len(changed.slots)), lengths)
-        firsts = np.cumsum(lengths) - lengths
+        segments, at, firsts = self._segments, changed.at, changed.firsts
+        owners = np.repeat(np.arange(len(changed.slots)), changed.lengths)
         latest = np.maximum.accumulate(np.where(changed.is_new, np.arange(len(at)), -1))
 
         times = segments.time[at]
@@ -299,7 +297,7 @@ class WindowShard:
         since = np.minimum(
             segments.time[at[changed.is_new]][np.flatnonzero(run_begins(owners[changed.is_new]))] - 1, before_us
         )
-        who, ticks = self._ticks(changed.slots, since)
+        who, ticks, _ = self._ticks(changed.slots, since)
         instants = np.append(times[stands], ticks)
         indices = np.append(owners[stands], who)
         is_tick = np.arange(len(instants)) >= int(stands.sum())
@@ -340,8 +338,11 @@ class WindowShard:
             existed |= high - low > new_before(high) - new_before(low)
         return existed
 
-    def _ticks(self, slots: Ints, since: Ints) -> tuple[Ints, Ints]:
-        """Return the ticks after `since` of each slot, up to the clock, at which no event stands: index and instant."""
+    def _ticks(self, slots: Ints, since: Ints) -> tuple[Ints, Ints, Ints]:
+        """Return the ticks after `since` of each slot, up to the clock, at which no event stands.
+
+        Of each the slot's index, the instant, and where the slot's later events start.
+        """
         segments = self._segments
         owners, instants = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for rule in self._rules:
@@ -350,7 +351,7 @@ class WindowShard:
             owners.append(np.repeat(np.arange(len(slots)), high - low))
             instants.append(rule.ticks(segments.time[at]))
         if len(owners) == 1:
-            return owners[0], instants[0]
+            return owners[0], instants[0], owners[0]
         who, ticks = np.concatenate(owners), np.concatenate(instants)
         order = np.lexsort((ticks, who))
         who, ticks = who[order], ticks[order]
@@ -359,7 +360,7 @@ class WindowShard:
         whose = slots[who]
         at = segments.search(TIME, segments.start[whose], segments.end[whose], ticks)
         free = (at == segments.end[whose]) | (segments.time[np.minimum(at, len(segments.time) - 1)] != ticks)
-        return who[free], ticks[free]
+        return who[free], ticks[free], at[free]
 
     def _ticking(self, rule: TickRule, slots: Ints, since: Ints) -> tuple[Ints, Ints]:
         """Return the positions [low, high) of each slot's events whose tick lies after `since`, up to the clock."""
@@ -369,14 +370,15 @@ class WindowShard:
 
     def _ticked(self, slots: Ints, since: Ints) -> _Instants:
         """Return the ticks of slots that nothing else befell."""
-        who, ticks = self._ticks(slots, since)
-        whose = slots[who]
-        high = self._segments.search(TIME, self._segments.start[whose], self._segments.end[whose], ticks)
-        return _Instants(whose, ticks, np.full(len(ticks), Kind.DECAY, np.int8), high - 1, high)
+        who, ticks, later = self._ticks(slots, since)
+        return _Instants(slots[who], ticks, np.full(len(ticks), Kind.DECAY, np.int8), later - 1, later)
 
     def _chunks(self, slots: Ints, since: Ints) -> Iterator[slice]:
         """Cut slots such that a bounded number of ticks is made at once."""
         if not len(slots):
+            return
+        if int((self._segments.end[slots] - self._segments.start[slots]).sum()) * len(self._rules) <= _ROWS_MAX:
+            yield slice(0, len(slots))
             return
         counts = np.ones(len(slots), np.int64)
         for rule in self._rules:
@@ -513,6 +515,18 @@ class WindowShard:
         for part in self._parts():
             merged |= part.merge(columns, firsts)
         return merged
+
+
+def _together(found: Iterator[_Instants]) -> Iterator[_Instants]:
+    """Put what is found together while it is little: to fold the frames of few rows costs as much as of many."""
+    waiting: list[_Instants] = []
+    for rows in found:
+        if waiting and sum(len(some.slots) for some in (*waiting, rows)) > _ROWS_MAX:
+            yield _Instants(*map(np.concatenate, zip(*waiting, strict=True)))
+            waiting = []
+        waiting.append(rows)
+    if waiting:
+        yield waiting[0] if len(waiting) == 1 else _Instants(*map(np.concatenate, zip(*waiting, strict=True)))
 
 
 def _sorted(rows: _Instants) -> _Instants:
