@@ -18,15 +18,7 @@ from typing import Any, Protocol
 import pandas as pd
 import prometheus_client  # noqa: F401  # before Feast reads: feast.metrics switches a later import to multiprocess mode
 import pyarrow as pa
-from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, Project, PushSource, RepoConfig
-from feast import types as feast_types
-from feast.data_format import ParquetFormat
-from feast.errors import FeatureViewNotFoundException
-from feast.protos.feast.core.Registry_pb2 import Registry
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
-from feast.type_map import feast_value_type_to_python_type
-from feast.value_type import ValueType
+import typeguard
 from google.protobuf.message import DecodeError
 
 from freshet.schemas import feast_bytes
@@ -36,6 +28,46 @@ from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.progress import Progress
 from freshet.schemas.registration import Entry
 from freshet.schemas.view import CREATED, StoredRow, View
+
+
+@contextlib.contextmanager
+def _unchecked() -> Iterator[None]:
+    """Have Feast imported without typeguard's rewriting of its functions: three of the four seconds that it takes.
+
+    What that would check is how Feast is called; mypy checks our calls.
+    """
+    checked = typeguard.typechecked
+
+    def as_is(target: Any = None, **_: Any) -> Any:
+        return as_is if target is None else target
+
+    typeguard.typechecked = as_is
+    try:
+        yield
+    finally:
+        typeguard.typechecked = checked
+
+
+with _unchecked():
+    from feast import (
+        Entity,
+        FeatureService,
+        FeatureStore,
+        FeatureView,
+        Field,
+        FileSource,
+        Project,
+        PushSource,
+        RepoConfig,
+    )
+    from feast import types as feast_types
+    from feast.data_format import ParquetFormat
+    from feast.errors import FeatureViewNotFoundException
+    from feast.protos.feast.core.Registry_pb2 import Registry
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+    from feast.type_map import feast_value_type_to_python_type
+    from feast.value_type import ValueType
 
 for _name in ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR"):
     if Path(os.environ.get(_name, "")).name.startswith("feast_metrics_"):

@@ -4,7 +4,7 @@ Each message is parsed by itself (pydantic's `Json`), so no message can borrow a
 that is bad takes no other with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -46,17 +46,16 @@ class Decoder:
     def decode(self, poll: Poll) -> Decoded:
         """Return the events of a poll and the rejects; every message is one or the other."""
         values, bad = self._versions.newest(poll)
-        at = [index for index in range(len(values)) if index not in bad]
-        models, failed = self._validate([values[index] for index in at] if bad else values)
-        bad |= {at[index]: why for index, why in failed.items()}
-        at = [index for position, index in enumerate(at) if position not in failed]
+        good = _without(np.arange(len(values)), bad)
+        models, failed = self._validate([values[index] for index in good.tolist()] if bad else values)
+        bad |= {int(good[index]): why for index, why in failed.items()}
+        good = _without(good, failed)
         columns, unfit = self._columns(models)
         if unfit:
-            bad |= {at[index]: why for index, why in unfit.items()}
-            at = [index for position, index in enumerate(at) if position not in unfit]
+            bad |= {int(good[index]): why for index, why in unfit.items()}
+            good = _without(good, unfit)
             columns, unfit = self._columns([model for index, model in enumerate(models) if index not in unfit])
             assert not unfit, unfit
-        good = np.array(at, np.int64)
         rejects = tuple(Reject.of(poll, index, *why) for index, why in sorted(bad.items()))
         return Decoded(self._table(columns, poll, good), good, rejects)
 
@@ -106,6 +105,11 @@ class Decoder:
             AVAILABLE_AT: pa.compute.coalesce(available, event_time),
         }
         return pa.table([{**system, **columns}[name] for name in schema.names], schema=schema)
+
+
+def _without(indices: npt.NDArray[np.int64], places: Iterable[int]) -> npt.NDArray[np.int64]:
+    """Return what does not stand at some places."""
+    return np.delete(indices, [*places])
 
 
 _ENDS = (datetime.min, datetime.max)  # noqa: DTZ901  # the zone is put on in the next line

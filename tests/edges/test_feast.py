@@ -507,3 +507,19 @@ def test_what_a_process_starts_after_feast_s_import_counts_for_itself() -> None:
     done = subprocess.run([sys.executable, "-c", said], env=environment, capture_output=True, text=True, check=True)
 
     assert done.stdout == "[]\n"
+
+
+IMPORTS = """
+import typeguard
+before = typeguard.typechecked
+import freshet.flows.edges.feast
+import feast
+print(typeguard.typechecked is before, feast.Entity.__init__.__code__.co_filename)
+"""
+
+
+def test_who_imports_typeguard_after_feast_has_its_checks() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+
+    assert done.stdout.startswith("True ")
+    assert done.stdout.endswith("feast/entity.py\n")
