@@ -143,7 +143,7 @@ class Done:
     held: timedelta
 
 
-def change(places: Places, asked: Asked, *, patience: timedelta, shards_count: int) -> Done | None:
+def change(places: Places, asked: Asked, *, patience: timedelta) -> Done | None:
     """Put a declaration in force; None if nothing ran under another one, so that it is by being written down.
 
     Raises `Refused` where rows cannot be made from what is archived, or DuckDB makes them otherwise, or whoever holds
@@ -156,7 +156,7 @@ def change(places: Places, asked: Asked, *, patience: timedelta, shards_count: i
     if ledger.pending is not None:
         with _held(places, patience) as completed:
             ledger = completed
-    generations, works = _works(places, asked, ledger, shards_count)
+    generations, works = _works(places, asked, ledger)
     for _ in range(_ROUNDS):
         before = sum(work.events_count for work in works.values())
         ledger = places.ledger.read() or ledger
@@ -206,9 +206,7 @@ def changed_plans(pipeline: Pipeline, ledger: Ledger) -> tuple[ViewPlan, ...]:
     return tuple(plan for plan in pipeline.plans if ledger.views.get(plan.view.name) != plan.digest)
 
 
-def _works(
-    places: Places, asked: Asked, ledger: Ledger, shards_count: int
-) -> tuple[dict[str, int], dict[str, Backfill]]:
+def _works(places: Places, asked: Asked, ledger: Ledger) -> tuple[dict[str, int], dict[str, Backfill]]:
     """Return what makes each view that is new or changed, and its generation; refuses what the archive lacks."""
     plans = asked.to_make(ledger)
     since_us = {plan.view.name: _since_us(plan, ledger, asked.since_us) for plan in plans}
@@ -221,7 +219,7 @@ def _works(
         generations[name] = places.offline.next_generation(name)
         folder = places.offline.begin(name, generations[name], view.row_schema)
         works[name] = Backfill(
-            plan, asked.contracts, places.offline, folder, shards_count, places.now_us, since_us[name], carry
+            plan, asked.contracts, places.offline, folder, ledger.shards_count, places.now_us, since_us[name], carry
         )
     return generations, works
 

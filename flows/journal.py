@@ -10,6 +10,7 @@ to what changed. A snapshot is taken when reading the archive from the last one 
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -195,13 +196,16 @@ class Journal:
             places.states.begin()
             ledger = places.ledger.read()
             ledger = self._begin() if ledger is None else self._resume(ledger)
+            places.parts.publish(ledger.parts)
+            for name in self._folders():
+                places.parts.discard_staged(name)
+            if ledger.shards_count != self.shards_count:  # which only a rebuild may
+                ledger = self._resharded(ledger)
+                places.ledger.write(ledger)
+            places.states.keep(mark.file for mark in ledger.snapshots.values())
         except BaseException:  # whatever it is, the lock must not outlive it
             places.ledger.unlock()
             raise
-        places.parts.publish(ledger.parts)
-        for name in self._folders():
-            places.parts.discard_staged(name)
-        places.states.keep(mark.file for mark in ledger.snapshots.values())
         return ledger
 
     def _begin(self) -> Ledger:
@@ -223,8 +227,8 @@ class Journal:
     def _resume(self, ledger: Ledger) -> Ledger:
         """Refuse what cannot go on from a ledger."""
         problems = []
-        if ledger.shards_count != self.shards_count:
-            hint = f"set FRESHET_SHARDS={ledger.shards_count}: it is frozen once there is state"
+        if ledger.shards_count != self.shards_count and not self.rebuild:
+            hint = f"set FRESHET_SHARDS={ledger.shards_count} or nothing, or {_REBUILD}, once"
             problems.append(Problem("shards", str(self.shards_count), "differ", str(ledger.shards_count), hint))
         digests = self._digests()
         for view, digest in ledger.views.items():
@@ -248,6 +252,36 @@ class Journal:
         if identity != ledger.id:
             self.places.states.identify(ledger.id)
         return ledger
+
+    def _resharded(self, ledger: Ledger) -> Ledger:
+        """Keep the state of all views in another number of shards; it is to be made anew from the archive.
+
+        Each view's rows go equally far in all of its shards, so they do in the new ones. Refuses an archive that has
+        fewer events than those shards were given.
+        """
+        marks = dict[str, ShardMark]()
+        for plan in self.pipeline.plans:
+            view = plan.view.name
+            before = [mark for key, mark in ledger.shards.items() if key.rpartition("/")[0] == view]
+            if not before:
+                continue
+            if len({mark.clock_us for mark in before}) > 1:
+                fact, hint = "stand at different times", f"run it once with FRESHET_SHARDS={ledger.shards_count}"
+                raise Refused([Problem("shards", f"of {view}", fact, hint=hint)])
+            self._check_reach(plan, ledger)
+            counts, reread = Counter[int](), Reread(plan, self.contracts, self.shards_count)
+            for epoch, stream, events in archived(self.places.parts, plan.view.sources, [0], ledger.epoch):
+                for shard, items in reread.inputs(ledger, epoch, stream, events).items():
+                    counts[shard] += sum(item.inputs.num_rows for item in items if item.inputs is not None)
+            if not ledger.expired.keys() & {*plan.view.sources}:
+                self._check(f"{view}, all shards", counts.total(), sum(mark.events_count for mark in before))
+            clock_us, created_us = before[0].clock_us, max(mark.created_us for mark in before)
+            marks |= {
+                f"{view}/{shard}": ShardMark(clock_us=clock_us, created_us=created_us, events_count=counts[shard])
+                for shard in range(self.shards_count)
+            }
+        snapshots = {key: mark for key, mark in ledger.snapshots.items() if key not in ledger.shards}
+        return ledger.model_copy(update={"shards_count": self.shards_count, "shards": marks, "snapshots": snapshots})
 
     def _digests(self) -> dict[str, str]:
         """Say what each view computes: of equal digests, equal rows."""

@@ -40,7 +40,7 @@ from freshet.flows.lag import LagExporter, LagReader
 from freshet.flows.live_reader import Alignment, LiveReader, Partition
 from freshet.flows.materializer import Edges, Offline, Online, build
 from freshet.flows.refill import refill
-from freshet.flows.settings import Settings
+from freshet.flows.settings import SHARDS_MAX, Settings
 from freshet.flows.steps.alerts import consumer_group
 from freshet.flows.steps.archived import ArchiveForm
 from freshet.flows.steps.monitoring import RUNBOOKS, Deployed
@@ -50,7 +50,7 @@ from freshet.schemas.applied import DeclarationStatus, Declared, DeclaredView
 from freshet.schemas.declaration import Source
 from freshet.schemas.errors import FreshetError, Refused, StoreLost
 from freshet.schemas.event import Contract, archive_name
-from freshet.schemas.ledger import Update, source_key
+from freshet.schemas.ledger import Ledger, Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.progress import Progress
 from freshet.schemas.rejects import Reject, dead_letter_topic
@@ -296,7 +296,7 @@ class Outside:
 class Run:
     """How one process is to run: as which one of its flow, until when, and what it may do to begin."""
 
-    shards_count: int = 4
+    shards_count: int = 1
     epoch: timedelta = timedelta(seconds=1)
     reject_limit: int = 10_000
     patience_s: float = 60.0
@@ -653,7 +653,6 @@ def open_live(
     settings = workspace.settings
     run = replace(
         run or Run(),
-        shards_count=settings.shards,
         epoch=settings.epoch,
         reject_limit=settings.reject_limit,
         patience_s=settings.patience.total_seconds(),
@@ -663,6 +662,7 @@ def open_live(
     metrics = Metrics(list(contracts), [view.name for view in pipeline.views])
     recovery = RecoveryFolder(workspace.recovery_root)
     outside = reach(workspace, run, recovery)
+    run = replace(run, shards_count=_shards_count(settings.shards, outside.ledger.read(), run))
     others = [recovery.told(process) for process in range(1, len(run.place.addresses))] if run.leads else []
     leader = None if run.leads else recovery.told(run.place.process)
     stop = bytewax.Stop(recovery.stop_file if run.place.addresses else None)
@@ -671,6 +671,25 @@ def open_live(
     if lag is not None:
         metrics.registry.register(lag)
     return Materializer(live, metrics, workspace, lag)
+
+
+def _shards_count(asked_count: int | None, ledger: Ledger | None, run: Run) -> int:
+    """Return in how many shards state is kept: what is asked for, or as it is, or at first one for each worker.
+
+    More would cost as much as so many views do; fewer leave workers without work.
+    """
+    workers_count = max(1, len(run.place.addresses)) * run.place.workers_count
+    if asked_count is not None:
+        return asked_count
+    if ledger is None:
+        return min(workers_count, SHARDS_MAX)
+    if ledger.shards_count < workers_count and run.leads:
+        LOG.warning(
+            "state is kept in %d shards, so no more of %d workers fold windows. Hint: set FRESHET_SHARDS=%d, and start"
+            " once with --rebuild",
+            ledger.shards_count, workers_count, min(workers_count, SHARDS_MAX),
+        )  # fmt: skip
+    return ledger.shards_count
 
 
 def _now_us() -> int:

@@ -145,9 +145,12 @@ def replay(
     Time passes with the events, and after the last of them to `until_us` (µs since the epoch), if that is later.
     With a `version` the events follow that version of their contract, whatever an unsigned message is said to.
     """
-    for path in files.values():
+    for stream, path in files.items():
         if path != "-":
-            next(event_file.polls(path, ""), None)  # what cannot be read is refused before anything is made
+            form = contracts[stream].schema
+            next(
+                event_file.polls(path, "", version=version, form=form), None
+            )  # what cannot be read is refused before anything is made
     offline = OfflineStore(out)
     for view in pipeline.views:
         offline.prepare(view.name, view.row_schema)

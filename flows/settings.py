@@ -30,7 +30,7 @@ flag is no place for them, since other users of the machine see it.
 | FRESHET_MATERIALIZER_PROCESSES | how many there are, without --processes; status and Prometheus ask each | 1 |
 | FRESHET_VALIDATOR_ADDRESS | where it asks the validator; `off` without one: no alert misses it | 127.0.0.1:9307 |
 | FRESHET_LAG_EXPORT | which process exports lag: validator, materializer or off | validator, if there is one |
-| FRESHET_SHARDS | in how many parts an entity space is kept; frozen once there is state | 4 |
+| FRESHET_SHARDS | parts of a view's state, for as many workers; to change it: --rebuild | as before; first: workers |
 | FRESHET_EPOCH | how often parquet parts are made and offsets committed | 1 s |
 | FRESHET_PATIENCE | how long an outage of Kafka or the online store is waited out | 60 s |
 | FRESHET_REJECT_LIMIT | after how many rejects in a row the flow stops | 10000 |
@@ -81,6 +81,7 @@ SERVER_METRICS_ADDRESS = "127.0.0.1:9306"
 """Where metrics are served unless a setting says otherwise; a cluster's processes, and the server's workers, are at
 this port and upwards."""
 
+SHARDS_MAX = 64
 SERVER_ADDRESS = "127.0.0.1:6566"
 """Where features are served unless a setting says otherwise: the port of Feast's own server."""
 
@@ -128,7 +129,7 @@ class Settings:
     materializer_processes: Count = 1
     validator_address: str = VALIDATOR_ADDRESS
     lag_export: Literal["validator", "materializer", "off"] = "validator"
-    shards: Annotated[int, Field(ge=1, le=64)] = 4
+    shards: Annotated[int, Field(ge=1, le=SHARDS_MAX)] | None = None
     epoch: Duration = timedelta(seconds=1)
     patience: Duration = timedelta(seconds=60)
     reject_limit: Count = 10_000

@@ -18,7 +18,7 @@ class Poll:
     the epoch) of a moment at which nothing more was there: until then the partition is known whole. It is None while a
     topic is caught up with. `epoch` numbers the commit that it will be durable with. `headers` holds all of each
     message's headers; None where none has any. `events` are the messages as their contract's columns, where they are
-    known so, as those of an event archive are: nothing is decoded, and `values` are all None.
+    known so, as those of an event archive are: nothing is decoded, and `values`, and their rejects', are all None.
     """
 
     topic: str

@@ -178,7 +178,7 @@ def hand_over(
     asked = Asked(workspace.pipeline, workspace.contracts, workspace.declared, same, since_us, is_same, anew)
     settings = workspace.settings
     patience = max(settings.patience, timedelta(seconds=30)) + settings.epoch
-    return change(places, asked, patience=patience, shards_count=settings.shards)
+    return change(places, asked, patience=patience)
 
 
 def told(done: Done | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ outside system is unavailable. A user's mistake never shows a traceback.
 
 import argparse
 import atexit
+import contextlib
 import importlib
 import logging
 import os
@@ -69,8 +70,8 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def command() -> NoReturn:
     """Run one verb as this process.
 
-    Once all that asked for it has tidied up, it ends at once: Python's own end takes a quarter of a second to take
-    apart what was imported.
+    Once what was imported for it has tidied up, it ends at once: Python's own end takes a quarter of a second to take
+    apart what there is.
     """
     code: object = 1  # of an exception that nobody catches
     atexit.register(lambda: end(code if isinstance(code, int) else 1))  # the first to ask is the last to be called
@@ -81,6 +82,8 @@ def command() -> NoReturn:
     except SystemExit as ending:
         code = ending.code or 0
         raise
+    except KeyboardInterrupt:  # while it imports
+        code = 130
     sys.exit(code)
 
 
@@ -104,16 +107,17 @@ def run(words: argparse.Namespace) -> int:
     act: Callable[[argparse.Namespace, Settings], int] = words.act
     process = getattr(words, "process", words.verb)
     log.begin(os.environ.get("FRESHET_LOG", "text"), process)  # what is wrong with the settings is an event, too
+    code = 0
     try:
         settings = settings_.read(os.environ, _flags(words))
         log.begin(settings.log, process)
         code = act(words, settings)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where it was closed before
+            sys.stdout.flush()
     except FreshetError as error:
         return complain(error)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130
     return code
@@ -123,10 +127,12 @@ def end(code: int) -> NoReturn:
     """End this process at once.
 
     Python's own end would let DuckDB print, after all that we said, what an exception or a thread still holds; and
-    abort where threads of Bytewax's wait for processes that are gone.
+    abort where threads of Bytewax's wait for processes that are gone. What cannot be written any more, nobody reads.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
     os._exit(code)
 
 

@@ -302,7 +302,7 @@ class World:
             self.clock,
         )
         wanted = Asked(given.pipeline, given.contracts, declared, **{"carried": {}, **asked})
-        done = change(places, wanted, patience=timedelta(0), shards_count=self.shards_count)
+        done = change(places, wanted, patience=timedelta(0))
         self.given = given
         return done
 

@@ -201,6 +201,7 @@ def prepared(
         "FRESHET_ONLINE_STORE": online_url,
         "FRESHET_METRICS_ADDRESS": "127.0.0.1:0",
         "FRESHET_EPOCH": "300ms",
+        "FRESHET_SHARDS": "4",
         **more,
     }
     environment = {**{key: value for key, value in os.environ.items() if not key.startswith("FRESHET_")}, **mine}

@@ -658,3 +658,16 @@ def test_init_keeps_what_is_there(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is not empty" in done.stderr
     assert files_in(tmp_path) == {"mine.txt"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("plan", 0), ("--help", 0), ("plan --nonsense", 2), ("-C /none plan", 2)], ids=str
+)
+@pytest.mark.parametrize("out", ["| head -c 1 > /dev/null", ">&-", "> /dev/null"], ids=["gone", "closed", "nowhere"])
+def test_an_exit_code_is_its_own_whatever_becomes_of_the_output(project: Path, words: str, code: int, out: str) -> None:
+    command = f'set -o pipefail; cd "{project}"; "{sys.executable}" -m freshet.scripts.cli {words} {out}'
+
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr

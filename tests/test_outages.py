@@ -378,6 +378,26 @@ def test_a_lost_recovery_folder_is_refused_and_rebuilt_on_request(stack: Stack) 
     check(stack.workspace, stack.sent_count)
 
 
+def test_a_flow_has_a_shard_for_each_worker_and_more_if_it_is_rebuilt_for_more(stack: Stack) -> None:
+    del stack.environment["FRESHET_SHARDS"]
+    stack.produce(300)
+    stack.done()
+    assert stack.ledger().shards_count == 1
+    stack.produce(300)
+
+    stack.done("--processes", "2")
+    assert "state is kept in 1 shards, so no more of 2 workers fold windows" in stack.said()
+    last = stack.ended(stack.start("--until-end", FRESHET_SHARDS="3"), 2)
+    assert 'shards "3" differ; got 1' in last
+    stack.produce(300)
+    stack.ended(stack.start("--until-end", "--processes", "2", "--rebuild", FRESHET_SHARDS="3"), 0)
+    stack.produce(300)
+    stack.done("--processes", "2")
+
+    assert stack.ledger().shards_count == 3
+    check(stack.workspace, stack.sent_count)
+
+
 @pytest.mark.parametrize("what", ["part", "ledger", "archive"])
 def test_a_torn_file_is_named_and_once_it_is_whole_again_nothing_is_lost(stack: Stack, what: str) -> None:
     stack.produce(300)

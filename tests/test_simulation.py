@@ -3,6 +3,7 @@
 A failure names the seed, the touch and its fate; `World(seed=…)` with those replays it.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -209,12 +210,44 @@ def test_an_archive_with_a_gap_is_refused() -> None:
         world.run(rebuild=True)
 
 
+@pytest.mark.parametrize("counts", [(3,), (1, 4), (5, 1)])
+@pytest.mark.parametrize("seed", range(2 * SOAK))
+def test_a_rebuild_spreads_state_over_another_number_of_shards_wherever_it_dies(
+    seed: int, counts: tuple[int, ...]
+) -> None:
+    world = progressed(seed)
+    for count in counts:
+        world.shards_count = count
+        for _ in range(3):
+            world.fates.at = {len(world.fates.names) + world.chance.randint(1, 25): world.chance.choice(FATES)}
+            with contextlib.suppress(Crash, Unavailable):
+                world.run(rebuild=True)
+    world.fates.at = {}
+    world.run(rebuild=True)
+
+    ledger = world.ledger.read()
+    assert ledger is not None
+    assert (ledger.shards_count, len(ledger.shards)) == (counts[-1], counts[-1] * len(world.given.pipeline.views))
+    world.check_done()
+
+
+def test_an_archive_with_a_gap_is_spread_over_no_other_number_of_shards() -> None:
+    world = progressed()
+    name = archive_name(STREAM)
+    world.offline.delete(name, [world.offline.parts_after(name, 0)[0][1]])
+    world.fates.watch = lambda: None  # something is lost
+    world.shards_count = 3
+
+    with pytest.raises(Refused, match=r'event archive ".*, all shards" has \d+ events in the ledger, and \d+ in'):
+        world.run(rebuild=True)
+
+
 def test_another_number_of_shards_or_another_computation_is_refused() -> None:
     world = progressed()
     ledger = world.ledger.read()
     assert ledger is not None
     world.shards_count = 3
-    with pytest.raises(Refused, match=r'shards "3" differ; got 2. Hint: set FRESHET_SHARDS=2'):
+    with pytest.raises(Refused, match=r'shards "3" differ; got 2. Hint: set FRESHET_SHARDS=2 or nothing, or rebuild'):
         world.run()
     world.shards_count = 2
     world.ledger.write(ledger.model_copy(update={"views": {"clicks_by_user": "other"}}))

@@ -27,6 +27,8 @@ from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, V
 from freshet.schemas.poll import Poll
 
 _BATCH_EVENTS = 10_000
+_ARCHIVED_EVENTS_MAX = 100_000
+"""So many events are read at once, so that each of several partitions has some."""
 
 
 def lines(path: str) -> Iterator[bytes]:
@@ -43,7 +45,7 @@ def polls(
     version: int | None = None,
     form: pa.Schema | None = None,
 ) -> Iterator[Poll]:
-    """Give the events of a file in batches, in the file's order; with a version they are said to be of that.
+    """Give the events of a file in batches, each partition's in the file's order; `version` says which they are of.
 
     `form` is the newest schema of the stream's archive: events that are in it already are not written as JSON.
     """
@@ -109,7 +111,7 @@ def _parquet(path: Path, topic: str, batch_events: int, sign: bytes | None, form
 
 def _archived(file: pq.ParquetFile, topic: str, count: int, batch_events: int, form: pa.Schema) -> Iterator[Poll]:
     """Give events as their contract has them, but for what a file does not tell: they were there at once."""
-    for batch in file.iter_batches(batch_events * count):
+    for batch in file.iter_batches(min(batch_events * count, _ARCHIVED_EVENTS_MAX)):
         table = pa.Table.from_batches([batch])
         table = table.set_column(form.get_field_index(AVAILABLE_AT), AVAILABLE_AT, table.column(EVENT_TIME)).cast(form)
         owners = table.column(PARTITION).to_numpy()

@@ -190,7 +190,7 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
     if is_ending():
         _unhandled(kind, error, trace, exit_code=1)
     else:
-        sys.__excepthook__(kind, error, trace)
+        LOG.warning("%s", _named(error), exc_info=(kind, error, trace))
 
 
 def _unhandled(

@@ -514,12 +514,11 @@ import typeguard
 before = typeguard.typechecked
 import freshet.flows.edges.feast
 import feast
-print(typeguard.typechecked is before, feast.Entity.__init__.__code__.co_filename)
+print(typeguard.typechecked is before, "typeguard" in feast.Entity.__init__.__code__.co_names)
 """
 
 
-def test_who_imports_typeguard_after_feast_has_its_checks() -> None:
+def test_feast_alone_is_imported_without_typeguards_rewriting() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
 
-    assert done.stdout.startswith("True ")
-    assert done.stdout.endswith("feast/entity.py\n")
+    assert done.stdout == "True False\n"
