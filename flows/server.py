@@ -16,6 +16,7 @@ from freshet.flows.steps.openapi import document, listing
 from freshet.flows.steps.serving import Behind, Catalog, Unknown
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import Contract
+from freshet.schemas.feast_bytes import NoValue
 from freshet.schemas.progress import Progress
 from freshet.schemas.serving import EVENTS_MAX, NAME_MAX, TOLD_MAX, Question, ReadRequest, ServedRow, Status
 
@@ -186,7 +187,11 @@ class FeatureServer:
         read = await self.reads.read(selection.questions(entities))
         now_us = self.now_us()
         behind = self._behind if now_us - self._looked_us < _LOOK_US_MAX else _NOTHING_KNOWN
-        answer = selection.answer(entities, read, behind, now_us)
+        try:
+            answer = selection.answer(entities, read, behind, now_us)
+        except NoValue as error:
+            hint = "`freshet repair` writes rows again; look who else writes there"
+            raise Unavailable(f"the online store has what cannot be read: {error}. Hint: {hint}") from error
         for view, counts in answer.counts.items():
             self.counts.served(view, counts)
         if self.served is not None:

@@ -4,8 +4,8 @@ What is said more than once holds in this order: a flag (`--set epoch=2s`, -C, -
 (FRESHET_EPOCH=2s), the settings file, the declaration (its onlineStore and offlineStore), the default.
 
 The settings file is TOML: `freshet.toml` in the project's folder, or the file that FRESHET_SETTINGS names. Its keys are
-the variables' names in lower case without FRESHET_, and librdkafka's settings stand in a table of their own, where
-`${NAME}` is filled in from the environment:
+the variables' names in lower case without FRESHET_, and librdkafka's settings stand in a table of their own; there, and
+in `server_token`, `${NAME}` is filled in from the environment:
 
     brokers = "kafka-1:9093,kafka-2:9093"
     epoch = "2 s"
@@ -264,7 +264,7 @@ def _of_file(project: Path, environment: Mapping[str, str], problems: list[Probl
         if name == "project":
             hint = "name the folder with -C or FRESHET_PROJECT"
             problems.append(Problem("setting", name, "is not a file's to say", hint=hint, place=str(path)))
-        elif not name.startswith(_KAFKA):
+        elif not (name.startswith(_KAFKA) or name == "server_token"):
             yield _Said(name, value, "setting", name, str(path))
         else:
             try:

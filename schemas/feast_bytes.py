@@ -18,6 +18,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_BROKEN = (LookupError, ValueError, OverflowError, struct.error)
+"""What reading bytes raises that another wrote."""
+_SHOWN_BYTES = 40
+
+
+class NoValue(ValueError):
+    """Bytes that stand in the place of a `Value` or a `Timestamp`, and are none."""
+
+    def __init__(self, what: str, raw: bytes) -> None:
+        super().__init__(f"{raw[:_SHOWN_BYTES]!r} is no Feast {what}")
+
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STRING = 2
 _ENTITY_KINDS = {pa.string(): _STRING, pa.int32(): 3, pa.int64(): 4}
@@ -209,24 +221,36 @@ def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
 
 
 def decode_time(raw: bytes) -> tuple[int, int]:
-    """Read seconds and nanoseconds from a `google.protobuf.Timestamp`."""
+    """Read seconds and nanoseconds from a `google.protobuf.Timestamp`; raises `NoValue` for what is none."""
     fields, at = {0x08: 0, 0x10: 0}, 0
-    while at < len(raw):
-        tag = raw[at]
-        fields[tag], at = _read_varint(raw, at + 1)
+    try:
+        while at < len(raw):
+            tag = raw[at]
+            fields[tag], at = _read_varint(raw, at + 1)
+        _EPOCH + timedelta(seconds=fields[0x08], microseconds=fields[0x10] // 1000)
+    except _BROKEN as error:
+        raise NoValue("time", raw) from error
     return fields[0x08], fields[0x10]
 
 
 def decode(value: bytes | None) -> Any:
-    """Read a serialized `Value` by its own tag, whatever the declaration says of it."""
+    """Read a serialized `Value` by its own tag, whatever the declaration says of it; raises `NoValue` for another."""
     if not value:
         return None
+    try:
+        return _decode(value)
+    except _BROKEN as error:
+        raise NoValue("value", value) from error
+
+
+def _decode(value: bytes) -> Any:
     tag, at = _read_varint(value, 0)
     kind = tag >> 3
     if kind < 10:
         return _decode_single(kind, value, at)[0]
     (length, at), kind, items = _read_varint(value, at), kind - 10, []
-    assert at + length == len(value), f"a value of another form: {value!r}"
+    if at + length != len(value):
+        raise ValueError("it has another length than it says")
     if _WIRE[kind] != 2 and length:
         _, at = _read_varint(value, at + 1)
     while at < len(value):
@@ -244,6 +268,8 @@ def _decode_single(kind: int, raw: bytes, at: int) -> tuple[Any, int]:
     number, at = _read_varint(raw, at)
     if kind in (_BYTES, _TEXT):
         part = raw[at : at + number]
+        if len(part) != number:
+            raise ValueError("it ends before its text does")
         return (part.decode() if kind == _TEXT else part), at + number
     if kind == _TIME:
         return (None if number == _NO_TIME else _EPOCH + timedelta(seconds=number)), at
@@ -253,10 +279,17 @@ def _decode_single(kind: int, raw: bytes, at: int) -> tuple[Any, int]:
 def json_of(value: bytes | None) -> bytes:
     """Spell a serialized `Value` in JSON: times as whole seconds, bytes in base64, what is not finite as a string.
 
+    Raises `NoValue` for what cannot be read as one.
+
     >>> [json_of(bytes.fromhex(word)) for word in ("2007", "1203414441", "", "0a0100", "29000000000000f0ff")]
     [b'7', b'"ADA"', b'null', b'"AA=="', b'"-Infinity"']
     """
-    return _JSON[value[0] >> 3](value) if value else b"null"  # of a list's tag the first octet has all of its number
+    if not value:
+        return b"null"
+    try:
+        return _JSON[value[0] >> 3](value)  # of a list's tag the first octet has all of its number
+    except _BROKEN as error:
+        raise NoValue("value", value) from error
 
 
 _SMALL = tuple(b"%d" % number for number in range(0x80))

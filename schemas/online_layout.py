@@ -23,7 +23,7 @@ import mmh3
 import pyarrow as pa
 
 from freshet.schemas import feast_bytes
-from freshet.schemas.errors import Problem, Refused
+from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.view import VERSION, StoredRow, View
 
@@ -102,16 +102,19 @@ class Layout:
         return tuple(values[place] for place in range(len(values)))
 
     def row(self, entity: tuple[Any, ...], stored: Sequence[bytes | None]) -> StoredRow | None:
-        """Read the values of `fields`, as HMGET gives them."""
+        """Read the values of `fields`, as HMGET gives them; raises `Unavailable` where one is no Feast value."""
         time, version, *values = stored
         if time is None:
             return None
-        seconds, nanos = feast_bytes.decode_time(time)
+        try:
+            seconds, nanos = feast_bytes.decode_time(time)
+            decoded = [*map(feast_bytes.decode, values)]
+        except feast_bytes.NoValue as error:
+            what = f"online row of {self.view.name} {entity} cannot be read: {error}"
+            raise Unavailable(f"{what}. Hint: `freshet repair` writes it again; look who else writes there") from error
         at = datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds, microseconds=nanos // 1000)
         names = (feature.name for feature in self.view.features)
-        return StoredRow(
-            entity, at, version_of(time, version), dict(zip(names, map(feast_bytes.decode, values), strict=True))
-        )
+        return StoredRow(entity, at, version_of(time, version), dict(zip(names, decoded, strict=True)))
 
     def questions(self, key: bytes) -> list[tuple[Any, ...]]:
         """What is asked of a row, the second and third of what `kept` says: answered later, they hold of no less."""
@@ -132,13 +135,13 @@ class Layout:
         return max(known, default=timedelta(0)) if len(known) == len(ttls) else None
 
     def standing(self, fields: dict[bytes, bytes]) -> tuple[float, int, int]:
-        """What rows are compared by: seconds, nanoseconds, version; before all others where there is no row."""
+        """What rows are compared by: seconds, nanoseconds, version; before all others where there is no row to read."""
         time = fields.get(self.fields[0])
-        return (
-            (float("-inf"), 0, 0)
-            if time is None
-            else (*feast_bytes.decode_time(time), version_of(time, fields.get(self.fields[1])))
-        )
+        try:
+            seconds, nanos = (float("-inf"), 0) if time is None else feast_bytes.decode_time(time)
+        except feast_bytes.NoValue:  # what another wrote there does not stand in the way
+            return float("-inf"), 0, 0
+        return seconds, nanos, 0 if time is None else version_of(time, fields.get(self.fields[1]))
 
     def ordered(self, keys: Iterable[bytes], seed: int) -> list[bytes]:
         """Return keys in an order of chance, the same one for the same seed."""

@@ -155,6 +155,23 @@ def test_what_another_stored_in_the_place_of_a_row_is_a_503_not_a_defect(stack: 
     assert view.entity_names == ("user",)
 
 
+@pytest.mark.parametrize("what", ["time", "value"])
+def test_a_value_that_another_stored_and_is_none_is_a_503_not_a_defect(stack: Stack, server: Server, what: str) -> None:
+    with serving(stack) as client, server.client() as raw:
+        (key,) = raw.scan_iter(b"*ada*")
+        kept = raw.dump(key)
+        for field in raw.hkeys(key):
+            if field.startswith(b"_") == (what == "time"):
+                raw.hset(key, field, b"garbage")
+
+        answer = client.read(ASKED, user=["bob", "ada"])
+        raw.restore(key, 0, kept, replace=True)
+
+        assert answer.status == 503
+        assert f"b'garbage' is no Feast {what}. Hint: `freshet repair`" in answer.detail
+        assert good(client)
+
+
 # Kafka
 
 

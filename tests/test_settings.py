@@ -57,6 +57,13 @@ def test_without_a_validator_the_materializer_exports_the_lag(changes: dict[str,
     assert Settings(**changes).lag_exporter == exporter  # type: ignore[arg-type]
 
 
+def test_the_server_s_token_may_be_the_environment_s(tmp_path: Path) -> None:
+    environment = {**wrote(tmp_path, 'server_token = "${TOKEN}"'), "TOKEN": "hunter2"}
+
+    assert read(environment).server_token == "hunter2"
+    assert "TOKEN" in refused(wrote(tmp_path, 'server_token = "${TOKEN}"'))
+
+
 def test_so_does_each_of_librdkafka_s_settings(tmp_path: Path) -> None:
     environment = wrote(tmp_path, '[kafka]\na.b = "file"\nc.d = "file"\ne.f = "file"')
     environment |= {"FRESHET_KAFKA_A_B": "environment", "FRESHET_KAFKA_C_D": "environment"}

@@ -426,6 +426,24 @@ def test_a_time_that_cannot_be_read_does_not_hang_the_server(
     store.close()
 
 
+@pytest.mark.parametrize("what", ["time", "value"])
+def test_a_row_that_another_spoilt_is_an_outage_that_names_it_until_it_is_written_again(
+    online_url: str, client: redis.Redis, what: str
+) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS)
+    put(store, NOON, 1, 1)
+    key = only_row(client)
+    for field in client.hkeys(key):
+        if field.startswith(b"_ts") if what == "time" else not field.startswith(b"_"):
+            client.hset(key, field, b"garbage")
+
+    with pytest.raises(Unavailable, match=rf"online row of by_user_too .* b'garbage' is no Feast {what}. Hint: "):
+        served(store)
+    assert put(store, NOON, 1, 2) == 1
+    assert served(store) == (NOON, 1, 2)
+    store.close()
+
+
 def test_a_time_in_another_encoding_is_compared_as_a_time(online_url: str, client: redis.Redis) -> None:
     store = OnlineStore(online_url, PROJECT, VIEWS)
     put(store, NOON, 3, 1)

@@ -1,5 +1,6 @@
 """Values in Feast's bytes, and as JSON."""
 
+import contextlib
 import json
 import math
 from base64 import b64encode
@@ -8,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from freshet.schemas.feast_bytes import encode, json_of
+from freshet.schemas.feast_bytes import NoValue, decode, decode_time, encode, json_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIMES = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  # the zone follows
@@ -53,3 +54,23 @@ def test_a_value_is_the_same_in_json_as_it_was_stored(kind: pa.DataType, data: s
 def test_what_no_number_can_be_is_null_in_the_store_and_in_json_and_inside_a_list_a_word() -> None:
     assert [json_of(one) for one in encode(pa.array([math.nan, None], pa.float64()))] == [b"null", b"null"]
     assert json_of(encode(pa.array([[math.nan]], pa.list_(pa.float64())))[0]) == b'["NaN"]'
+
+
+@given(raw=st.binary(max_size=24))
+@example(raw=b"\x12\x05ab")
+@example(raw=b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\x7f")
+def test_whatever_bytes_another_stored_they_are_a_value_or_said_to_be_none(raw: bytes) -> None:
+    with contextlib.suppress(NoValue):
+        json.loads(json_of(raw))
+    with contextlib.suppress(NoValue):
+        decode(raw)
+    with contextlib.suppress(NoValue):
+        seconds, nanos = decode_time(raw)
+        assert _EPOCH + timedelta(seconds=seconds, microseconds=nanos // 1000)
+
+
+@pytest.mark.parametrize("raw", [b"garbage", b"\x12\xff", b"\x29\0"])
+def test_what_is_no_value_is_named(raw: bytes) -> None:
+    for read in (json_of, decode):
+        with pytest.raises(NoValue, match="is no Feast value"):
+            read(raw)
