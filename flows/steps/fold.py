@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from freshet.flows.steps.slices import Sliced
 from freshet.flows.steps.sql import Arguments
 from freshet.flows.steps.windows.shard import WindowedRows, WindowShard
 from freshet.schemas.event import NEVER_US, Contract
@@ -14,7 +15,7 @@ from freshet.schemas.units import count_us
 
 
 @dataclass(frozen=True, slots=True)
-class ShardInput:
+class ShardInput(Sliced):
     """Events for one shard of a view, and how far the partition is that they come from.
 
     It comes to every shard, events or not: what a shard may forget depends on the slowest partition. `newest_us` is the

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoded, Decoder
+from freshet.flows.steps.slices import Sliced
 from freshet.flows.steps.sql import Projector
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import CANARY_HEADER, EVENT_TIME, OFFSET, PARTITION, Contract
@@ -26,7 +27,7 @@ _TOGETHER_MESSAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Sliced):
     """What became of one poll: accepted events, each view's inputs from them, and the rest.
 
     `newest_us` is the greatest event time accepted of the partition so far, `caught_up_us` and `epoch` as in `Poll`.
@@ -47,7 +48,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class Read(Sliced):
     """One poll, read without knowing what came before it: its events, each view's inputs from them, and the rest.
 
     `at` says which message each event was, `failed` on which events an expression fails, and how: inputs have the
@@ -68,7 +69,6 @@ class Intake:
     def __init__(self, contract: Contract, plans: Sequence[ViewPlan]) -> None:
         self.contract = contract
         self._decoder = Decoder(contract)
-        self._empty = Decoded(contract.schema.empty_table(), np.zeros(0, np.int64), ())
         self._nothing = {plan.view.name: plan.inputs.empty_table() for plan in plans}
         self._projectors = {plan.view.name: Projector(plan, contract.name) for plan in plans}
 
@@ -85,23 +85,24 @@ class Intake:
         return [read for some in _together(polls) for read in self._read(some)]
 
     def _read(self, polls: Sequence[Poll]) -> Iterator[Read]:
-        decoded = [self._decoded(poll) for poll in polls]
-        whole = pa.concat_tables([one.events for one in decoded])
+        decoded = [*self._decoded(polls)]
+        whole = pa.concat_tables([one.events for one in decoded]).combine_chunks()
         inputs, failed = self._without_failed(whole) if whole.num_rows else (self._nothing, {})
         computed = np.setdiff1d(np.arange(whole.num_rows), list(failed))
         start = 0
         for poll, one in zip(polls, decoded, strict=True):
             end = start + one.events.num_rows
             low, high = np.searchsorted(computed, (start, end)).tolist()
-            of_poll = {view: rows if len(polls) == 1 else _copied(rows, low, high) for view, rows in inputs.items()}
+            of_poll = {view: rows.slice(low, high - low) for view, rows in inputs.items()}
             why = {index - start: failed[index] for index in failed if start <= index < end}
             yield Read(poll, one.events, one.at, one.rejects, of_poll, why)
             start = end
 
-    def _decoded(self, poll: Poll) -> Decoded:
-        if poll.events is not None:
-            return Decoded(poll.events, np.arange(poll.events.num_rows), ())
-        return self._decoder.decode(poll) if poll.values else self._empty
+    def _decoded(self, polls: Sequence[Poll]) -> Iterator[Decoded]:
+        found = iter(self._decoder.decode_together([poll for poll in polls if poll.events is None]))
+        for poll in polls:
+            events = poll.events
+            yield next(found) if events is None else Decoded(events, np.arange(events.num_rows), ())
 
     def judge(self, judge: PartitionJudge, read: Read) -> Taken:
         """Judge what a poll of the partition that `judge` judges brought."""
@@ -109,10 +110,14 @@ class Intake:
         judged = judge.judge(read.events)
         for index, reason, detail in judged.rejected:
             rejects.append(Reject.of(poll, int(read.at[index]), reason, detail))
-        failed = np.array([index for index in judged.accepted.tolist() if index in read.failed], np.int64)
-        rejects += [Reject.of(poll, int(read.at[index]), Reason.TRANSFORM, read.failed[int(index)]) for index in failed]
-        judge.failed_count += len(failed)
-        accepted = np.setdiff1d(judged.accepted, failed)
+        accepted = judged.accepted
+        if read.failed:
+            failed = np.array([index for index in accepted.tolist() if index in read.failed], np.int64)
+            rejects += [
+                Reject.of(poll, int(read.at[index]), Reason.TRANSFORM, read.failed[int(index)]) for index in failed
+            ]
+            judge.failed_count += len(failed)
+            accepted = np.setdiff1d(accepted, failed)
         events, inputs = read.events, dict(read.inputs)
         if len(accepted) < read.events.num_rows:
             computed = np.setdiff1d(np.arange(read.events.num_rows), list(read.failed))
@@ -176,8 +181,3 @@ def _together(polls: Sequence[Poll]) -> Iterator[list[Poll]]:
         count += len(poll.values)
     if some:
         yield some
-
-
-def _copied(rows: pa.Table, low: int, high: int) -> pa.Table:
-    """Return some rows by themselves: a slice, pickled for another process, takes all rows along."""
-    return rows.take(pa.array(np.arange(low, high)))

@@ -1,6 +1,7 @@
 """From a poll to what the windows need: an event is accepted by all views of its stream, or by none."""
 
 import json
+import pickle
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from pydantic import AwareDatetime
 
 from freshet.flows.steps.accept import PartitionJudge
+from freshet.flows.steps.fold import ShardInput
 from freshet.flows.steps.intake import Intake, Taken
 from freshet.flows.steps.sql import compile_views
 from freshet.schemas import declaration
@@ -174,3 +176,25 @@ def test_every_reject_keeps_the_headers_and_the_time_of_its_message() -> None:
         2: (Reason.LATE, (("trace", b"2"), ("empty", None)), 2),
         3: (Reason.TRANSFORM, (("trace", b"3"), ("empty", None)), 3),
     }
+
+
+def test_what_goes_to_another_process_is_the_same_and_takes_nothing_along_that_it_was_read_with() -> None:
+    polls = [poll(*(click(number) for number in range(60)), partition=partition) for partition in range(3)]
+    intake = Intake(CONTRACT, PIPELINE.plans)
+    reads = intake.read(polls)
+    taken = [intake.judge(PartitionJudge(CONTRACT.stream), read) for read in reads]
+    folded = [
+        ShardInput(view, 0, 1, "clicks", one.partition, 3, one.newest_us, None, rows)
+        for one in taken
+        for view, rows in one.inputs.items()
+    ]
+
+    for sent in (*reads, *taken, *folded):
+        text = pickle.dumps(sent)
+        arrived = pickle.loads(text)
+        for name in ("events", "inputs"):
+            assert getattr(arrived, name, None) == getattr(sent, name, None)
+        assert pickle.dumps(arrived) == text
+    (alone,) = intake.read(polls[:1])
+    assert len(pickle.dumps(reads[0])) == len(pickle.dumps(alone))
+    assert len(pickle.dumps(reads)) < 4 * len(pickle.dumps(alone))
