@@ -49,7 +49,7 @@ class Decoder:
         return decoded
 
     def decode_together(self, polls: Sequence[Poll]) -> list[Decoded]:
-        """Decode some polls at once, which costs little more than one of them does. Their events share their memory."""
+        """Decode one poll or more at once, which costs little more than one alone. Their events share their memory."""
         starts = np.cumsum([0, *(len(poll.values) for poll in polls)]).tolist()
         values, bad = list[bytes | None](), dict[int, tuple[Reason, str]]()
         for start, poll in zip(starts, polls, strict=False):

@@ -69,6 +69,7 @@ class Intake:
     def __init__(self, contract: Contract, plans: Sequence[ViewPlan]) -> None:
         self.contract = contract
         self._decoder = Decoder(contract)
+        self._empty = Decoded(contract.schema.empty_table(), np.zeros(0, np.int64), ())
         self._nothing = {plan.view.name: plan.inputs.empty_table() for plan in plans}
         self._projectors = {plan.view.name: Projector(plan, contract.name) for plan in plans}
 
@@ -99,10 +100,13 @@ class Intake:
             start = end
 
     def _decoded(self, polls: Sequence[Poll]) -> Iterator[Decoded]:
-        found = iter(self._decoder.decode_together([poll for poll in polls if poll.events is None]))
+        waiting = [poll for poll in polls if poll.events is None and poll.values]
+        found = iter(self._decoder.decode_together(waiting) if waiting else ())
         for poll in polls:
-            events = poll.events
-            yield next(found) if events is None else Decoded(events, np.arange(events.num_rows), ())
+            if poll.events is not None:
+                yield Decoded(poll.events, np.arange(poll.events.num_rows), ())
+            else:
+                yield next(found) if poll.values else self._empty
 
     def judge(self, judge: PartitionJudge, read: Read) -> Taken:
         """Judge what a poll of the partition that `judge` judges brought."""

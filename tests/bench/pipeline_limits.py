@@ -131,7 +131,7 @@ class Parts:
         self._clock, self._events_a_commit = clock, events_a_commit
         self._contract = workspace.contracts[STREAM]
         [self._plan] = workspace.pipeline.plans
-        self._shards_count = workspace.settings.shards
+        self._shards_count = workspace.settings.shards or 1  # as a flow of one worker has
         self._decoder, self._projector = Decoder(self._contract), Projector(self._plan, STREAM)
         self._judges = [PartitionJudge(self._contract.stream) for _ in range(PARTITIONS)]
         self._folds = [ShardFold.of(self._plan, workspace.contracts) for _ in range(self._shards_count)]
@@ -148,7 +148,7 @@ class Parts:
         """Do all that is done with what is read at once."""
         count, clock = sum(len(poll.values) for poll in turn), self._clock
         with clock.on("decode", count):
-            decoded: list[Decoded] = [self._decoder.decode(poll) for poll in turn]
+            decoded: list[Decoded] = self._decoder.decode_together(turn)
         accepted: list[pa.Table] = []
         with clock.on("judge", count):
             for poll, found in zip(turn, decoded, strict=True):

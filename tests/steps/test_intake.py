@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from pydantic import AwareDatetime
 
 from freshet.flows.steps.accept import PartitionJudge
+from freshet.flows.steps.decode import Decoder
 from freshet.flows.steps.fold import ShardInput
 from freshet.flows.steps.intake import Intake, Taken
 from freshet.flows.steps.sql import compile_views
@@ -65,6 +67,11 @@ def poll(*values: bytes | None, partition: int = 1) -> Poll:
     offsets = np.arange(70, 70 + count)
     times = np.full(count, -1)
     return Poll("clicks", partition, 3, list(values), keys, nothing, times, offsets, 70 + count, at_end=True)
+
+
+def archived(one: Poll) -> Poll:
+    """Return a poll as one of an archive: decoded already."""
+    return replace(one, values=[None] * len(one.values), events=Decoder(CONTRACT).decode(one).events)
 
 
 def take(*values: bytes | None, judge: PartitionJudge | None = None) -> Taken:
@@ -135,6 +142,8 @@ def test_polls_that_are_read_together_are_read_as_each_alone() -> None:
             poll(click(4), click(5)),
         ],
         [poll(), poll(partition=2)],
+        [archived(poll(click(1), click(2))), poll(click(3), b"{", partition=2), archived(poll(click(4)))],
+        [archived(poll(click(1))), poll(partition=2)],
     )
     for polls in cases:
         together = Intake(CONTRACT, PIPELINE.plans).read(polls)
