@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from freshet.flows.edges.applied import AppliedFile, Stamp
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import FreshetError, Problem, Refused
 
 LOG = logging.getLogger("freshet")

@@ -18,9 +18,9 @@ from freshet.flows.edges.publisher import Publisher
 from freshet.flows.edges.redis_reads import RedisReads
 from freshet.flows.edges.served import ServedLog
 from freshet.flows.following import Following
-from freshet.flows.live import Workspace
 from freshet.flows.server import FeatureServer, Terms
 from freshet.flows.steps.serving import Catalog
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.online_layout import layouts
 from freshet.schemas.units import count_us

@@ -30,7 +30,6 @@ from freshet.flows.edges.store_config import store_config
 from freshet.flows.edges.webhook import Webhook
 from freshet.flows.following import Following
 from freshet.flows.lag import LagExporter
-from freshet.flows.live import Workspace
 from freshet.flows.observer import Observer, Seen
 from freshet.flows.parity import Client
 from freshet.flows.settings import Settings
@@ -42,6 +41,7 @@ from freshet.flows.steps.pages import summary
 from freshet.flows.steps.status import NO_ROUND
 from freshet.flows.validator import Edges, Looker, Report, Round, Rounds, build
 from freshet.flows.watch import Outside, Sampling
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
 from freshet.schemas.finding import Alarm, Check, Outcome, Status, Verdict
 from freshet.schemas.ledger import source_key

@@ -14,10 +14,10 @@ from freshet.flows.edges.scrape import Samples, added, by_label, health, knock, 
 from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import shown
 from freshet.flows.lag import LagReader, Lags
-from freshet.flows.live import OnlineFilled, Workspace
 from freshet.flows.steps.freshness import State
 from freshet.flows.steps.lag import TREND_S
 from freshet.flows.steps.status import NO_ROUND, Part, Report, StreamStatus, ViewStatus, failing, state_of
+from freshet.flows.workspace import OnlineFilled, Workspace
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.finding import Cause
 from freshet.schemas.rejects import dead_letter_topic

@@ -23,12 +23,13 @@ from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.compaction import CompactionFolder
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
-from freshet.flows.live import Workspace, prepare
+from freshet.flows.live import prepare
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alertmanager import RECEIVERS, RECEIVERS_AT_FIRST, read_receivers
 from freshet.flows.steps.changes import carried
 from freshet.flows.steps.deploy_files import deploy_files
 from freshet.flows.steps.evolution import unread
+from freshet.flows.workspace import Workspace
 from freshet.schemas.applied import Applied, Declared, DeclaredView
 from freshet.schemas.dtypes import dtype
 from freshet.schemas.errors import Problem, Refused

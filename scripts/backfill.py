@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.units import instant_us

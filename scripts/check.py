@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from freshet.flows.edges.quality import Judge
-from freshet.flows.live import Workspace
 from freshet.flows.live_validator import open_observer, sampling_of
 from freshet.flows.settings import Settings
 from freshet.flows.validator import check_once, exit_code
+from freshet.flows.workspace import Workspace
 from freshet.schemas.finding import Finding, Verdict, worst
 from freshet.scripts.cli import wrong_use
 

@@ -19,8 +19,8 @@ from freshet.flows.compact import Choice, Compacted, Compactor, Outside
 from freshet.flows.edges.compaction import CompactionFolder
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
+from freshet.flows.workspace import Workspace
 from freshet.schemas import units
 from freshet.schemas.errors import listed
 from freshet.schemas.view import View

@@ -6,7 +6,7 @@ from typing import Any
 
 from freshet.flows import settings as settings_
 from freshet.flows.edges.feast import repo_objects
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 
 
 def objects(root: Path) -> list[Any]:

@@ -25,13 +25,13 @@ from freshet.flows.edges.quality import Judge
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.scrape import Samples, quantile, total
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.live import Workspace
 from freshet.flows.live_validator import open_observer
 from freshet.flows.settings import Settings
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.oracle import compare, union_of
 from freshet.flows.validator import EXIT_CODES, exit_code, judged
 from freshet.flows.watch import Sampling
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Unavailable, listed
 from freshet.schemas.event import archive_name
 from freshet.schemas.finding import Alarm, Cause, Outcome, Status, Verdict, worst

@@ -20,10 +20,10 @@ import numpy as np
 from freshet.flows.edges import kafka
 from freshet.flows.edges.dead_letters import Redriver
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.steps.intake import Intake
 from freshet.flows.steps.redrive import Again, Gathered, Judged, Letter, Wanted, gather, in_order, judge
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import listed, nearest
 from freshet.schemas.rejects import Reason, Reject, dead_letter_topic
 from freshet.schemas.units import count_us, duration, instant_us

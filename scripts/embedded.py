@@ -19,8 +19,8 @@ from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.scrape import Samples, scrape
 from freshet.flows.edges.valkey import Valkey
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.event import Contract
 from freshet.schemas.finding import FINDINGS_TOPIC

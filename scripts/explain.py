@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from freshet.flows.edges.kafka import Log
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.explain import Explainer, Outside
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.steps.explain import as_json, asked_entity, asked_plan, explain, screen
+from freshet.flows.workspace import Workspace
 from freshet.scripts.cli import time_of, wrong_use
 
 _LIMIT_S = 3.0

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 from freshet.flows.edges.project import PACKAGED
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.steps.evolution import json_schema
+from freshet.flows.workspace import Workspace
 from freshet.schemas.declaration import NAME
 from freshet.scripts.apply import write_store_config
 from freshet.scripts.cli import wrong_use

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.shadow import Cost, Shadow, Shadowed
 from freshet.flows.steps.archived import ArchiveForm
@@ -27,6 +26,7 @@ from freshet.flows.steps.deployment import deployment
 from freshet.flows.steps.estimates import Load, allowed_load, estimate
 from freshet.flows.steps.explain import instant, plain, spell
 from freshet.flows.steps.shadow import Differing
+from freshet.flows.workspace import Workspace
 from freshet.schemas import units
 from freshet.schemas.applied import Applied
 from freshet.schemas.deployment import Deployment

@@ -10,8 +10,8 @@ import time
 
 from freshet.flows.edges import event_file, kafka
 from freshet.flows.edges.bytewax import Stop
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Refused
 from freshet.scripts.replay import chosen_stream
 

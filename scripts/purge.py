@@ -21,11 +21,11 @@ from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.edges.served import ServedFiles
 from freshet.flows.edges.standings import Standings
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.live import Workspace
 from freshet.flows.purge import Outside, Purger, lines_of
 from freshet.flows.settings import Settings
 from freshet.flows.steps.explain import asked_entity
 from freshet.flows.steps.purge import asked_key
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.purge import Receipt
 from freshet.schemas.view import View

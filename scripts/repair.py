@@ -11,9 +11,9 @@ import json
 import time
 
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.live import Workspace
 from freshet.flows.refill import refill
 from freshet.flows.settings import Settings
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import listed
 from freshet.scripts.cli import wrong_use
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.edges.parquet import OfflineStore
-from freshet.flows.live import Workspace
 from freshet.flows.replay import Replayed, replay
 from freshet.flows.settings import Settings
 from freshet.flows.steps.oracle import Compared, compare, union_of
+from freshet.flows.workspace import Workspace
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.units import instant_us

@@ -26,8 +26,9 @@ from typing import NoReturn
 
 from freshet.flows.edges import bytewax, log
 from freshet.flows.edges.applied import AppliedFile
-from freshet.flows.live import Run, Workspace, open_live
+from freshet.flows.live import Run, open_live
 from freshet.flows.settings import Settings
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import FreshetError, StoreLost
 from freshet.scripts.cli import complain, end, wrong_use
 from freshet.scripts.cluster import GRACE_S, START_AGAIN, UNAVAILABLE, Cluster

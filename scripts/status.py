@@ -14,10 +14,10 @@ import sys
 import time
 
 from freshet.flows.following import Following
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.status import StatusReader
 from freshet.flows.steps.status import Report, as_json, screen
+from freshet.flows.workspace import Workspace
 from freshet.scripts.cli import wrong_use
 
 _EVERY_S = 2.0

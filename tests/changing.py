@@ -6,7 +6,7 @@ from collections.abc import Callable
 from stack import Stack
 
 from freshet.flows.edges.applied import AppliedFile
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.applied import Applied
 
 

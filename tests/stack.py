@@ -24,8 +24,8 @@ from freshet.flows import settings
 from freshet.flows.edges import kafka, valkey
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
-from freshet.flows.live import Workspace
 from freshet.flows.steps.oracle import compare
+from freshet.flows.workspace import Workspace
 from freshet.schemas.event import Contract, archive_name
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.rejects import dead_letter_topic

@@ -17,10 +17,10 @@ from listener import Listener
 from stack import free_ports, until
 
 from freshet.flows import settings
-from freshet.flows.live import Workspace
 from freshet.flows.steps.alertmanager import ALERTMANAGER, INHIBITIONS, RECEIVERS, read_receivers
 from freshet.flows.steps.alerts import RULES
 from freshet.flows.steps.dashboards import DASHBOARDS
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Refused
 from freshet.schemas.finding import Cause
 from freshet.schemas.rejects import Reason

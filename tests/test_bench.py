@@ -14,7 +14,7 @@ from rig import Traffic, regimes
 from validator import arguments, chosen
 
 from freshet.flows import settings
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.finding import Cause
 from freshet.scripts.faults import breaks
 from freshet.scripts.faults.deeds import Account

@@ -22,7 +22,7 @@ from serving_results import Case, cases_of, report, turns
 from serving_rig import CONTRACT, ENTITY, FEATURES, STREAM, Child, declaration, filled, numbered, tree_cpu_s, wrong
 
 from freshet.flows import settings
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.view import View
 

@@ -19,7 +19,6 @@ from freshet.flows.canaries import Canaries, agreed
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.project import Project
 from freshet.flows.edges.quality import Judge
-from freshet.flows.live import Workspace
 from freshet.flows.live_validator import templates_of
 from freshet.flows.observer import Observer
 from freshet.flows.steps.canaries import Template
@@ -27,6 +26,7 @@ from freshet.flows.steps.checks import checks_of
 from freshet.flows.steps.freshness import Freshness
 from freshet.flows.testing import Given
 from freshet.flows.watch import Outside, Sampling
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Refused
 from freshet.schemas.event import CANARY_HEADER, Event, Stream, archive_name
 from freshet.schemas.finding import Cause, Frame, Outcome, Question, Verdict

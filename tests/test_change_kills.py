@@ -12,7 +12,7 @@ import pytest
 from stack import FRESHET, LIMIT_S, Stack, check, prepared, until
 
 from freshet.flows.edges.parquet import GENERATIONS
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 
 pytestmark = pytest.mark.kafka
 

@@ -31,9 +31,9 @@ from freshet.flows.edges.metrics import ServerMetrics
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.project import PACKAGED
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.live import Workspace
 from freshet.flows.observer import Seen
 from freshet.flows.validator import judged
+from freshet.flows.workspace import Workspace
 from freshet.schemas.finding import Frame, Outcome, Question, Verdict
 from freshet.scripts import cli
 

@@ -24,7 +24,7 @@ from test_kills import Sender
 
 from freshet.flows.edges import feast
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.finding import Cause
 from freshet.schemas.view import View
 

@@ -17,7 +17,7 @@ from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.event import VERSION_HEADER
 from freshet.schemas.ledger import Ledger, PartitionMark, source_key
 from freshet.schemas.record import Record, partition_of

@@ -13,9 +13,9 @@ from freshet.flows import settings
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.kafka import Kafka, Producer, partitions_count
 from freshet.flows.edges.project import Project
-from freshet.flows.live import Workspace
 from freshet.flows.live_validator import templates_of
 from freshet.flows.steps.sql.functions import ALLOWED, WINDOWED
+from freshet.flows.workspace import Workspace
 from freshet.scripts.apply import generated, write_files, write_store_config
 from freshet.scripts.cli import VERBS, main
 

@@ -24,7 +24,7 @@ from stack import FRESHET, REPO, STREAM, Stack, check, free_ports, prepared, unt
 from freshet.flows.edges import feast
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.event import archive_name
 from freshet.schemas.part import DECLARED
 from freshet.scripts.made_edits import edits

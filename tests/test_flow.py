@@ -18,10 +18,10 @@ from freshet.flows.edges import bytewax
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.redis import MemoryOnlineStore
-from freshet.flows.live import Workspace
 from freshet.flows.materializer import Edges, build
 from freshet.flows.replay import Afresh
 from freshet.flows.steps.oracle import compare
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import RejectLimit
 from freshet.schemas.event import archive_name
 from freshet.schemas.ledger import source_key

@@ -16,7 +16,7 @@ from stack import LIMIT_S, Server, Stack, prepared, until
 
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.redis import OnlineStore
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 
 BY_NAMESPACE, DECLARED_URL = "wiki_edits_by_namespace", "redis://localhost:6379/0"
 BY_USER, KEPT, DROPPED, ADDED = "wiki_edits_by_user", "user_edits_1h", "user_edits_10m", "user_edits_2h"

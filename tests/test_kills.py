@@ -23,7 +23,7 @@ from stack import LIMIT_S, PARTITIONS, SEED, STREAM, Stack, check, prepared, unt
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.recovery import LedgerFile
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.event import archive_name
 from freshet.schemas.ledger import source_key
 from freshet.scripts.made_edits import edits

@@ -18,7 +18,7 @@ from stack import FRESHET, Server, Stack, free_ports, prepared, until
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.redis import OnlineStore
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.event import CANARY_HEADER
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.record import header

@@ -22,8 +22,8 @@ from freshet.flows import settings
 from freshet.flows.edges import feast
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.store_config import store_config
-from freshet.flows.live import Workspace
 from freshet.flows.steps.oracle import compare
+from freshet.flows.workspace import Workspace
 from freshet.schemas.event import archive_name
 from freshet.schemas.view import View
 

@@ -9,8 +9,9 @@ import pytest
 
 from freshet.flows import settings
 from freshet.flows.edges.applied import AppliedFile
-from freshet.flows.live import Workspace, prepare
+from freshet.flows.live import prepare
 from freshet.flows.replay import replay
+from freshet.flows.workspace import Workspace
 from freshet.schemas.applied import Applied
 from freshet.schemas.event import archive_name
 from freshet.scripts import cli

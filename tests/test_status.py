@@ -16,10 +16,10 @@ from freshet.flows.edges import kafka
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.metrics import Metrics, Server, ValidatorMetrics
-from freshet.flows.live import Workspace
 from freshet.flows.settings import Settings
 from freshet.flows.status import StatusReader
 from freshet.flows.steps.status import Part, Report, ViewStatus, as_json, screen
+from freshet.flows.workspace import Workspace
 from freshet.schemas.applied import Applied
 from freshet.schemas.rejects import dead_letter_topic
 

@@ -16,7 +16,6 @@ from freshet.flows.edges.data_docs import DataDocs
 from freshet.flows.edges.kafka_memory import MemoryLog
 from freshet.flows.edges.metrics import ValidatorMetrics
 from freshet.flows.edges.quality import Judge
-from freshet.flows.live import Workspace
 from freshet.flows.live_validator import Connecting, LiveReporter
 from freshet.flows.observer import Seen
 from freshet.flows.steps.alarms import Alarms
@@ -25,6 +24,7 @@ from freshet.flows.steps.frames import joined
 from freshet.flows.steps.freshness import Reading
 from freshet.flows.steps.watch import PART, Found, Judgeable, OfflineRow, Ticket
 from freshet.flows.validator import Edges, Looker, Round, Rounds, build
+from freshet.flows.workspace import Workspace
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import FreshetError, Problem, Refused, Unavailable
 from freshet.schemas.finding import FINDINGS_TOPIC, Cause, Frame, Outcome, Status

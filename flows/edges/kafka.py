@@ -194,13 +194,18 @@ def partitions_count(kafka: Kafka, topic: str) -> int:
     """Return how many partitions a topic has; raises `Unavailable`, or `Refused` for a topic that is not there."""
     client = Client(kafka, group_id=_GROUPLESS, allow_auto_create_topics=False)
     try:
-        metadata = client.ask(lambda consumer, limit_s: consumer.list_topics(topic, timeout=limit_s)).topics[topic]
+        return _partitions_count(client, topic)
     finally:
         client.consumer.close()
+
+
+def _partitions_count(client: Client, topic: str) -> int:
+    """Ask a client that makes no topics."""
+    metadata = client.ask(lambda consumer, limit_s: consumer.list_topics(topic, timeout=limit_s)).topics[topic]
     if metadata.error is not None or not metadata.partitions:
         why = metadata.error.str() if metadata.error else "it has no partitions"
         hint = "run `freshet apply`, which makes it"
-        raise Refused([Problem("topic", topic, f"cannot be read at {kafka.brokers}", why, hint)])
+        raise Refused([Problem("topic", topic, f"cannot be read at {client.kafka.brokers}", why, hint)])
     return len(metadata.partitions)
 
 
@@ -449,9 +454,9 @@ class Log:
 
         Raises `Unavailable`, and `Refused` for a topic that is not there.
         """
-        count = partitions_count(self.kafka, topic)
-        client = Client(self.kafka, group_id=_GROUPLESS)
+        client = Client(self.kafka, group_id=_GROUPLESS, allow_auto_create_topics=False)
         try:
+            count = _partitions_count(client, topic)
             return {partition: client.watermarks(topic, partition) for partition in range(count)}
         finally:
             client.consumer.close()

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.finding import Cause
 from freshet.scripts.faults import files, online, sink
 from freshet.scripts.faults.deeds import Account, Choice, Deed, Deeds

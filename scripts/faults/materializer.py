@@ -14,7 +14,8 @@ from pathlib import Path
 from freshet.flows import settings
 from freshet.flows.edges import log
 from freshet.flows.journal import States
-from freshet.flows.live import Outside, Run, Workspace, connect, open_live
+from freshet.flows.live import Outside, Run, connect, open_live
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import FreshetError
 from freshet.schemas.finding import Cause
 from freshet.scripts.cli import complain

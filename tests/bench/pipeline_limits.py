@@ -22,7 +22,6 @@ from freshet.flows import settings
 from freshet.flows.edges import kafka
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.redis import _REPLACE, OnlineStore
-from freshet.flows.live import Workspace
 from freshet.flows.live_reader import wanted_count
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoded, Decoder
@@ -30,6 +29,7 @@ from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher, Projector
 from freshet.flows.steps.windows.shard import WindowedRows
+from freshet.flows.workspace import Workspace
 from freshet.schemas.event import archive_name
 from freshet.schemas.online_layout import layouts
 from freshet.schemas.poll import Poll

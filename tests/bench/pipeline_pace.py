@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from pipeline_work import PARTITIONER, PROJECT, SECTIONS, VIEW, Visits
 
 from freshet.flows import settings
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas import feast_bytes
 from freshet.schemas.errors import FreshetError, Unavailable
 from freshet.schemas.online_layout import Layout, layouts, version_of

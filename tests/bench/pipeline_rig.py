@@ -39,7 +39,7 @@ from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.project import PACKAGED
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.valkey import Valkey
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.ledger import Ledger

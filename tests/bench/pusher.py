@@ -8,7 +8,7 @@ from serving_rig import numbered
 
 from freshet.flows import settings
 from freshet.flows.edges.redis import OnlineStore
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 
 
 def main() -> None:

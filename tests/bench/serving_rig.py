@@ -31,7 +31,7 @@ from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.project import PACKAGED
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.edges.valkey import Valkey
-from freshet.flows.live import Workspace
+from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Unavailable
 from freshet.schemas.ledger import source_key
 from freshet.schemas.progress import Progress, progress_key
