@@ -164,8 +164,12 @@ def change(places: Places, asked: Asked, *, patience: timedelta) -> Done | None:
             work.advance(ledger)
         if sum(work.events_count for work in works.values()) - before <= _FEW_EVENTS:
             break
+    made_for_count = ledger.shards_count
     with _held(places, patience) as ledger:
         begun_s = time.monotonic()
+        if ledger.shards_count != made_for_count:
+            fact, hint = f"became {ledger.shards_count} meanwhile", "run the same command again: nothing was changed"
+            raise Refused([Problem("shards", str(made_for_count), fact, hint=hint)])
         made = {name: work.finish(ledger) for name, work in works.items()}
         for name, work in works.items():
             _check_whole(name, work, ledger)

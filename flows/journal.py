@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from freshet.flows.reread import Reread, archived
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold
-from freshet.schemas.errors import Problem, Refused
+from freshet.schemas.errors import Problem, Refused, listed
 from freshet.schemas.event import EVENT_TIME, NEVER_US, PARTITION, Contract, archive_name
 from freshet.schemas.ledger import Ledger, PartitionMark, ShardMark, SnapshotMark, Update, merged, source_key
 from freshet.schemas.plan import Pipeline, ViewPlan
@@ -187,6 +187,8 @@ class Journal:
             if self._ledger is None:
                 self._ledger = self.places.ledger.read()
                 assert self._ledger is not None, "the leader has begun one"
+                if self._ledger.shards_count != self.shards_count:
+                    self._refuse_shards(self._ledger, "set the same FRESHET_SHARDS for all processes of a flow")
             return self._ledger
 
     def _open(self) -> Ledger:
@@ -259,6 +261,11 @@ class Journal:
         Each view's rows go equally far in all of its shards, so they do in the new ones. Refuses an archive that has
         fewer events than those shards were given.
         """
+        others = {key.rpartition("/")[0] for key in ledger.shards} - {view.name for view in self.pipeline.views}
+        if others:
+            hint = "run `freshet apply`, after which the ledger speaks for what is declared alone"
+            fact = "are kept of views that are not declared"
+            raise Refused([Problem("shards", f"of {listed(sorted(others))}", fact, hint=hint)])
         marks = dict[str, ShardMark]()
         for plan in self.pipeline.plans:
             view = plan.view.name
@@ -282,6 +289,9 @@ class Journal:
             }
         snapshots = {key: mark for key, mark in ledger.snapshots.items() if key not in ledger.shards}
         return ledger.model_copy(update={"shards_count": self.shards_count, "shards": marks, "snapshots": snapshots})
+
+    def _refuse_shards(self, ledger: Ledger, hint: str) -> NoReturn:
+        raise Refused([Problem("shards", str(self.shards_count), "differ", str(ledger.shards_count), hint)])
 
     def _digests(self) -> dict[str, str]:
         """Say what each view computes: of equal digests, equal rows."""

@@ -247,7 +247,10 @@ def _decode(value: bytes) -> Any:
     tag, at = _read_varint(value, 0)
     kind = tag >> 3
     if kind < 10:
-        return _decode_single(kind, value, at)[0]
+        found, at = _decode_single(kind, value, at)
+        if at != len(value):
+            raise ValueError("it has another length than it says")
+        return found
     (length, at), kind, items = _read_varint(value, at), kind - 10, []
     if at + length != len(value):
         raise ValueError("it has another length than it says")
@@ -302,12 +305,22 @@ def _json_of_integer(value: bytes) -> bytes:
 
 @lru_cache(1 << 16)
 def _json_of_large(value: bytes) -> bytes:
-    return b"%d" % _read_varint(value, 1)[0]
+    number, at = _read_varint(value, 1)
+    if at != len(value):
+        raise ValueError("it has another length than it says")
+    return b"%d" % number
 
 
 def _json_of_text(value: bytes) -> bytes:
-    text = value[2:] if value[1] < 0x80 else value[_read_varint(value, 1)[1] :]
-    return encode_basestring(text.decode()).encode()
+    return encode_basestring(_part(value).decode()).encode()
+
+
+def _part(value: bytes) -> bytes:
+    """Return what follows a tag and a length."""
+    length, at = (value[1], 2) if value[1] < 0x80 else _read_varint(value, 1)
+    if at + length != len(value):
+        raise ValueError("it has another length than it says")
+    return value[at:]
 
 
 def _json_of_real(number: float) -> bytes:
@@ -338,13 +351,13 @@ def _json_of_item(item: Any) -> bytes:
 
 
 _JSON: Mapping[int, Callable[[bytes], bytes]] = {
-    _BYTES: lambda value: b'"%b"' % b64encode(value[_read_varint(value, 1)[1] :]),
+    _BYTES: lambda value: b'"%b"' % b64encode(_part(value)),
     _TEXT: _json_of_text,
     _INT32: _json_of_integer,
     _INT64: _json_of_integer,
-    _DOUBLE: lambda value: _json_of_real(_DOUBLE_FORM.unpack_from(value, 1)[0]),
-    _FLOAT: lambda value: _json_of_real(_FLOAT_FORM.unpack_from(value, 1)[0]),
-    _BOOL: lambda value: b"true" if value[1] == 1 else b"false",
+    _DOUBLE: lambda value: _json_of_real(_DOUBLE_FORM.unpack(value[1:])[0]),
+    _FLOAT: lambda value: _json_of_real(_FLOAT_FORM.unpack(value[1:])[0]),
+    _BOOL: lambda value: b"false" if _json_of_integer(value) == b"0" else b"true",
     _TIME: _json_of_integer,
     **dict.fromkeys(range(_BYTES + 10, _TIME + 11), _json_of_list),
 }

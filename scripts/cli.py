@@ -1,7 +1,7 @@
 """The `freshet` command.
 
 Exit codes: 0 success, 1 a finding, 2 wrong use or declaration, 3 inconclusive, 4 the validator itself failed, 5 an
-outside system is unavailable. A user's mistake never shows a traceback.
+outside system is unavailable; 130 and 141 as shells have them. A user's mistake never shows a traceback.
 """
 
 import argparse
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from freshet.flows.settings import Settings
 
 LOG = logging.getLogger("freshet")
+
+_CUT_OFF = 141
+"""What a shell says of a command that SIGPIPE ended: its reader wanted no more, so what it had found is not known."""
 
 VERBS = {
     "init": "make a new project: declaration, event contract, samples",
@@ -107,7 +110,7 @@ def run(words: argparse.Namespace) -> int:
     act: Callable[[argparse.Namespace, Settings], int] = words.act
     process = getattr(words, "process", words.verb)
     log.begin(os.environ.get("FRESHET_LOG", "text"), process)  # what is wrong with the settings is an event, too
-    code = 0
+    code = _CUT_OFF
     try:
         settings = settings_.read(os.environ, _flags(words))
         log.begin(settings.log, process)
@@ -116,7 +119,7 @@ def run(words: argparse.Namespace) -> int:
             sys.stdout.flush()
     except FreshetError as error:
         return complain(error)
-    except BrokenPipeError:  # the reader of our output went away
+    except BrokenPipeError:  # the reader of our output went away, before the verb was done or after
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130

@@ -103,6 +103,25 @@ def test_rows_of_before_stay_where_their_readers_know_them() -> None:
     assert world.offline.read(VIEW).equals(before)
 
 
+def test_state_that_was_spread_over_other_shards_meanwhile_is_left_alone() -> None:
+    world = World(3, events_count=40, is_live=False)
+    world.run()
+    before = world.ledger.read()
+    assert before is not None
+    spread = before.model_copy(update={"shards_count": 5})
+
+    def meanwhile() -> None:
+        if world.fates.names[-1] == "ledger.lock":
+            world.ledger.write(spread)
+
+    world.fates.meanwhile = meanwhile
+    with pytest.raises(Refused, match=r'shards "2" became 5 meanwhile. Hint: run the same command again'):
+        world.change(declared(CLICKS, WIDER))
+
+    assert world.ledger.read() == spread
+    assert world.applied.read() is None
+
+
 def test_what_is_the_same_needs_no_rows() -> None:
     world = World(3, events_count=40, is_live=False)
     world.run()

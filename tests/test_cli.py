@@ -663,11 +663,36 @@ def test_init_keeps_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code"), [("plan", 0), ("--help", 0), ("plan --nonsense", 2), ("-C /none plan", 2)], ids=str
 )
-@pytest.mark.parametrize("out", ["| head -c 1 > /dev/null", ">&-", "> /dev/null"], ids=["gone", "closed", "nowhere"])
+@pytest.mark.parametrize("out", [">&-", "> /dev/null"], ids=["closed", "nowhere"])
 def test_an_exit_code_is_its_own_whatever_becomes_of_the_output(project: Path, words: str, code: int, out: str) -> None:
-    command = f'set -o pipefail; cd "{project}"; "{sys.executable}" -m freshet.scripts.cli {words} {out}'
+    command = f'cd "{project}"; "{sys.executable}" -m freshet.scripts.cli {words} {out}'
 
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
 
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+PRINTS = """
+import sys
+from freshet.scripts import cli, plan
+is_cut_off = sys.argv.pop() == "before"
+plan.act = lambda words, settings: (print("found", flush=is_cut_off), 1)[1]
+cli.command()
+"""
+
+
+@pytest.mark.parametrize(("when", "code"), [("after", 1), ("before", 141)])
+def test_a_verb_whose_reader_goes_before_it_is_done_has_found_nothing_and_after_that_what_it_found(
+    project: Path, when: str, code: int
+) -> None:
+    gone, out = os.pipe()
+    os.close(gone)
+    try:
+        command = [sys.executable, "-c", PRINTS, "-C", str(project), "plan", when]
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(command, env=buffered, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(out)
+
+    assert (done.returncode, done.stderr) == (code, "")

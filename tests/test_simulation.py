@@ -9,13 +9,16 @@ import logging
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from simulated import GIVEN, START, STREAM, Crash, Fates, World
 
+from freshet.flows.edges.recovery import RecoveryFolder
+from freshet.flows.journal import Journal, Places
 from freshet.schemas.errors import Refused, RejectLimit, StoreLost, Unavailable
 from freshet.schemas.event import CANARY_HEADER, archive_name
-from freshet.schemas.ledger import Ledger, source_key
+from freshet.schemas.ledger import Ledger, ShardMark, source_key
 
 SOAK = int(os.environ.get("FRESHET_SOAK", "1"))
 FATES = ("fails", "dies before", "dies after")
@@ -240,6 +243,26 @@ def test_an_archive_with_a_gap_is_spread_over_no_other_number_of_shards() -> Non
 
     with pytest.raises(Refused, match=r'event archive ".*, all shards" has \d+ events in the ledger, and \d+ in'):
         world.run(rebuild=True)
+
+
+def test_shards_of_a_view_that_is_not_declared_are_not_spread() -> None:
+    world = progressed()
+    ledger = world.ledger.read()
+    assert ledger is not None
+    world.ledger.write(ledger.model_copy(update={"shards": {**ledger.shards, "gone/0": ShardMark()}}))
+    world.shards_count = 3
+
+    with pytest.raises(Refused, match=r'shards "of gone" are kept of views that are not declared'):
+        world.run(rebuild=True)
+
+
+def test_a_process_with_another_number_of_shards_than_its_leader_is_refused(tmp_path: Path) -> None:
+    world = progressed()
+    places, leader = Places(world.ledger, world.states, world.offline), RecoveryFolder(tmp_path).told(1)
+    follower = Journal(places, GIVEN.pipeline, GIVEN.contracts, 3, leader=leader)
+
+    with pytest.raises(Refused, match=r'shards "3" differ; got 2. Hint: set the same FRESHET_SHARDS'):
+        follower.fold("clicks_by_user", 0)
 
 
 def test_another_number_of_shards_or_another_computation_is_refused() -> None:

@@ -96,6 +96,7 @@ if time then
     local stored_seconds, stored_nanos = instant(time)
     order = seconds - stored_seconds
     if order == 0 then order = nanos - stored_nanos end
+    if math.abs(stored_seconds) > 253402300799 then order = 1 end  -- no time that we know: another wrote it
   end
   if order == 0 and version and #version == #time + 8 and string.sub(version, 1, #time) == time then
     local high, low = struct.unpack('>I4I4', string.sub(ARGV[4], -8))

@@ -52,11 +52,12 @@ manager, or in the foreground:
 
     freshet run materializer""",
     "more_threads": """\
-If it simply has too much to do, give it more threads or processes, up to FRESHET_SHARDS of them; they share the
-partitions. The one that runs is stopped before. With your service manager (FRESHET_MATERIALIZER_PROCESSES=2), or in the
-foreground:
+If it simply has too much to do, give it more threads or processes; they share partitions and shards. There are as many
+shards as there were workers at first: for more, it is started once with --rebuild, which makes state anew from the
+event archive. The one that runs is stopped before. With your service manager (FRESHET_MATERIALIZER_PROCESSES=2,
+FRESHET_SHARDS=2), or in the foreground:
 
-    freshet run materializer --workers 2""",
+    freshet --set shards=2 run materializer --workers 2 --rebuild""",
 }
 
 TEXTS: Mapping[str, str] = {
