@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -188,7 +188,8 @@ class Journal:
                 self._ledger = self.places.ledger.read()
                 assert self._ledger is not None, "the leader has begun one"
                 if self._ledger.shards_count != self.shards_count:
-                    self._refuse_shards(self._ledger, "set the same FRESHET_SHARDS for all processes of a flow")
+                    hint = "set the same FRESHET_SHARDS for all processes of a flow"
+                    raise Refused([self._other_shards(self._ledger, hint)])
             return self._ledger
 
     def _open(self) -> Ledger:
@@ -231,7 +232,7 @@ class Journal:
         problems = []
         if ledger.shards_count != self.shards_count and not self.rebuild:
             hint = f"set FRESHET_SHARDS={ledger.shards_count} or nothing, or {_REBUILD}, once"
-            problems.append(Problem("shards", str(self.shards_count), "differ", str(ledger.shards_count), hint))
+            problems.append(self._other_shards(ledger, hint))
         digests = self._digests()
         for view, digest in ledger.views.items():
             if digests.get(view, digest) != digest:
@@ -290,8 +291,8 @@ class Journal:
         snapshots = {key: mark for key, mark in ledger.snapshots.items() if key not in ledger.shards}
         return ledger.model_copy(update={"shards_count": self.shards_count, "shards": marks, "snapshots": snapshots})
 
-    def _refuse_shards(self, ledger: Ledger, hint: str) -> NoReturn:
-        raise Refused([Problem("shards", str(self.shards_count), "differ", str(ledger.shards_count), hint)])
+    def _other_shards(self, ledger: Ledger, hint: str) -> Problem:
+        return Problem("shards", str(self.shards_count), "differ", str(ledger.shards_count), hint)
 
     def _digests(self) -> dict[str, str]:
         """Say what each view computes: of equal digests, equal rows."""

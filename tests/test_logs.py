@@ -53,6 +53,13 @@ def test_every_line_is_an_event_through_an_outage_to_the_end(server: Server, tmp
         )
 
 
+def ended(program: str, form: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "FRESHET_LOG": form}
+    return subprocess.run(
+        [sys.executable, "-c", program, REPO], env=environment, capture_output=True, text=True, check=False
+    )
+
+
 DIES = """
 import sys
 import duckdb
@@ -69,10 +76,7 @@ cli.main(["-C", sys.argv[1], "run", "materializer"])
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_defect_is_the_last_that_is_said(form: str) -> None:
-    environment = {**os.environ, "FRESHET_LOG": form}
-    done = subprocess.run(
-        [sys.executable, "-c", DIES, REPO], env=environment, capture_output=True, text=True, check=False
-    )
+    done = ended(DIES, form)
 
     *_, last = done.stderr.splitlines()
     assert done.returncode == 1
@@ -100,10 +104,7 @@ cli.main(["-C", sys.argv[1], "run", "materializer"])
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_panic_in_a_librarys_thread_is_not_why_the_process_ends(form: str) -> None:
-    environment = {**os.environ, "FRESHET_LOG": form}
-    done = subprocess.run(
-        [sys.executable, "-c", PANICS, REPO], env=environment, capture_output=True, text=True, check=False
-    )
+    done = ended(PANICS, form)
 
     lines = done.stderr.splitlines()
     assert form == "text" or all(line.startswith("{") for line in lines)
