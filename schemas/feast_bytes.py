@@ -243,17 +243,22 @@ def decode(value: bytes | None) -> Any:
         raise NoValue("value", value) from error
 
 
+def _check_end(value: bytes, at: int) -> None:
+    if at != len(value):
+        raise ValueError("it has another length than it says")
+
+
 def _decode(value: bytes) -> Any:
     tag, at = _read_varint(value, 0)
     kind = tag >> 3
+    if kind not in _JSON or value[0] >> 3 != kind:
+        raise ValueError("it has a tag that no value has")
     if kind < 10:
         found, at = _decode_single(kind, value, at)
-        if at != len(value):
-            raise ValueError("it has another length than it says")
+        _check_end(value, at)
         return found
     (length, at), kind, items = _read_varint(value, at), kind - 10, []
-    if at + length != len(value):
-        raise ValueError("it has another length than it says")
+    _check_end(value, at + length)
     if _WIRE[kind] != 2 and length:
         _, at = _read_varint(value, at + 1)
     while at < len(value):
@@ -306,9 +311,14 @@ def _json_of_integer(value: bytes) -> bytes:
 @lru_cache(1 << 16)
 def _json_of_large(value: bytes) -> bytes:
     number, at = _read_varint(value, 1)
-    if at != len(value):
-        raise ValueError("it has another length than it says")
+    _check_end(value, at)
     return b"%d" % number
+
+
+def _json_of_time(value: bytes) -> bytes:
+    seconds = _json_of_integer(value)
+    _EPOCH + timedelta(seconds=int(seconds))  # else it is beyond all years, and `decode` has none
+    return seconds
 
 
 def _json_of_text(value: bytes) -> bytes:
@@ -318,8 +328,7 @@ def _json_of_text(value: bytes) -> bytes:
 def _part(value: bytes) -> bytes:
     """Return what follows a tag and a length."""
     length, at = (value[1], 2) if value[1] < 0x80 else _read_varint(value, 1)
-    if at + length != len(value):
-        raise ValueError("it has another length than it says")
+    _check_end(value, at + length)
     return value[at:]
 
 
@@ -358,7 +367,7 @@ _JSON: Mapping[int, Callable[[bytes], bytes]] = {
     _DOUBLE: lambda value: _json_of_real(_DOUBLE_FORM.unpack(value[1:])[0]),
     _FLOAT: lambda value: _json_of_real(_FLOAT_FORM.unpack(value[1:])[0]),
     _BOOL: lambda value: b"false" if _json_of_integer(value) == b"0" else b"true",
-    _TIME: _json_of_integer,
+    _TIME: _json_of_time,
     **dict.fromkeys(range(_BYTES + 10, _TIME + 11), _json_of_list),
 }
 """By the number of a `Value`'s field."""
