@@ -7,8 +7,9 @@ correction with an equal time is dropped. Here a script compares and sets inside
 on a cluster too. A row replaces the stored one iff its (event_timestamp, version) is not smaller. A row that stock
 Feast wrote has version 0: the prefix of `_v` tells that the version is not its own.
 
-One key more, `freshet:<project>:writes`, counts round trips of writes, in the store itself. A server that restarted
-without its data, or with older data, or a replica that took over behind its primary, counts less than it was seen to.
+One key more, `freshet:<project>:writes`, counts writes of up to a thousand rows, in the store itself. A server that
+restarted without its data, or with older data, or a replica that took over behind its primary, counts less than it was
+seen to.
 Another, `schemas.progress.progress_key`, says up to when the rows are whole.
 
 A hash expires when the last of its rows has outlived its view's ttl, and never if one of them is of a view without ttl,
@@ -45,6 +46,9 @@ from freshet.schemas.view import StoredRow, View
 _T = TypeVar("_T")
 Command = tuple[bytes | str | int, ...]
 _COMMANDS_PER_TRIP = 1000
+_UNANSWERED_BYTES = 4096
+"""So much is on its way, and once more while that is answered. Redis runs all that it has read of one client before it
+serves another, a megabyte at once: who reads features would wait for a thousand rows."""
 _PATIENCE_S, _FIRST_PAUSE_S, _PAUSE_S_MAX = 60.0, 0.1, 5.0
 _PASSING = ("READONLY", "OOM", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF")
 _PASSING_ERRORS = (
@@ -164,7 +168,7 @@ class OnlineStore:
         self._troubles: dict[int, str] = {}
         self._counter, self._progress = f"freshet:{project}:writes", progress_key(project)
         self.writes_count = 0
-        """How many round trips of writes the store was seen to have counted."""
+        """How many writes the store was seen to have counted."""
 
     def expect(self, writes_count: int) -> None:
         """Make sure that the store has counted so many writes; raises `StoreLost` if it has not, and `Unavailable`."""
@@ -174,7 +178,7 @@ class OnlineStore:
         self.writes_count = max(self.writes_count, counted)
 
     def counted_writes(self) -> int:
-        """Return how many round trips of writes the store itself has counted; raises `Unavailable`."""
+        """Return how many writes the store itself has counted; raises `Unavailable`."""
         return int(self._attempt(self._client.get, self._counter) or 0)
 
     def catch_up(self, writes_count: int) -> None:
@@ -328,8 +332,7 @@ class OnlineStore:
         pool = self._client.connection_pool
         connection = pool.get_connection()
         try:
-            connection.send_packed_command([b"".join(questions)])
-            return [connection.read_response() for _ in questions]
+            return [*_asked(connection, questions)]
         except BaseException:  # answers are on their way that nobody waits for: they must be nobody else's
             connection.disconnect()
             raise
@@ -369,6 +372,18 @@ class OnlineStore:
         said = str(root).rpartition(" of pipeline caused error: ")[2]  # before that are a row's own bytes
         why = f"{type(root).__name__}: {said.removesuffix('.')}"
         return Unavailable(f"online store Redis at {self._address} cannot be used: {why}. Hint: {_hint(error)}")
+
+
+def _asked(connection: Any, questions: Iterable[bytes]) -> Iterator[Any]:
+    """Give the answer to each question, in order; the next few are sent before those to the last few are read."""
+    unanswered_count = 0
+    for some in _cut(questions, _UNANSWERED_BYTES, len):
+        connection.send_packed_command([b"".join(some)])
+        for _ in range(unanswered_count):
+            yield connection.read_response()
+        unanswered_count = len(some)
+    for _ in range(unanswered_count):
+        yield connection.read_response()
 
 
 def packed(command: Command) -> bytes:
@@ -597,12 +612,18 @@ def _may_be_read(path: str | None) -> bool:
 
 
 def _trips(items: Iterable[_T]) -> Iterator[list[_T]]:
-    """Cut into lists that one round trip carries."""
-    part: list[_T] = []
+    """Cut into lists that are counted as one write."""
+    return _cut(items, _COMMANDS_PER_TRIP, lambda _: 1)
+
+
+def _cut(items: Iterable[_T], enough: int, size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Cut into lists, each ended by the item with which it is large enough."""
+    part, size = list[_T](), 0
     for item in items:
         part.append(item)
-        if len(part) == _COMMANDS_PER_TRIP:
+        size += size_of(item)
+        if size >= enough:
             yield part
-            part = []
+            part, size = [], 0
     if part:
         yield part

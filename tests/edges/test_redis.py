@@ -21,6 +21,7 @@ from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused, StoreLost, Unavailable
 from freshet.schemas.progress import Progress, progress_key
 from freshet.schemas.view import Feature, StoredRow, View
+from freshet.scripts.faults.proxy import Proxy
 
 PROJECT = "contract"
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -605,6 +606,28 @@ def test_a_wrong_password_is_not_tried_again(online_url: str) -> None:
         put(store, NOON, 1, 1)
 
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("client")
+def test_who_reads_beside_a_writer_waits_for_a_few_of_its_rows_and_not_for_all(online_url: str) -> None:
+    sizes, most_unanswered = [0], [0]
+    table = rows(BY_USER, *((("ada",), NOON, number, {"edits": number}) for number in range(700)))
+
+    def look(command: tuple[bytes, ...]) -> None:
+        if command[0] == b"EVALSHA":
+            answered_count = (proxy.passed.since(before).answered_bytes - len(b"$1\r\n1\r\n")) // len(b":1\r\n")
+            sizes.append(sum(map(len, command)))
+            most_unanswered[0] = max(most_unanswered[0], sum(sizes[1 + answered_count :]))
+
+    with Proxy(int(online_url.rpartition(":")[2].partition("/")[0])) as proxy:
+        store = OnlineStore(proxy.url, PROJECT, VIEWS)
+        store.write(BY_USER, table[:1])
+        before, proxy.rule = proxy.passed, look
+
+        assert store.write(BY_USER, table) == 700
+
+    assert sum(sizes) > 90_000
+    assert 0 < most_unanswered[0] < 10_000
 
 
 def test_connections_that_die_are_made_again(online_url: str, client: redis.Redis) -> None:
