@@ -289,7 +289,8 @@ MOVES: st.SearchStrategy[Move] = st.one_of(
     st.tuples(st.just("read"), st.integers(1, 31), st.integers(1, 9)),
     st.tuples(st.just("read"), st.integers(1, 31), st.integers(1, 9)),
     st.tuples(st.just("idle"), st.integers(1, 31), st.integers(-5, 60)),
-    st.tuples(st.sampled_from(["forget", "move", "save", "crash"]), st.just(0), st.just(0)),
+    st.tuples(st.just("forget"), st.just(0), st.integers(0, 4)),
+    st.tuples(st.sampled_from(["move", "save", "crash"]), st.just(0), st.just(0)),
 )
 ARRANGEMENTS = st.tuples(st.integers(1, 3), st.lists(MOVES, max_size=8))
 
@@ -310,10 +311,14 @@ class Player:
         """Say that some partitions are at their end at a wall time."""
         self.run.take(*(replace(nothing, caught_up_us=now_us) for nothing in self._batch(mask, 0)))
 
-    def forget(self) -> None:
-        """Let go of what can matter no more, and merge into panes what no frame will tell apart."""
+    def forget(self, most: int) -> None:
+        """Let go of what can matter no more, and merge into panes what no frame will tell apart; of some, or of all."""
         for fold in self.run.folds.values():
-            fold.shard.compact(min(fold.horizon_us(), fold.clock_us()))
+            horizon_us = min(fold.horizon_us(), fold.clock_us())
+            if most:
+                fold.shard.compact_some(horizon_us, most)
+            else:
+                fold.shard.compact(horizon_us)
 
     def move(self) -> None:
         """Save all state, and restore it elsewhere."""
@@ -362,8 +367,8 @@ def play(
 ) -> Run:
     """Read all messages, arranged so, and let time pass until the end; return what became of them.
 
-    A move is the name of a deed of `Player`, a bit mask of partitions, and a number: how many messages, or how many
-    units of time before the end.
+    A move is the name of a deed of `Player`, a bit mask of partitions, and a number: how many messages, how many
+    units of time before the end, or how many events to go through, 0 for all.
     """
     shards_count, moves = arrangement
     player = Player(features, messages, shards_count)
@@ -373,6 +378,8 @@ def play(
                 player.read(mask, number)
             case "idle":
                 player.idle(mask, until_us - max(0, number) * unit_us)
+            case "forget":
+                player.forget(number)
             case _:
                 getattr(player, what)()
     player.read(-1, 10**6)

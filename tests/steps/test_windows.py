@@ -341,19 +341,21 @@ def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]], list[int], int]
 
 
 @settings(max_examples=1000 * SOAK)
-@given(cases(), st.sampled_from(["keep", "compact", "save"]))
+@given(cases(), st.sampled_from(["keep", "compact", "compact some", "save"]))
 def test_final_rows_are_the_folds_of_their_frames_however_events_arrive(
     case: tuple[ViewPlan, list[list[Event]], list[int], int], between_batches: str
 ) -> None:
     plan, batches, idle, lateness = case
     shard, parts, newest = WindowShard(plan), list[WindowedRows](), NEVER_US
     for batch, pause in zip(batches, idle, strict=True):
-        horizon = newest - lateness if between_batches == "compact" else NEVER_US
+        horizon = newest - lateness if between_batches.startswith("compact") else NEVER_US
         newest = max([newest, *(event.time for event in batch)])
         parts += shard.add(table(batch, plan.inputs), clock_us=newest, horizon_us=horizon, now_us=0)
         parts += shard.add(None, clock_us=newest + pause, horizon_us=horizon, now_us=0)
         if between_batches == "compact":
             shard.compact(min(newest - lateness, shard.clock_us))
+        if between_batches == "compact some":
+            shard.compact_some(min(newest - lateness, shard.clock_us), 2)
         if between_batches == "save":
             state = pickle.loads(pickle.dumps(shard.state()))
             shard = WindowShard(plan)
@@ -593,7 +595,8 @@ def test_sketches_are_the_same_for_every_arrangement(
 @pytest.mark.parametrize(
     "frame", [Range(10), Range(10, decay_us=5), Range(40, resolution_us=8, decay_us=1), Range(None), Rows(3)]
 )
-def test_forgetting_what_cannot_matter_changes_no_row_and_bounds_the_state(frame: Range | Rows) -> None:
+@pytest.mark.parametrize("most", [1, 10, 1000])
+def test_forgetting_what_cannot_matter_changes_no_row_and_bounds_the_state(frame: Range | Rows, most: int) -> None:
     rolling = plan("int64", [count(frame)], whole_history=not (isinstance(frame, Range) and frame.preceding_us))
     keeping, forgetting = WindowShard(rolling), WindowShard(rolling)
     for step in range(300):
@@ -603,10 +606,11 @@ def test_forgetting_what_cannot_matter_changes_no_row_and_bounds_the_state(frame
             parts = [*shard.add(table(events, rolling.inputs), clock_us=step * 4 + 2, horizon_us=horizon, now_us=0)]
             shown.append([part.table.drop(["created"]).to_pylist() for part in parts])
             if horizon > NEVER_US:
-                shard.compact(horizon)
+                shard.compact_some(horizon, most)
         assert shown[0] == shown[1]
     assert keeping.events_count == 900
-    assert forgetting.events_count < 120
+    assert forgetting.events_count < 150
+    assert 5 * forgetting.bytes_count < keeping.bytes_count
 
 
 def test_entities_of_which_nothing_can_matter_any_more_leave_nothing_behind() -> None:

@@ -45,14 +45,14 @@ class PrefixFold:
         self.column = column
         self.prefix_column = f"{column}.prefix"
 
-    def columns(self, dtype: npt.DTypeLike) -> dict[str, np.dtype[np.generic]]:
+    def columns(self) -> dict[str, np.dtype[np.generic]]:
         """The columns this fold keeps in the segments: the values and, before each, the sum of those before it."""
-        return {self.column: np.dtype(dtype), self.prefix_column: np.dtype(np.int64)}
+        return dict.fromkeys((self.column, self.prefix_column), np.dtype(np.int64))
 
     def update(self, segments: Segments, changed: Changed) -> None:
         """Bring the prefixes up to date after an insert."""
         column, prefix = self._of(segments)
-        values = column[changed.at].astype(np.int64, copy=False)
+        values = column[changed.at]
         base = np.where(changed.continues, prefix[changed.before] + column[changed.before], 0)
         running = np.cumsum(values) - values
         prefix[changed.at] = running + np.repeat(base - running[changed.firsts], changed.lengths)

@@ -50,15 +50,13 @@ def _summed(columns: Columns, firsts: Ints, *names: str) -> dict[str, Column]:
 class _Summed:
     """A part that is some sums of whole numbers."""
 
-    dtype: ClassVar[npt.DTypeLike] = np.int32
-
     def folds(self) -> Collection[PrefixFold]:
         """Return the sums."""
         raise NotImplementedError
 
     def columns(self) -> Dtypes:
         """The numbers, and their prefixes."""
-        return {name: dtype for fold in self.folds() for name, dtype in fold.columns(self.dtype).items()}
+        return {name: dtype for fold in self.folds() for name, dtype in fold.columns().items()}
 
     def update(self, segments: Segments, changed: Changed) -> None:
         """Bring all prefixes up to date."""
@@ -105,7 +103,7 @@ class Present(_Summed):
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep 1 or 0."""
-        return {self._fold.column: present(values).astype(np.int32)}
+        return {self._fold.column: present(values).astype(np.int64)}
 
     def folds(self) -> Collection[PrefixFold]:
         """Return the count."""
@@ -119,7 +117,6 @@ class Present(_Summed):
 class Digits(_Summed):
     """The sum of the inputs, exactly, or of their squares."""
 
-    dtype = np.int64
     squares: ClassVar[bool] = False
 
     def __init__(self, name: str, kind: pa.DataType) -> None:
@@ -192,7 +189,7 @@ class Specials(_Summed):
             return {}
         numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
         flags = (np.isnan(numbers), numbers == np.inf, numbers == -np.inf)
-        return {fold.column: flag.astype(np.int32) for fold, flag in zip(self.folds(), flags, strict=True)}
+        return {fold.column: flag.astype(np.int64) for fold, flag in zip(self.folds(), flags, strict=True)}
 
     def applied(self, sums: npt.NDArray[np.float64], spans: Spans) -> npt.NDArray[np.float64]:
         """Return sums of finite doubles as they are with those that are not."""
@@ -253,12 +250,12 @@ class _End:
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep the value, and whether there is one."""
-        there = present(values).astype(np.int32)
+        there = present(values).astype(np.int64)
         return {self._present.column: there, **self._value.lift(pc.struct_field(values, "v"))}
 
     def columns(self) -> Dtypes:
         """Values, and counts of those that are there."""
-        return {**self._present.columns(np.int32), **self._value.columns()}
+        return {**self._present.columns(), **self._value.columns()}
 
     def update(self, segments: Segments, changed: Changed) -> None:
         """Bring the prefix up to date."""

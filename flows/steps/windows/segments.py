@@ -1,9 +1,12 @@
 """Each entity's events, ordered by (event time, event id, partition, offset), in one contiguous segment of columns.
 
 An element of a segment is an event, or a pane: neighbouring events that no frame will ever tell apart again, merged
-into one. A segment has room to grow, so that events in order are appended in place; one that is full moves to the end
-of the columns with twice the room. Events out of order are merged into their segment's tail. Positions are only valid
-until the next `insert` or `compact`.
+into one. A segment has room to grow, so that events in order are appended in place; one that is full moves to where
+there is twice the room. Events out of order are merged into their segment's tail. Positions are only valid until the
+next `insert` or `replace`.
+
+Room is won back by sweeps, a few segments at a time, in the order in which they stand: each moves close behind the one
+before. What is then left between the last of them and those that got room meanwhile is given first.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -19,7 +22,9 @@ Column: TypeAlias = npt.NDArray[np.generic]
 Columns: TypeAlias = Mapping[str, Column]
 
 TIME, EVENT_ID, PARTITION, OFFSET = "time", "event_id", "partition", "offset"
-_ROOM_EVENTS = 2
+_ROOM_EVENTS, _SIZE_MIN = 2, 1024
+_CUT_ABOVE = 3
+"""Columns are made anew when so many times more of them was used than is."""
 
 
 def ranges(starts: Ints, lengths: Ints) -> Ints:
@@ -31,6 +36,11 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
+def is_derived(column: str) -> bool:
+    """Say whether a column is computed from others."""
+    return column.endswith(".prefix")
 
 
 def run_begins(*columns: Column) -> npt.NDArray[np.bool_]:
@@ -114,7 +124,7 @@ class Segments:
     """The ordered events of many entities. `dtypes` names the columns kept beside time, partition and offset."""
 
     dtypes: Mapping[str, np.dtype[np.generic]]
-    keys: list[Hashable] = field(default_factory=list)
+    keys: list[Hashable | None] = field(default_factory=list)
     slots: dict[Hashable, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,7 +133,17 @@ class Segments:
         }  # fmt: skip
         self.columns: dict[str, Column] = {name: blank(0, dtype) for name, dtype in {**order, **self.dtypes}.items()}
         self.used = 0
-        """Positions of the columns that belong to some segment, or did."""
+        """From here on, no position of the columns was given to a segment."""
+        self.taken = 0
+        """How many positions were given to segments since the last sweep began."""
+        self.settled = 0
+        """How many of those the last sweep itself gave."""
+        self._touched = 0
+        """How much of the columns was ever used, up to the last sweep."""
+        self._free = (0, 0)
+        """Positions before `used` that are given first."""
+        self._sweep: _Sweep | None = None
+        self._vacant: list[int] = []
         self.start: Ints = np.zeros(0, np.int64)
         self.end: Ints = np.zeros(0, np.int64)
         self.room: Ints = np.zeros(0, np.int64)
@@ -139,14 +159,6 @@ class Segments:
         """How many positions hold an event or a pane."""
         return int((self.end - self.start).sum())
 
-    @property
-    def everything(self) -> Changed:
-        """All segments, as if their events had just been inserted."""
-        slots = np.flatnonzero(self.end > self.start)
-        starts, ends = self.start[slots], self.end[slots]
-        all_new = np.ones(int((ends - starts).sum()), np.bool_)
-        return Changed(slots, starts, starts, ends, all_new, np.zeros(len(slots), np.bool_))
-
     def add_columns(self, dtypes: Mapping[str, np.dtype[np.generic]]) -> None:
         """Keep further columns; events that are already here have zeros in them."""
         for name, dtype in dtypes.items():
@@ -154,14 +166,19 @@ class Segments:
                 self.columns[name] = blank(len(self.time), dtype)
 
     def slots_of(self, keys: Sequence[Hashable]) -> Ints:
-        """Return the slot of each key; a key not seen before gets a new one."""
+        """Return the slot of each key; a key that has none gets one."""
         known = self.slots
         found = np.empty(len(keys), np.int64)
         for index, key in enumerate(keys):
             slot = known.get(key)
             if slot is None:
-                slot = known[key] = len(self.keys)
-                self.keys.append(key)
+                if self._vacant:
+                    slot = self._vacant.pop()
+                    self.keys[slot] = key
+                else:
+                    slot = len(self.keys)
+                    self.keys.append(key)
+                known[key] = slot
             found[index] = slot
         missing = len(self.keys) - len(self.start)
         if missing > 0:
@@ -211,35 +228,50 @@ class Segments:
         return order >= len(old)
 
     def _make_room(self, touched: Ints, counts: Ints) -> npt.NDArray[np.bool_]:
-        """Move every segment that cannot take its new events to the end of the columns, with more room; say which."""
+        """Move every segment that cannot take its new events to where it has more room; say which."""
         full = self.end[touched] + counts > self.room[touched]
         if not full.any():
             return full
         moving, needed = touched[full], counts[full]
         kept = self.end[moving] - self.start[moving]
         room = np.maximum(_ROOM_EVENTS, 2 ** np.ceil(np.log2((kept + needed) * 1.5)).astype(np.int64))
-        self._grow(self.used + int(room.sum()))
         old = ranges(self.start[moving], kept)
-        begins = self.used + np.cumsum(room) - room
+        begins = self._given(room)
         new = ranges(begins, kept)
         for column in self.columns.values():
             column[new] = column[old]
         self.start[moving] = begins
         self.end[moving] = begins + kept
         self.room[moving] = begins + room
-        self.used += int(room.sum())
         return full
+
+    def _given(self, rooms: Ints) -> Ints:
+        """Return where rooms of such sizes begin, one after the other, where no segment has anything."""
+        count = int(rooms.sum())
+        begin, end = self._free
+        if begin + count <= end:
+            self._free = (begin + count, end)
+        else:
+            begin = self.used
+            self._grow(begin + count)
+            self.used += count
+        self.taken += count
+        return begin + np.cumsum(rooms) - rooms
 
     def _grow(self, needed: int) -> None:
         """Make every column at least `needed` long."""
         size = len(self.time)
         if needed <= size:
             return
-        larger = max(needed, size * 3 // 2, 1024)
+        self._resize(max(needed, 2 * size, _SIZE_MIN))
+
+    def _resize(self, size: int) -> None:
+        """Make every column `size` long, which is no less than what is used."""
         for name, column in self.columns.items():
-            grown = blank(larger, column.dtype)
-            grown[: self.used] = column[: self.used]
-            self.columns[name] = grown
+            resized = blank(size, column.dtype)  # zeros cost no memory until they are written over
+            resized[: self.used] = column[: self.used]
+            self.columns[name] = resized
+        self._touched = self.used
 
     def search(self, column: str, low: Ints, high: Ints, targets: Ints) -> Ints:
         """Return for each query the first position in [low, high) whose value is not below the target, else `high`.
@@ -259,23 +291,110 @@ class Segments:
             step >>= 1
         return last + 1
 
-    def compact(self, positions: Ints, owners: Ints, firsts: Ints, merge: Callable[[Columns, Ints], Columns]) -> None:
-        """Keep only some events, merge them into panes, and give back all other room; drop entities with none left.
+    # Sweeps
 
-        `positions` are the events to keep, in order, and `owners` their slots; a pane begins at each of `firsts`, and
-        holds events of one entity. `merge` takes the columns of the kept events and `firsts`, and returns those of the
-        panes. Folds must be brought up to date with `everything`.
+    @property
+    def sweeps(self) -> bool:
+        """Whether a sweep has begun and is not over."""
+        return self._sweep is not None
+
+    def next_swept(self, most: int) -> Ints:
+        """Return slots that `replace` is to be called with next: of one segment, or more with at most `most` elements.
+
+        The first call begins a sweep. When there are none left, it is over.
         """
-        panes = merge({name: column[positions] for name, column in self.columns.items()}, firsts)
-        slots, kept = np.unique(owners[firsts], return_counts=True)
+        if self._sweep is None:
+            there = np.flatnonzero(self.end > self.start)
+            begins = self.start[there]
+            order = np.argsort(begins, kind="stable")
+            self._sweep = _Sweep(there[order], begins[order], self._free[0], self.used)
+            self.taken = 0
+        slots = self._sweep.slots[self._sweep.next :][: max(most, 1)]
+        lengths = np.cumsum(self.end[slots] - self.start[slots])
+        slots = slots[: max(1, int(np.searchsorted(lengths, most, "right")))]
+        self._sweep.next += len(slots)
+        if not len(slots):
+            self._end(self._sweep)
+        return slots
+
+    def replace(
+        self, slots: Ints, positions: Ints, owners: Ints, firsts: Ints, merge: Callable[[Columns, Ints], Columns]
+    ) -> Changed:
+        """Keep only some events of the segments to sweep next, merged into panes; drop entities with none left.
+
+        `positions` are the events to keep, in order, and `owners` their slots, in the order of `slots`; a pane begins
+        at each of `firsts`, and holds events of one entity. `merge` takes the columns of the kept events and `firsts`,
+        and returns those of the panes. Returns the panes as what changed, for folds to be brought up to date: of
+        derived columns they have nothing yet.
+        """
+        assert self._sweep is not None, "`next_swept` says which"
+        begin_of = np.flatnonzero(run_begins(owners[firsts]))
+        kept = np.diff(np.append(begin_of, len(firsts)))
+        left = owners[firsts][begin_of]
         room = np.maximum(_ROOM_EVENTS, kept + kept // 4)
-        begins = np.cumsum(room) - room
+        elements = {name: column[positions] for name, column in self.columns.items() if not is_derived(name)}
+        begins = self._swept_to(self._sweep, room)
+        self._sweep.given += int(room.sum())
         new = ranges(begins, kept)
-        self.used = int(room.sum())
-        for name, column in panes.items():
-            fresh = blank(max(self.used, 1024), column.dtype)
-            fresh[new] = column
-            self.columns[name] = fresh
-        self.keys = [self.keys[slot] for slot in slots.tolist()]
-        self.slots = {key: slot for slot, key in enumerate(self.keys)}
-        self.start, self.end, self.room = begins, begins + kept, begins + room
+        if len(positions):
+            for name, column in merge(elements, firsts).items():
+                self.columns[name][new] = column
+        for bounds in (self.start, self.end, self.room):
+            bounds[slots] = 0
+        self.start[left], self.end[left], self.room[left] = begins, begins + kept, begins + room
+        for slot in np.setdiff1d(slots, left).tolist():
+            del self.slots[self.keys[slot]]
+            self.keys[slot] = None
+            self._vacant.append(slot)
+        all_new, none_before = np.ones(len(firsts), np.bool_), np.zeros(len(left), np.bool_)
+        return Changed(left, begins, begins, begins + kept, all_new, none_before)
+
+    def _swept_to(self, sweep: "_Sweep", rooms: Ints) -> Ints:
+        """Return where segments go: close behind those that were swept before, if all that was there is swept, too."""
+        count, to = int(rooms.sum()), sweep.to
+        end = sweep.used_before if sweep.next == len(sweep.slots) else int(sweep.begins[sweep.next])
+        passes = not sweep.passed and to + count > sweep.free_begin
+        if passes and self._free[0] > sweep.free_begin:  # there segments have got room meanwhile
+            to = self._free[0]
+        if to + count > end:
+            return self._given(rooms)
+        if passes:
+            sweep.passed, self._free = True, (0, 0)
+        sweep.to = to + count
+        self.taken += count
+        return to + np.cumsum(rooms) - rooms
+
+    def _end(self, sweep: "_Sweep") -> None:
+        """Have what all segments left be given again, or the larger part of it; shorten columns that are too long."""
+        begin, _ = self._free  # segments are in [0, sweep.to), [sweep.free_begin, begin), [sweep.used_before, used)
+        left = [(sweep.to, sweep.free_begin), (begin, sweep.used_before)]
+        if sweep.passed or begin == sweep.free_begin:
+            left = [(sweep.to, sweep.used_before)]
+        for column in self.columns.values():
+            for start, end in left if column.dtype.hasobject else ():
+                column[start:end] = blank(end - start, column.dtype)  # nothing there is referred to any more
+        if self.used == sweep.used_before:
+            self.used = left[-1][0]
+            left.pop()
+        self._free = max(left, key=lambda room: room[1] - room[0], default=(self.used, self.used))
+        self._sweep, self.settled = None, sweep.given
+        self._touched = max(self._touched, sweep.used_before)
+        if self._touched > _CUT_ABOVE * max(self.used, _SIZE_MIN):
+            self._resize(max(2 * self.used, _SIZE_MIN))
+
+
+@dataclass
+class _Sweep:
+    """A sweep: the slots in the order of their segments, where those began, what was free, and how far it is.
+
+    What is swept goes to `to` and on. `passed` says whether that is beyond where room is given that was free before.
+    """
+
+    slots: Ints
+    begins: Ints
+    free_begin: int
+    used_before: int
+    next: int = 0
+    to: int = 0
+    passed: bool = False
+    given: int = 0

@@ -30,6 +30,7 @@ from freshet.flows.steps.windows.segments import (
     Columns,
     Ints,
     Segments,
+    is_derived,
     ranges,
     run_begins,
 )
@@ -42,7 +43,7 @@ from freshet.schemas.view import CREATED, NOWHERE, VERSION, Kind
 Bools = npt.NDArray[np.bool_]
 
 _AVAILABLE, _EVENTS = "available_at", "events"
-_COMPACT_MIN_POSITIONS = 1 << 14
+_COMPACT_MIN_POSITIONS, _COMPACTED_POSITIONS, _COMPACTED_PER_EVENT = 1 << 14, 1 << 12, 8
 _ROWS_MAX = 1 << 17
 
 
@@ -99,12 +100,11 @@ class WindowShard:
         self._raw = {name: ValueColumn(name, plan.inputs.field(name).type) for name in raw}
         self._segments = Segments(self._dtypes())
         self._due = DueSlots()
-        self._settled = 0
 
     # State
 
     def _dtypes(self) -> dict[str, np.dtype[np.generic]]:
-        kept: dict[str, np.dtype[np.generic]] = {_AVAILABLE: np.dtype(np.int64), **self._events.columns(np.int32)}
+        kept: dict[str, np.dtype[np.generic]] = {_AVAILABLE: np.dtype(np.int64), **self._events.columns()}
         if "_id" in self.plan.inputs.names:
             kept[EVENT_ID] = np.dtype(object)
         for part in self._parts():
@@ -120,7 +120,7 @@ class WindowShard:
     @property
     def entities_count(self) -> int:
         """How many entities have state here."""
-        return len(self._segments.keys)
+        return len(self._segments.slots)
 
     @property
     def events_count(self) -> int:
@@ -135,7 +135,7 @@ class WindowShard:
     @property
     def bytes_count(self) -> int:
         """How many bytes the columns take, Python values apart."""
-        return sum(column.nbytes for column in self._segments.columns.values())
+        return sum(column.itemsize * self._segments.used for column in self._segments.columns.values())
 
     @property
     def element_bytes(self) -> int:
@@ -155,7 +155,7 @@ class WindowShard:
             "created_us": self._created_us,
             "keys": [segments.keys[slot] for slot in slots.tolist()],
             "lengths": lengths,
-            "columns": {name: column[at] for name, column in segments.columns.items() if not name.endswith(".prefix")},
+            "columns": {name: column[at] for name, column in segments.columns.items() if not is_derived(name)},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -182,8 +182,7 @@ class WindowShard:
     def absorb(self, inputs: pa.Table, horizon_us: int) -> None:
         """Take accepted events whose rows were written already; `pass_to` must follow the last of them."""
         self._insert(inputs.combine_chunks())
-        if self._is_large:
-            self.compact(horizon_us)
+        self._compact(horizon_us, inputs.num_rows)
 
     def add(self, inputs: pa.Table | None, *, clock_us: int, horizon_us: int, now_us: int) -> Iterator[WindowedRows]:
         """Take accepted events, and let time pass to `clock_us`; give the rows they make or correct.
@@ -198,7 +197,7 @@ class WindowShard:
         for rows in _together(self._instants(changed, due, before)):
             yield from self._write(rows, now_us)
         self._set_due(np.append(touched, due))
-        self._compact(min(horizon_us, self.clock_us))
+        self._compact(min(horizon_us, self.clock_us), 0 if inputs is None else inputs.num_rows)
 
     def _instants(self, changed: Changed | None, due: Ints, before_us: int) -> Iterator[_Instants]:
         """Give the instants of all rows, a bounded number of ticks at once."""
@@ -215,7 +214,7 @@ class WindowShard:
             PARTITION: inputs.column(PARTITION_COLUMN).to_numpy(),
             OFFSET: inputs.column(OFFSET_COLUMN).to_numpy(),
             _AVAILABLE: microseconds(inputs.column(AVAILABLE_AT)),
-            _EVENTS: np.ones(inputs.num_rows, np.int32),
+            _EVENTS: np.ones(inputs.num_rows, np.int64),
         }
         if EVENT_ID in segments.columns:
             columns[EVENT_ID] = np.array(inputs.column("_id").to_pylist(), object)
@@ -478,34 +477,36 @@ class WindowShard:
 
     # What is forgotten
 
-    def _compact(self, horizon_us: int) -> None:
-        """Give memory back once the columns have doubled."""
-        if self._is_large:
-            self.compact(horizon_us)
+    def _compact(self, horizon_us: int, events_count: int) -> None:
+        """Go round all entities once twice as much room was taken as they had, a few at a time: no batch waits for all.
 
-    @property
-    def _is_large(self) -> bool:
-        return self._segments.used >= max(_COMPACT_MIN_POSITIONS, 2 * self._settled)
+        They are the more, the more events came, so that it is over before much room is taken again.
+        """
+        segments = self._segments
+        if segments.sweeps or segments.taken >= max(_COMPACT_MIN_POSITIONS, 2 * segments.settled):
+            self.compact_some(horizon_us, max(_COMPACTED_POSITIONS, _COMPACTED_PER_EVENT * events_count))
 
     def compact(self, horizon_us: int) -> None:
         """Forget events that can matter no more, and merge those that no frame will tell apart, into panes.
 
         No event older than the horizon will come, and every row to come lies at or after it.
         """
+        for _ in range(2 if self._segments.sweeps else 1):  # what one that began has passed may matter no more by now
+            self.compact_some(horizon_us, len(self._segments.time))
+            while self._segments.sweeps:
+                self.compact_some(horizon_us, len(self._segments.time))
+
+    def compact_some(self, horizon_us: int, most: int) -> None:
+        """Do so for the next entities, of up to `most` events and panes, or for one; calls go round all of them."""
         segments = self._segments
-        slots = np.flatnonzero(segments.end > segments.start)
+        slots = segments.next_swept(most)
+        if not segments.sweeps:
+            return
         lengths = segments.end[slots] - segments.start[slots]
         at, owners = ranges(segments.start[slots], lengths), np.repeat(slots, lengths)
         begins, matters = panes(self.plan, segments, at, owners, horizon_us)
         at, owners, begins = at[matters], owners[matters], begins[matters]  # of a pane's events all matter, or none
-        if not len(at):
-            self._segments, self._due, self._settled = Segments(self._dtypes()), DueSlots(), 0
-            return
-        segments.compact(at, owners, np.flatnonzero(begins), self._merge)
-        self._update(segments.everything)
-        self._due = DueSlots()
-        self._set_due(np.arange(len(segments.keys)))
-        self._settled = segments.used
+        self._update(segments.replace(slots, at, owners, np.flatnonzero(begins), self._merge))
 
     def _merge(self, columns: Columns, firsts: Ints) -> Columns:
         """Return the columns of panes: an event's own are those of the last."""

@@ -1,0 +1,128 @@
+"""Segments keep each entity's events in order, whatever moves meanwhile, and take no more room than some times what they hold."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freshet.flows.steps.windows.segments import OFFSET, PARTITION, TIME, Column, Columns, Ints, Segments, ranges
+
+SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
+STATE = {"what": np.dtype(object), "sum": np.dtype(np.int64), "sum.prefix": np.dtype(np.int64)}
+
+
+def inserted(segments: Segments, events: list[tuple[str, int, int]]) -> None:
+    """Put in events of entities, with their times, numbered as they come."""
+    columns: dict[str, Column] = {
+        TIME: np.array([time for _, time, _ in events]),
+        PARTITION: np.zeros(len(events), np.int32),
+        OFFSET: np.array([number for _, _, number in events]),
+        "what": np.array([f"{entity} {number}" for entity, _, number in events], object),
+        "sum": np.ones(len(events), np.int64),
+    }
+    segments.insert(segments.slots_of([entity for entity, _, _ in events]), columns)
+
+
+def last_of_each(columns: Columns, firsts: Ints) -> Mapping[str, Column]:
+    lasts = np.append(firsts[1:], len(columns[TIME])) - 1
+    return {name: column[lasts] for name, column in columns.items()} | {"sum": np.add.reduceat(columns["sum"], firsts)}
+
+
+def swept(segments: Segments, most: int, since: int) -> bool:
+    """Sweep some segments: of the events before a time all go but the last, which counts them; say whether it is over."""
+    slots = segments.next_swept(most)
+    if not len(slots):
+        return True
+    lengths = segments.end[slots] - segments.start[slots]
+    at, owners = ranges(segments.start[slots], lengths), np.repeat(slots, lengths)
+    old = segments.time[at] < since
+    begins = np.append(True, owners[1:] != owners[:-1]) | ~old | np.append(False, ~old[:-1])  # numpy takes values
+    segments.replace(slots, at, owners, np.flatnonzero(begins), last_of_each)
+    return False
+
+
+def held(segments: Segments) -> dict[object, list[tuple[int, str, int]]]:
+    names = (TIME, "what", "sum")
+    return {
+        key: [*zip(*(segments.columns[name][segments.start[slot] : segments.end[slot]].tolist() for name in names), strict=True)]
+        for key, slot in segments.slots.items()
+    }  # fmt: skip
+
+
+@settings(max_examples=100 * SOAK)
+@given(st.data())
+def test_whatever_is_inserted_while_sweeps_go_on_stands_in_order_and_nothing_is_lost(data: st.DataObject) -> None:
+    segments, events, told, since = Segments(STATE), dict[str, list[tuple[int, int]]](), 0, 0
+    for _ in range(data.draw(st.integers(1, 12))):
+        new = data.draw(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 5)), max_size=40))
+        batch = [(entity, since + ahead, told + number) for number, (entity, ahead) in enumerate(new)]
+        told += len(batch)
+        if batch:
+            inserted(segments, batch)
+        for entity, time, number in batch:
+            events.setdefault(entity, []).append((time, number))
+        for most in data.draw(st.lists(st.integers(1, 50), max_size=4)):
+            swept(segments, most, since)
+        since += data.draw(st.integers(0, 3))
+
+    found = held(segments)
+
+    assert found.keys() == events.keys()
+    for entity, own in events.items():
+        own.sort()
+        elements = found[entity]
+        ends = np.cumsum([count for *_, count in elements]).tolist()
+        assert ends[-1] == len(own)
+        assert [(time, what) for time, what, _ in elements] == [
+            (own[end - 1][0], f"{entity} {own[end - 1][1]}") for end in ends
+        ]
+
+
+@pytest.mark.parametrize("most", [1, 64, 5000])
+def test_columns_are_no_longer_than_some_times_what_stands_in_them(most: int) -> None:
+    segments, chance, told = Segments(STATE), np.random.default_rng(7), 0
+    for since in range(120):
+        entities = (chance.zipf(1.3, 150) % 500).tolist()
+        inserted(segments, [(f"{entity}", since, told + number) for number, entity in enumerate(entities)])
+        told += len(entities)
+        for _ in range(max(1, 600 // most) if segments.sweeps or segments.taken > 2 * segments.settled else 0):
+            swept(segments, most, since)
+        assert segments.used < 12 * (segments.live + 500)
+
+    while not swept(segments, most, 120):
+        pass
+    while not swept(segments, most, 120):
+        pass
+    assert segments.live < 1000
+    assert segments.used < 5000
+    assert len(segments.time) < 20_000
+
+
+def test_entities_with_nothing_left_make_room_for_others() -> None:
+    segments = Segments(STATE)
+    inserted(segments, [(f"{number}", number, number) for number in range(100)])
+    slots = segments.next_swept(1000)
+    assert len(slots) == 100
+    nothing = np.zeros(0, np.int64)
+
+    segments.replace(slots, nothing, nothing, nothing, last_of_each)
+
+    assert swept(segments, 1, 0)
+    assert (len(segments.slots), segments.live, segments.used) == (0, 0, 0)
+    inserted(segments, [("new", 1, 1)])
+    assert held(segments) == {"new": [(1, "new 1", 1)]}
+    assert len(segments.keys) == 100
+
+
+def test_what_was_forgotten_is_referred_to_by_nothing() -> None:
+    segments = Segments(STATE)
+    inserted(segments, [("ada", time, time) for time in range(1000)])
+
+    while not swept(segments, 1, 999):
+        pass
+
+    assert [what for _, what, _ in held(segments)["ada"]] == ["ada 998", "ada 999"]
+    assert {what for what in segments.columns["what"].tolist() if what} == {"ada 998", "ada 999"}
