@@ -46,9 +46,10 @@ from freshet.schemas.view import StoredRow, View
 _T = TypeVar("_T")
 Command = tuple[bytes | str | int, ...]
 _COMMANDS_PER_TRIP = 1000
-_UNANSWERED_BYTES = 4096
-"""So much is on its way, and once more while that is answered. Redis runs all that it has read of one client before it
-serves another, a megabyte at once: who reads features would wait for a thousand rows."""
+_ROW_COST, _UNANSWERED_COST = 100, 5000
+"""What a row costs Redis beside the square of its fields, each of which it looks for among all of a hash's; and how much
+is on its way, and once more while that is answered: two rows of fifty features, or 25 of eight. Redis runs all that it
+has read of one client before it serves another, a megabyte at once: who reads would wait for a thousand rows."""
 _PATIENCE_S, _FIRST_PAUSE_S, _PAUSE_S_MAX = 60.0, 0.1, 5.0
 _PASSING = ("READONLY", "OOM", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF")
 _PASSING_ERRORS = (
@@ -328,11 +329,13 @@ class OnlineStore:
     def _counted(self, script: str, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
         """Send a trip, and count it; return all answers. redis-py's pipeline would take longer than Redis itself."""
         questions = [packed(("EVALSHA", script, 1, *command)) for command in trip]
+        costs = [_ROW_COST + (len(command) // 2 - 1) ** 2 for command in trip]  # key, fields with values, ttls
         questions.append(packed(("INCR", self._counter)))
+        costs.append(1)
         pool = self._client.connection_pool
         connection = pool.get_connection()
         try:
-            return [*_asked(connection, questions)]
+            return [*_asked(connection, zip(questions, costs, strict=True))]
         except BaseException:  # answers are on their way that nobody waits for: they must be nobody else's
             connection.disconnect()
             raise
@@ -374,11 +377,11 @@ class OnlineStore:
         return Unavailable(f"online store Redis at {self._address} cannot be used: {why}. Hint: {_hint(error)}")
 
 
-def _asked(connection: Any, questions: Iterable[bytes]) -> Iterator[Any]:
+def _asked(connection: Any, questions: Iterable[tuple[bytes, int]]) -> Iterator[Any]:
     """Give the answer to each question, in order; the next few are sent before those to the last few are read."""
     unanswered_count = 0
-    for some in _cut(questions, _UNANSWERED_BYTES, len):
-        connection.send_packed_command([b"".join(some)])
+    for some in _cut(questions, _UNANSWERED_COST, lambda question: question[1]):
+        connection.send_packed_command([b"".join(octets for octets, _ in some)])
         for _ in range(unanswered_count):
             yield connection.read_response()
         unanswered_count = len(some)

@@ -259,19 +259,20 @@ class Segments:
         return begin + np.cumsum(rooms) - rooms
 
     def _grow(self, needed: int) -> None:
-        """Make every column at least `needed` long."""
-        size = len(self.time)
-        if needed <= size:
-            return
-        self._resize(max(needed, 2 * size, _SIZE_MIN))
-
-    def _resize(self, size: int) -> None:
-        """Make every column `size` long, which is no less than what is used."""
+        """Make every column at least `needed` long, and one that soon will not be: no batch waits for all to grow."""
         for name, column in self.columns.items():
-            resized = blank(size, column.dtype)  # zeros cost no memory until they are written over
-            resized[: self.used] = column[: self.used]
-            self.columns[name] = resized
-        self._touched = self.used
+            if len(column) < needed:
+                self._resize(name, max(needed, 2 * len(column), _SIZE_MIN))
+        shortest = min(self.columns, key=lambda name: len(self.columns[name]))
+        size = len(self.columns[shortest])
+        if needed > size // 2:
+            self._resize(shortest, 2 * size)
+
+    def _resize(self, name: str, size: int) -> None:
+        """Make a column `size` long, which is no less than what is used."""
+        resized = blank(size, self.columns[name].dtype)  # zeros take no memory until they are written over
+        resized[: self.used] = self.columns[name][: self.used]
+        self.columns[name] = resized
 
     def search(self, column: str, low: Ints, high: Ints, targets: Ints) -> Ints:
         """Return for each query the first position in [low, high) whose value is not below the target, else `high`.
@@ -380,7 +381,9 @@ class Segments:
         self._sweep, self.settled = None, sweep.given
         self._touched = max(self._touched, sweep.used_before)
         if self._touched > _CUT_ABOVE * max(self.used, _SIZE_MIN):
-            self._resize(max(2 * self.used, _SIZE_MIN))
+            self._touched = self.used
+            for name in self.columns:
+                self._resize(name, max(2 * self.used, _SIZE_MIN))
 
 
 @dataclass
