@@ -4,19 +4,20 @@ Sources: feast/infra/key_encoding_utils.py (entity keys, serialization version 3
 google/protobuf/timestamp.proto, and feast/type_map.py for what stands for null. Columns are encoded at once.
 """
 
+import contextlib
 import struct
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic_core import to_json
 
 _BROKEN = (LookupError, ValueError, OverflowError, struct.error)
 """What reading bytes raises that another wrote."""
@@ -38,7 +39,8 @@ _ENTITY_HEAD = struct.Struct("<II")
 _ENTITY_NUMBERS = {pa.int32(): (struct.Struct("<IIi"), 1 << 31), pa.int64(): (struct.Struct("<IIq"), 1 << 63)}
 _BYTES, _TEXT, _INT32, _INT64, _DOUBLE, _FLOAT, _BOOL, _TIME = range(1, 9)
 """Fields of `Value` that hold one value; the list of the same type is ten further."""
-_DOUBLE_FORM, _FLOAT_FORM = struct.Struct("<d"), struct.Struct("<f")
+_DOUBLE_FORM, _FLOAT_FORM = struct.Struct("<xd"), struct.Struct("<xf")
+"""A value behind its tag."""
 _NO_TIME = np.iinfo(np.int64).min
 """Feast's null inside a list of times."""
 _WIRE = {_BYTES: 2, _TEXT: 2, _INT32: 0, _INT64: 0, _DOUBLE: 1, _FLOAT: 5, _BOOL: 0, _TIME: 0}
@@ -300,8 +302,24 @@ def json_of(value: bytes | None) -> bytes:
         raise NoValue("value", value) from error
 
 
+def json_of_all(values: Sequence[bytes | None]) -> bytes:
+    """Spell values of one feature as `json_of` does, with commas between them; many at once take less time than alone.
+
+    >>> json_of_all([bytes.fromhex("29000000000000f83f"), None, bytes.fromhex("29000000000000f0ff")])
+    b'1.5,null,"-Infinity"'
+    """
+    tag, *others = {value[0] for value in values if value} or {0}
+    with contextlib.suppress(*_BROKEN):  # then `json_of` says which it is
+        if not others and (form := _FORMS.get(tag)):
+            numbers = [form.unpack(value)[0] if value else None for value in values]
+            return to_json(numbers, inf_nan_mode="strings")[1:-1]
+        if not others and (spell := _JSON.get(tag >> 3)):
+            return b",".join([spell(value) if value else b"null" for value in values])
+    return b",".join([json_of(value) for value in values])
+
+
+_FORMS = {_DOUBLE << 3 | 1: _DOUBLE_FORM, _FLOAT << 3 | 5: _FLOAT_FORM}
 _SMALL = tuple(b"%d" % number for number in range(0x80))
-_NOT_FINITE = {"nan": b'"NaN"', "inf": b'"Infinity"', "-inf": b'"-Infinity"'}
 
 
 def _json_of_integer(value: bytes) -> bytes:
@@ -322,7 +340,7 @@ def _json_of_time(value: bytes) -> bytes:
 
 
 def _json_of_text(value: bytes) -> bytes:
-    return encode_basestring(_part(value).decode()).encode()
+    return to_json(_part(value).decode())
 
 
 def _part(value: bytes) -> bytes:
@@ -333,8 +351,7 @@ def _part(value: bytes) -> bytes:
 
 
 def _json_of_real(number: float) -> bytes:
-    text = repr(number)
-    return text.encode() if text[-1] <= "9" else _NOT_FINITE[text]
+    return to_json(number, inf_nan_mode="strings")
 
 
 def _json_of_list(value: bytes) -> bytes:
@@ -346,7 +363,7 @@ def _json_of_item(item: Any) -> bytes:
         case bytes():
             return b'"%b"' % b64encode(item)
         case str():
-            return encode_basestring(item).encode()
+            return to_json(item)
         case datetime():
             return b"%d" % ((item - _EPOCH) // timedelta(seconds=1))
         case float():
@@ -364,8 +381,8 @@ _JSON: Mapping[int, Callable[[bytes], bytes]] = {
     _TEXT: _json_of_text,
     _INT32: _json_of_integer,
     _INT64: _json_of_integer,
-    _DOUBLE: lambda value: _json_of_real(_DOUBLE_FORM.unpack(value[1:])[0]),
-    _FLOAT: lambda value: _json_of_real(_FLOAT_FORM.unpack(value[1:])[0]),
+    _DOUBLE: lambda value: _json_of_real(_DOUBLE_FORM.unpack(value)[0]),
+    _FLOAT: lambda value: _json_of_real(_FLOAT_FORM.unpack(value)[0]),
     _BOOL: lambda value: b"false" if _json_of_integer(value) == b"0" else b"true",
     _TIME: _json_of_time,
     **dict.fromkeys(range(_BYTES + 10, _TIME + 11), _json_of_list),

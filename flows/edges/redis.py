@@ -47,9 +47,9 @@ _T = TypeVar("_T")
 Command = tuple[bytes | str | int, ...]
 _COMMANDS_PER_TRIP = 1000
 _ROW_COST, _UNANSWERED_COST = 100, 5000
-"""What a row costs Redis beside the square of its fields, each of which it looks for among all of a hash's; and how much
-is on its way, and once more while that is answered: two rows of fifty features, or 25 of eight. Redis runs all that it
-has read of one client before it serves another, a megabyte at once: who reads would wait for a thousand rows."""
+"""What a row costs Redis beside the square of its fields, each of which it looks for among all of a hash's; and how
+much is on its way, and once more while that is answered: two rows of fifty features, or 25 of eight. Redis runs all
+that it has read of one client before it serves another, up to a megabyte: who reads would wait for a thousand rows."""
 _PATIENCE_S, _FIRST_PAUSE_S, _PAUSE_S_MAX = 60.0, 0.1, 5.0
 _PASSING = ("READONLY", "OOM", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF")
 _PASSING_ERRORS = (

@@ -42,7 +42,7 @@ _NO_TIME = b'"1970-01-01T00:00:00Z"'
 """What Feast gives where there is no event time."""
 _STATUSES = {b'"%b"' % status.encode(): status for status in Status}
 _PRESENT, _NULL, _OUTSIDE, _MISSING = _STATUSES
-_NOTHING, _LINE = feast_bytes.json_of(None), b'{"values":['
+_LINE = b'{"values":['
 
 Raw = Sequence[bytes | None]
 """The fields of one hash, as HMGET gives them."""
@@ -125,33 +125,35 @@ class _Asked:
 class _Standings:
     """What an answer says of a view's rows, an entity each, as JSON; and how many of its values were asked for."""
 
-    __slots__ = ("_features_count", "_nulls_count", "_tail", "_times", "statuses")
+    __slots__ = ("_end", "_features_count", "_nulls_count", "_tail", "statuses")
 
     def __init__(self, statuses: list[bytes], times: list[bytes]) -> None:
-        self.statuses, self._times = statuses, times
-        self._tail = _tail(statuses, times)
+        self.statuses = statuses
+        self._end = _end(times)
+        self._tail = _tail(statuses, self._end)
         self._features_count = self._nulls_count = 0
 
     def lines(self, raws: Sequence[Raw], places: Sequence[int]) -> bytes:
         """Return the lines of some features, each with a value for each entity, as JSON."""
-        spell = feast_bytes.json_of
         self._features_count += len(places)
         if len(raws) != 1:
-            return b",".join([self._line([spell(raw[place]) for raw in raws]) for place in places])
+            columns = ([raw[place] for raw in raws] for place in places)
+            return b",".join([self._line(values, feast_bytes.json_of_all(values)) for values in columns])
         raw, tail = raws[0], self._tail
-        values = [spell(raw[place]) for place in places]
-        if _NOTHING in values:
-            return b",".join([self._line([value]) for value in values])
-        return b"%b%b%b" % (_LINE, (tail + b"," + _LINE).join(values), tail)
+        values = [raw[place] for place in places]
+        spelled = map(feast_bytes.json_of, values)
+        if None in values or b"" in values:
+            return b",".join(map(self._line, zip(values), spelled))
+        return b"%b%b%b" % (_LINE, (tail + b"," + _LINE).join(spelled), tail)
 
-    def _line(self, values: Sequence[bytes]) -> bytes:
+    def _line(self, values: Raw, spelled: bytes) -> bytes:
         tail = self._tail
-        if _NOTHING in values:
+        if None in values or b"" in values:
             told = zip(values, self.statuses, strict=True)
-            statuses = [_NULL if value == _NOTHING and status is _PRESENT else status for value, status in told]
+            statuses = [status if value or status is not _PRESENT else _NULL for value, status in told]
             self._nulls_count += statuses.count(_NULL)
-            tail = _tail(statuses, self._times)
-        return b"%b%b%b" % (_LINE, b",".join(values), tail)
+            tail = _tail(statuses, self._end)
+        return b"%b%b%b" % (_LINE, spelled, tail)
 
     def counts(self) -> dict[Status, int]:
         """Return how many values there were, by their status."""
@@ -163,8 +165,12 @@ class _Standings:
         return found
 
 
-def _tail(statuses: Sequence[bytes], times: Sequence[bytes]) -> bytes:
-    return b'],"statuses":[%b],"event_timestamps":[%b]}' % (b",".join(statuses), b",".join(times))
+def _tail(statuses: Sequence[bytes], end: bytes) -> bytes:
+    return b'],"statuses":[%b]%b' % (b",".join(statuses), end)
+
+
+def _end(times: Sequence[bytes]) -> bytes:
+    return b',"event_timestamps":[%b]}' % b",".join(times)
 
 
 @dataclass(frozen=True)
@@ -255,7 +261,7 @@ class Selection:
         names, lines = [to_json(name) for name in entities], list[bytes]()
         for values in entities.values():
             count = len(values)
-            tail = _tail([_PRESENT] * count, [_NO_TIME] * count)
+            tail = _tail([_PRESENT] * count, _end([_NO_TIME] * count))
             lines.append(b'{"values":%b%b' % (to_json(values, inf_nan_mode="strings")[:-1], tail))
         for at, view_at, places in self.runs:
             lines.append(standings[at][view_at].lines(read[at], places))

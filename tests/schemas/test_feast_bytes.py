@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from freshet.schemas.feast_bytes import NoValue, decode, decode_time, encode, json_of
+from freshet.schemas.feast_bytes import NoValue, decode, decode_time, encode, json_of, json_of_all
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIMES = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  # the zone follows
@@ -42,6 +42,13 @@ def spelled(value: Any) -> Any:
     return value
 
 
+VALUES = st.sampled_from([*_KINDS]).flatmap(lambda kind: _KINDS[kind].map(lambda one: encode(pa.array([one], kind))[0]))
+
+
+def of_one_kind(kind: pa.DataType) -> st.SearchStrategy[list[bytes | None]]:
+    return st.lists(st.none() | _KINDS[kind]).map(lambda values: encode(pa.array(values, kind)))
+
+
 @pytest.mark.parametrize("kind", _KINDS, ids=str)
 @given(data=st.data())
 def test_a_value_is_the_same_in_json_as_it_was_stored(kind: pa.DataType, data: st.DataObject) -> None:
@@ -50,6 +57,19 @@ def test_a_value_is_the_same_in_json_as_it_was_stored(kind: pa.DataType, data: s
     assert [json.loads(json_of(one)) for one in encode(pa.array(values, kind))] == spelled(values)
     (whole,) = encode(pa.array([values], pa.list_(kind)))
     assert json.loads(json_of(whole)) == spelled(values)
+
+
+@given(values=st.lists(st.none() | st.just(b"") | VALUES) | st.sampled_from([*_KINDS]).flatmap(of_one_kind))
+def test_many_values_are_the_same_in_json_as_each_alone(values: list[bytes | None]) -> None:
+    assert json_of_all(values) == b",".join(map(json_of, values))
+
+
+@given(values=st.sampled_from([*_KINDS]).flatmap(of_one_kind), broken=st.binary(max_size=2), place=st.integers(0, 9))
+def test_among_many_values_what_is_none_is_named(values: list[bytes | None], broken: bytes, place: int) -> None:
+    values.insert(place, b"\x29" + broken)
+
+    with pytest.raises(NoValue, match="is no Feast value"):
+        json_of_all(values)
 
 
 def test_what_no_number_can_be_is_null_in_the_store_and_in_json_and_inside_a_list_a_word() -> None:
@@ -63,9 +83,6 @@ def is_read(read: Callable[[bytes], object], raw: bytes) -> bool:
     except NoValue:
         return False
     return True
-
-
-VALUES = st.sampled_from([*_KINDS]).flatmap(lambda kind: _KINDS[kind].map(lambda one: encode(pa.array([one], kind))[0]))
 
 
 @given(raw=st.binary(max_size=24) | st.builds(lambda value, more: value[:-1] + more, VALUES, st.binary(max_size=2)))
