@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ import pytest
 import uvicorn
 from feast import FeatureStore, RepoConfig
 from feast.feature_server import get_app
+from feast.permissions.client.http_auth_requests_wrapper import HttpSessionManager
+from secured import certificate
 from servers import READ, TODAY, Client, opened, say_fresh, serving, view_of
 from stack import Stack, prepared, until
 
@@ -223,10 +226,10 @@ def as_json(value: Any) -> Any:
             return value
 
 
-def remote(sdk: FeatureStore, client: Client) -> FeatureStore:
+def remote(sdk: FeatureStore, client: Client, *, path: str = "", cert: str = "", **more: Any) -> FeatureStore:
     """A Feast that reads from a server; all else is as it was."""
-    told = {"type": "remote", "path": f"http://{client.address}"}
-    config = sdk.config.model_dump(by_alias=True, exclude={"repo_path"}) | {"online_store": told}
+    told = {"type": "remote", "path": path or f"http://{client.address}", "cert": cert}
+    config = sdk.config.model_dump(by_alias=True, exclude={"repo_path"}) | {"online_store": told} | more
     return FeatureStore(config=RepoConfig(**config, repo_path=sdk.repo_path))
 
 
@@ -253,6 +256,29 @@ def test_what_feasts_remote_store_cannot_read_it_cannot_read_from_its_own_server
     for client in (ours, theirs):
         with pytest.raises(error, match=said):
             remote(sdk, client).get_online_features(references(stack, BY_USER), [{"user": user}])
+
+
+def test_feasts_remote_store_reads_over_tls_with_a_token(
+    stack: Stack, sdk: FeatureStore, ours: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certified = certificate(tmp_path)
+    files = {"FRESHET_SERVER_KEY": str(key), "FRESHET_SERVER_CERTIFICATE": str(certified)}
+    asked, rows = references(stack, BY_USER), [{"user": "ada"}]
+    with serving(stack, FRESHET_SERVER_TOKEN="s3cret", **files) as client:
+        path, auth = f"https://{client.address}", {"type": "oidc", "token_env_var": "SERVING_TOKEN"}
+
+        def told(token: str) -> Any:
+            monkeypatch.setenv("SERVING_TOKEN", token)
+            HttpSessionManager.close_session()  # Feast keeps one for all stores of a process
+            store = remote(sdk, client, path=path, cert=str(certified), auth=auth)
+            return store.get_online_features(features=asked, entity_rows=rows).to_dict()
+
+        try:
+            assert told("s3cret") == remote(sdk, ours).get_online_features(features=asked, entity_rows=rows).to_dict()
+            with pytest.raises(RuntimeError, match="401"):
+                told("other")
+        finally:
+            HttpSessionManager.close_session()
 
 
 def test_feasts_remote_store_asks_for_a_feature_service(sdk: FeatureStore, ours: Client) -> None:
