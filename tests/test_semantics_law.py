@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pytest
+from compacting import compact_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import AwareDatetime
@@ -316,9 +317,9 @@ class Player:
         for fold in self.run.folds.values():
             horizon_us = min(fold.horizon_us(), fold.clock_us())
             if most:
-                fold.shard.compact_some(horizon_us, most)
+                fold.shard.compact(horizon_us, most)
             else:
-                fold.shard.compact(horizon_us)
+                compact_all(fold.shard, horizon_us)
 
     def move(self) -> None:
         """Save all state, and restore it elsewhere."""

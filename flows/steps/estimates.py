@@ -13,8 +13,8 @@ from freshet.schemas.plan import Range, Rows, ViewPlan
 _BYTES_OF_VARIABLE = 24
 """What a string or list is taken to need, before anything is known of its values."""
 _SECONDS_PER_DAY = 86_400
-_GROWTH = 2
-"""Columns are given back once they have doubled."""
+_GROWTH = 4
+"""So many times longer than what they hold columns become before they are compacted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class WindowEstimate:
 
 @dataclass(frozen=True, slots=True)
 class ViewEstimate:
-    """What one view needs under a load. State is an upper bound: columns grow to twice what they hold."""
+    """What one view needs under a load. State is an upper bound: columns grow to four times what they hold."""
 
     rows_per_event: int
     parquet_bytes_per_day: int

@@ -6,6 +6,7 @@ import pickle
 
 import pyarrow as pa
 import pytest
+from compacting import compact_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,7 +86,7 @@ def test_the_final_rows_do_not_depend_on_how_partitions_are_cut_into_polls(
             items.append(item(partition, newest[partition], inputs=table(mine)))
         horizon_us = fold.horizon_us()
         keep([*fold.fold(items, now_us=0)])
-        fold.shard.compact(min(horizon_us, fold.shard.clock_us))
+        compact_all(fold.shard, min(horizon_us, fold.shard.clock_us))
         if between == "save":
             state = pickle.loads(pickle.dumps(fold.state()))
             fold = ShardFold(made, LATENESS)

@@ -92,13 +92,28 @@ def test_columns_are_no_longer_than_some_times_what_stands_in_them(most: int) ->
             swept(segments, most, since)
         assert segments.used < 12 * (segments.live + 500)
 
-    while not swept(segments, most, 120):
-        pass
-    while not swept(segments, most, 120):
-        pass
-    assert segments.live < 1000
-    assert segments.used < 5000
-    assert len(segments.time) < 20_000
+
+@pytest.mark.parametrize("most", [64, 5000])
+def test_columns_are_cut_once_most_of_what_was_in_them_is_forgotten(most: int) -> None:
+    segments = Segments(STATE)
+    inserted(segments, [(f"{number % 100}", number, number) for number in range(50_000)])
+    for _ in range(4):
+        while not swept(segments, most, 50_000):
+            pass
+        inserted(segments, [("new", 50_000, 50_000)])
+
+    assert segments.live < 300
+    assert segments.used < 3000
+    assert all(len(column) < 10_000 for column in segments.columns.values())
+
+
+def test_no_more_than_one_column_grows_before_it_must() -> None:
+    segments = Segments(STATE)
+    for number in range(20_000):
+        before = {name: len(column) for name, column in segments.columns.items()}
+        inserted(segments, [(f"{number}", number, number)])
+        grown = [name for name, column in segments.columns.items() if len(column) > before[name] >= segments.used]
+        assert len(grown) <= 1
 
 
 def test_entities_with_nothing_left_make_room_for_others() -> None:
@@ -119,10 +134,12 @@ def test_entities_with_nothing_left_make_room_for_others() -> None:
 
 def test_what_was_forgotten_is_referred_to_by_nothing() -> None:
     segments = Segments(STATE)
-    inserted(segments, [("ada", time, time) for time in range(1000)])
+    inserted(segments, [(name, time, time) for time in range(1000) for name in ("ada", "bob", "eve")])
+    left = {f"{name} 999" for name in ("ada", "bob", "eve")}
 
-    while not swept(segments, 1, 999):
-        pass
+    for _ in range(2):
+        while not swept(segments, 1, 1000):
+            pass
 
-    assert [what for _, what, _ in held(segments)["ada"]] == ["ada 998", "ada 999"]
-    assert {what for what in segments.columns["what"].tolist() if what} == {"ada 998", "ada 999"}
+    assert {what for of in held(segments).values() for _, what, _ in of} == left
+    assert {what for what in segments.columns["what"].tolist() if what} == left

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from compacting import compact_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -353,9 +354,9 @@ def test_final_rows_are_the_folds_of_their_frames_however_events_arrive(
         parts += shard.add(table(batch, plan.inputs), clock_us=newest, horizon_us=horizon, now_us=0)
         parts += shard.add(None, clock_us=newest + pause, horizon_us=horizon, now_us=0)
         if between_batches == "compact":
-            shard.compact(min(newest - lateness, shard.clock_us))
+            compact_all(shard, min(newest - lateness, shard.clock_us))
         if between_batches == "compact some":
-            shard.compact_some(min(newest - lateness, shard.clock_us), 2)
+            shard.compact(min(newest - lateness, shard.clock_us), 2)
         if between_batches == "save":
             state = pickle.loads(pickle.dumps(shard.state()))
             shard = WindowShard(plan)
@@ -606,7 +607,7 @@ def test_forgetting_what_cannot_matter_changes_no_row_and_bounds_the_state(frame
             parts = [*shard.add(table(events, rolling.inputs), clock_us=step * 4 + 2, horizon_us=horizon, now_us=0)]
             shown.append([part.table.drop(["created"]).to_pylist() for part in parts])
             if horizon > NEVER_US:
-                shard.compact_some(horizon, most)
+                shard.compact(horizon, most)
         assert shown[0] == shown[1]
     assert keeping.events_count == 900
     assert forgetting.events_count < 150
@@ -626,12 +627,12 @@ def test_entities_of_which_nothing_can_matter_any_more_leave_nothing_behind() ->
     )
     list(shard.add(None, clock_us=100, horizon_us=90, now_us=0))
 
-    shard.compact(90)
+    compact_all(shard, 90)
 
     assert (shard.entities_count, shard.events_count) == (0, 0)
 
 
-def test_compaction_comes_by_itself_once_the_columns_have_doubled() -> None:
+def test_compaction_comes_by_itself_once_much_room_was_taken() -> None:
     rolling = plan("int64", [count(Range(10))], whole_history=False)
     shard = WindowShard(rolling)
     for start in range(0, 200_000, 5_000):
@@ -666,7 +667,7 @@ def test_aggregates_of_all_values_keep_each_though_their_events_are_tied_or_old(
     shard = WindowShard(counting)
     first = [Event("a", 1, 0, 0, 1), Event("a", 1, 0, 1, 2), Event("a", 2, 0, 2, 3)]
     list(shard.add(table(first, counting.inputs), clock_us=8, horizon_us=8, now_us=0))
-    shard.compact(8)
+    compact_all(shard, 8)
 
     rows = [*shard.add(table([Event("a", 9, 0, 3, 4)], counting.inputs), clock_us=9, horizon_us=8, now_us=0)]
 

@@ -58,7 +58,7 @@ class PrefixFold:
         prefix[changed.at] = running + np.repeat(base - running[changed.firsts], changed.lengths)
 
     def _of(self, segments: Segments) -> tuple[Ints, Ints]:
-        """Return the column, of 64 bits or fewer, and the sums before each value."""
+        """Return the column, and the sums before each value."""
         return segments.columns[self.column], segments.columns[self.prefix_column]  # type: ignore[return-value]  # so declared
 
     def fold(self, spans: Spans) -> Ints:
@@ -88,10 +88,9 @@ class PrefixFold:
 
     def _search(self, spans: Spans, low: Ints, high: Ints, edge: Ints, more: int) -> Ints:
         """Return the last position in [low, high) with less before it than before `edge`, and `more`."""
-        columns = spans.segments.columns
-        prefix, last = columns[self.prefix_column], np.maximum(edge - 1, 0)
-        inside = columns[self.column][last].astype(np.int64)
-        target = np.where(edge > low, prefix[last].astype(np.int64) + inside, prefix[np.minimum(low, len(prefix) - 1)])
+        column, prefix = self._of(spans.segments)
+        last = np.maximum(edge - 1, 0)
+        target = np.where(edge > low, prefix[last] + column[last], prefix[np.minimum(low, len(prefix) - 1)])
         return spans.segments.search(self.prefix_column, low, high, target + more) - 1
 
 

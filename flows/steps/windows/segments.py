@@ -144,6 +144,7 @@ class Segments:
         """Positions before `used` that are given first."""
         self._sweep: _Sweep | None = None
         self._vacant: list[int] = []
+        """Slots without an entity; there are as many slots as there were ever entities at once."""
         self.start: Ints = np.zeros(0, np.int64)
         self.end: Ints = np.zeros(0, np.int64)
         self.room: Ints = np.zeros(0, np.int64)
@@ -259,18 +260,22 @@ class Segments:
         return begin + np.cumsum(rooms) - rooms
 
     def _grow(self, needed: int) -> None:
-        """Make every column at least `needed` long, and one that soon will not be: no batch waits for all to grow."""
-        for name, column in self.columns.items():
+        """Make every column at least `needed` long, and one that soon will not be: no batch waits for all to grow.
+
+        Zeros take no memory until they are written over; references to Python values do, and grow as late as they can.
+        """
+        for name, column in [*self.columns.items()]:
             if len(column) < needed:
-                self._resize(name, max(needed, 2 * len(column), _SIZE_MIN))
-        shortest = min(self.columns, key=lambda name: len(self.columns[name]))
-        size = len(self.columns[shortest])
-        if needed > size // 2:
-            self._resize(shortest, 2 * size)
+                larger = len(column) * 3 // 2 if column.dtype.hasobject else len(column) * 2
+                self._resize(name, max(needed, larger, _SIZE_MIN))
+        plain = (name for name, column in self.columns.items() if not column.dtype.hasobject)
+        shortest = min(plain, key=lambda name: len(self.columns[name]))
+        if needed > len(self.columns[shortest]) // 2:
+            self._resize(shortest, 2 * len(self.columns[shortest]))
 
     def _resize(self, name: str, size: int) -> None:
         """Make a column `size` long, which is no less than what is used."""
-        resized = blank(size, self.columns[name].dtype)  # zeros take no memory until they are written over
+        resized = blank(size, self.columns[name].dtype)
         resized[: self.used] = self.columns[name][: self.used]
         self.columns[name] = resized
 
@@ -315,7 +320,7 @@ class Segments:
         slots = slots[: max(1, int(np.searchsorted(lengths, most, "right")))]
         self._sweep.next += len(slots)
         if not len(slots):
-            self._end(self._sweep)
+            self._finish(self._sweep)
         return slots
 
     def replace(
@@ -340,6 +345,9 @@ class Segments:
         if len(positions):
             for name, column in merge(elements, firsts).items():
                 self.columns[name][new] = column
+                if column.dtype.hasobject:
+                    spare = ranges(begins + kept, room - kept)
+                    self.columns[name][spare] = blank(len(spare), column.dtype)
         for bounds in (self.start, self.end, self.room):
             bounds[slots] = 0
         self.start[left], self.end[left], self.room[left] = begins, begins + kept, begins + room
@@ -365,11 +373,15 @@ class Segments:
         self.taken += count
         return to + np.cumsum(rooms) - rooms
 
-    def _end(self, sweep: "_Sweep") -> None:
-        """Have what all segments left be given again, or the larger part of it; shorten columns that are too long."""
-        begin, _ = self._free  # segments are in [0, sweep.to), [sweep.free_begin, begin), [sweep.used_before, used)
-        left = [(sweep.to, sweep.free_begin), (begin, sweep.used_before)]
-        if sweep.passed or begin == sweep.free_begin:
+    def _finish(self, sweep: "_Sweep") -> None:
+        """Have what all segments left be given again, or the larger part of it; shorten columns that are too long.
+
+        Segments stand before `sweep.to` and from `sweep.used_before` on; and, unless that was passed, where room was
+        given of what was free before: from `sweep.free_begin` to where the rest of it begins.
+        """
+        rest_begin, _ = self._free
+        left = [(sweep.to, sweep.free_begin), (rest_begin, sweep.used_before)]
+        if sweep.passed or rest_begin == sweep.free_begin:
             left = [(sweep.to, sweep.used_before)]
         for column in self.columns.values():
             for start, end in left if column.dtype.hasobject else ():

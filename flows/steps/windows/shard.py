@@ -134,7 +134,7 @@ class WindowShard:
 
     @property
     def bytes_count(self) -> int:
-        """How many bytes the columns take, Python values apart."""
+        """How many bytes the columns take as far as they are used, Python values apart."""
         return sum(column.itemsize * self._segments.used for column in self._segments.columns.values())
 
     @property
@@ -484,20 +484,14 @@ class WindowShard:
         """
         segments = self._segments
         if segments.sweeps or segments.taken >= max(_COMPACT_MIN_POSITIONS, 2 * segments.settled):
-            self.compact_some(horizon_us, max(_COMPACTED_POSITIONS, _COMPACTED_PER_EVENT * events_count))
+            self.compact(horizon_us, max(_COMPACTED_POSITIONS, _COMPACTED_PER_EVENT * events_count))
 
-    def compact(self, horizon_us: int) -> None:
+    def compact(self, horizon_us: int, most: int) -> None:
         """Forget events that can matter no more, and merge those that no frame will tell apart, into panes.
 
-        No event older than the horizon will come, and every row to come lies at or after it.
+        No event older than the horizon will come, and every row to come lies at or after it. A call does so for the
+        next entities, of up to `most` events and panes together, or for one; calls go round all of them.
         """
-        for _ in range(2 if self._segments.sweeps else 1):  # what one that began has passed may matter no more by now
-            self.compact_some(horizon_us, len(self._segments.time))
-            while self._segments.sweeps:
-                self.compact_some(horizon_us, len(self._segments.time))
-
-    def compact_some(self, horizon_us: int, most: int) -> None:
-        """Do so for the next entities, of up to `most` events and panes, or for one; calls go round all of them."""
         segments = self._segments
         slots = segments.next_swept(most)
         if not segments.sweeps:
