@@ -454,10 +454,10 @@ def test_an_answer_that_never_comes_is_given_up_and_the_next_question_is_answere
 ) -> None:
     broker.create_topic(topic, 2)
     standings = Standings(kafka.Kafka(broker.address), "g")
-    monkeypatch.setattr("freshet.flows.edges.standings._MARGIN_S", -9.5)
     standings._admin = Mute()  # noqa: SLF001  # librdkafka is seldom so
 
-    with pytest.raises(Unavailable, match="no answer"):
+    with monkeypatch.context() as hurried, pytest.raises(Unavailable, match="no answer"):
+        hurried.setattr("freshet.flows.edges.standings._MARGIN_S", -9.5)
         standings.of(topic, 2)
 
     assert sorted(standings.of(topic, 2)) == [0, 1]
