@@ -362,18 +362,10 @@ def _json_of_item(item: Any) -> bytes:
     match item:
         case bytes():
             return b'"%b"' % b64encode(item)
-        case str():
-            return to_json(item)
         case datetime():
             return b"%d" % ((item - _EPOCH) // timedelta(seconds=1))
-        case float():
-            return _json_of_real(item)
-        case None:
-            return b"null"
-        case bool():
-            return b"true" if item else b"false"
         case _:
-            return b"%d" % item
+            return to_json(item, inf_nan_mode="strings")
 
 
 _JSON: Mapping[int, Callable[[bytes], bytes]] = {

@@ -9,8 +9,7 @@ Feast wrote has version 0: the prefix of `_v` tells that the version is not its 
 
 One key more, `freshet:<project>:writes`, counts writes of up to a thousand rows, in the store itself. A server that
 restarted without its data, or with older data, or a replica that took over behind its primary, counts less than it was
-seen to.
-Another, `schemas.progress.progress_key`, says up to when the rows are whole.
+seen to. Another, `schemas.progress.progress_key`, says up to when the rows are whole.
 
 A hash expires when the last of its rows has outlived its view's ttl, and never if one of them is of a view without ttl,
 or of a view that somebody else keeps there. A row's ttl counts from its event time, as in Feast's point-in-time joins;

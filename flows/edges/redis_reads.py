@@ -45,8 +45,7 @@ class RedisReads:
 
     async def read(self, questions: Sequence[Question]) -> list[list[list[bytes | None]]]:
         """Return, for each question, the fields of each of its hashes, in order. Raises `Unavailable`."""
-        octets = b"".join([_hmget(key, each.fields) for each in questions for key in each.keys])
-        answers = await self._asked(octets, sum(len(each.keys) for each in questions))
+        answers = await self._ask([command for each in questions for command in _hmgets(each)])
         found, at = [], 0
         for each in questions:
             found.append(answers[at : at + len(each.keys)])
@@ -55,13 +54,13 @@ class RedisReads:
 
     async def read_progress(self) -> dict[str, Progress]:
         """Return what the materializer wrote, by source key. Raises `Unavailable`."""
-        (flat,) = await self._ask([("HGETALL", self._progress_key)])
+        (flat,) = await self._ask([packed(("HGETALL", self._progress_key))])
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return {key.decode(): Progress.from_bytes(value) for key, value in pairs}
 
     async def ping(self) -> None:
         """Make sure that the store answers; raises `Unavailable`."""
-        await self._ask([("PING",)])
+        await self._ask([packed(("PING",))])
 
     async def answered(self) -> None:
         """Return once all who asked before have been answered, or told that they will not be."""
@@ -73,17 +72,13 @@ class RedisReads:
         if self._link is not None:
             self._link.give_up(Unavailable("the server is stopping"))
 
-    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        return await self._asked(b"".join(map(packed, commands)), len(commands))
-
-    async def _asked(self, octets: bytes, count: int) -> list[Any]:
-        """Send some commands; return their answers."""
+    async def _ask(self, commands: Sequence[bytes]) -> list[Any]:
         link = self._link
         if link is None or link.is_lost:
             if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._opened())
             link = await asyncio.shield(self._opening)  # one for all, else each would wait after the other
-        answers = await link.ask(octets, count)
+        answers = await link.ask(commands)
         for answer in answers:
             if isinstance(answer, hiredis.ReplyError):
                 raise self._unavailable(answer)
@@ -93,8 +88,7 @@ class RedisReads:
         try:
             async with asyncio.timeout(self._deadline_s):
                 link = await self._connected()
-                greeting = self._greeting()
-                for said in await link.ask(b"".join(map(packed, greeting)), len(greeting)):
+                for said in await link.ask([*map(packed, self._greeting())]):
                     if isinstance(said, hiredis.ReplyError):
                         link.give_up(self._unavailable(said))
                         raise self._unavailable(said)
@@ -134,14 +128,14 @@ class RedisReads:
         return Unavailable(f"online store Redis at {self._address} cannot be read: {type(error).__name__}: {said}")
 
 
-def _hmget(key: bytes, fields: Sequence[bytes]) -> bytes:
-    """Return a command as Redis reads it; all but the key is the same for all entities.
+def _hmgets(question: Question) -> list[bytes]:
+    """Return the commands of a question as Redis reads them; all but the key is the same for all entities.
 
-    >>> _hmget(b"ada", (b"age",)) == packed(("HMGET", b"ada", b"age"))
+    >>> _hmgets(Question([b"ada"], (b"age",))) == [packed(("HMGET", b"ada", b"age"))]
     True
     """
-    head, tail = _around_key(tuple(fields))
-    return b"%b$%d\r\n%b\r\n%b" % (head, len(key), key, tail)
+    head, tail = _around_key(tuple(question.fields))
+    return [b"%b$%d\r\n%b\r\n%b" % (head, len(key), key, tail) for key in question.keys]
 
 
 @lru_cache(1000)
@@ -166,14 +160,14 @@ class _Link(asyncio.Protocol):
         """Begin."""
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is none by inheritance
 
-    async def ask(self, octets: bytes, count: int) -> list[Any]:
-        """Send so many commands; return their answers, errors among them. Raises `Unavailable`."""
-        if not count:
+    async def ask(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send packed commands; return their answers, errors among them. Raises `Unavailable`."""
+        if not commands:
             return []
         assert self._transport is not None, "asked before it was connected"
-        waiting = _Waiting(count, self._loop.create_future(), self._loop.time())
+        waiting = _Waiting(len(commands), self._loop.create_future(), self._loop.time())
         self._waiting.append(waiting)
-        self._transport.write(octets)
+        self._transport.write(b"".join(commands))
         if self._look is None:
             self._look = self._loop.call_later(self._deadline_s / _LOOKS, self._look_at_deadline)
         return await waiting.told

@@ -610,7 +610,7 @@ def test_forgetting_what_cannot_matter_changes_no_row_and_bounds_the_state(frame
                 shard.compact(horizon, most)
         assert shown[0] == shown[1]
     assert keeping.events_count == 900
-    assert forgetting.events_count < 150
+    assert forgetting.events_count < 120
     assert 5 * forgetting.bytes_count < keeping.bytes_count
 
 

@@ -66,9 +66,7 @@ class DueSlots:
             found.append(slots[instants <= clock_us])
             later.append(slots[(instants > clock_us) & (instants // _SLICE_US == index)])
         for slots in later:
-            instants = self._instants[slots]
-            self._instants[slots] = NEVER_DUE_US
-            self.set(slots, instants)
+            self._enter(slots)
         due = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
         self._instants[due] = NEVER_DUE_US
         return due

@@ -264,7 +264,7 @@ class Segments:
 
         Zeros take no memory until they are written over; references to Python values do, and grow as late as they can.
         """
-        for name, column in [*self.columns.items()]:
+        for name, column in self.columns.items():
             if len(column) < needed:
                 larger = len(column) * 3 // 2 if column.dtype.hasobject else len(column) * 2
                 self._resize(name, max(needed, larger, _SIZE_MIN))
