@@ -1,0 +1,261 @@
+"""What is read without the model is what the model reads; whatever might differ is left to it."""
+
+import json
+import struct
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, Json, TypeAdapter, ValidationError, model_validator
+
+from freshet.flows.steps.plain_json import PlainJson
+from freshet.schemas.event import Event, Stream, contract
+
+STREAM = Stream(topic="trips", key="rider", event_time="at")
+
+
+class Trip(Event):
+    stream = STREAM
+
+    at: AwareDatetime
+    rider: str
+    metres: int
+    fare: float
+    shared: bool
+    note: str | None = None
+    rating: int | None = None
+    tip: float | None = None
+    ended: AwareDatetime | None = None
+
+
+def reader(model: type[Event]) -> PlainJson | None:
+    made, problems = contract("trips", model)
+    assert made is not None, problems
+    return PlainJson.of(made)
+
+
+PLAIN = reader(Trip)
+assert PLAIN is not None
+MODEL: TypeAdapter[Any] = TypeAdapter(Json[Trip])
+GOOD = {"at": "2026-03-01T12:00:00Z", "rider": "ada", "metres": 900, "fare": 7.5, "shared": False}
+
+
+def document(**changes: Any) -> bytes:
+    return json.dumps({**GOOD, **changes}).encode()
+
+
+def columns(*values: bytes) -> list[dict[str, Any]] | None:
+    assert PLAIN is not None
+    read = PLAIN.columns(values)
+    return None if read is None else read.to_pylist()
+
+
+def bits(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with doubles as their bits, which tell zeros apart."""
+    return {name: struct.pack("d", value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+PLAIN_MESSAGES = [
+    document(),
+    document(note="naïve 🚲 \\ \" \u2028", rating=5, tip=0.1),
+    document(rating=None, note=None, ended=None),
+    document(ended="2026-03-01T12:20:00.5+01:00", tip=-1e-300),
+    document(extra={"deep": [1, {"er": None}]}, metres=2**63 - 1),
+    document(fare=3, note="Information"),
+    json.dumps(GOOD, separators=(",", ":")).encode(),
+    b'{ "rider" : "\\u0061da\\u0000" , "at":"0001-01-01T00:00:00Z","metres":-0,"fare":1E5,"shared":true\t}',
+]
+
+
+@pytest.mark.parametrize("value", PLAIN_MESSAGES, ids=lambda value: repr(value)[:60])
+def test_a_plain_message_is_read_as_the_model_reads_it(value: bytes) -> None:
+    read = columns(value)
+
+    assert read is not None
+    assert [bits(row) for row in read] == [bits(MODEL.validate_python(value).__dict__)]
+
+
+def test_plain_messages_are_read_together_in_their_order() -> None:
+    read = columns(*PLAIN_MESSAGES)
+
+    assert read == [MODEL.validate_python(value).__dict__ for value in PLAIN_MESSAGES]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        document()[:-1],
+        document() + document(),
+        document() + b"\n",
+        b" " + document(),
+        b"\xef\xbb\xbf" + document(),
+        document().replace(b"ada", b"\xff"),
+        document(extra=0).replace(b'"extra": 0', b'"extra": "\xff"'),
+        document().replace(b"ada", b"\\ud800"),
+        document().replace(b"900", b"900.0"),
+        document().replace(b"900", b"9e2"),
+        document().replace(b"7.5", b"NaN"),
+        document().replace(b"7.5", b"-Infinity"),
+        document().replace(b"7.5", b"1e999"),
+        document(extra=0).replace(b'"extra": 0', b'"extra": Inf'),
+        document(extra=0).replace(b'"extra": 0', b'"extra":[-Inf]'),
+        document().replace(b'"rider"', b'"rider": "bob", "rider"'),
+        document(metres=2**63),
+        document(metres="900"),
+        document(metres=True),
+        document(metres=None),
+        document(rider=None),
+        document(rider=7),
+        document(shared=1),
+        document(at=1_772_366_400),
+        document(at="2026-03-01 12:00:00Z"),
+        document(at="2026-03-01T12:00:00"),
+        document(at="2026-03-01T12:00Z"),
+        document(at="2026-02-30T12:00:00Z"),
+        document(at="2026-03-01T12:00:60Z"),
+        document(at="2026-03-01T12:00:00.1234567Z"),
+        document(at="2026-03-01T12:00:00Z\n"),
+        document(extra=[[[]]] * 200),
+        document(extra=0).replace(b"0}", b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        document(extra=0).replace(b"0}", b'{"a":' * 100_000 + b"1" + b"}" * 100_001),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_a_message_that_is_not_plain_is_left_to_the_model_with_those_around_it(value: bytes) -> None:
+    assert columns(value) is None
+    assert columns(document(), value, document()) is None
+
+
+def test_no_message_borrows_from_its_neighbour() -> None:
+    assert columns(b'{"x":[{}', b"{}]}") is None
+    assert columns(document()[:-1] + b',"x":{}', b'{"y":1}}') is None
+    assert columns(document() + document(), b"{}") is None
+
+
+def _positive(value: int) -> int:
+    assert value > 0
+    return value
+
+
+class _Checked(Trip):
+    metres: Annotated[int, AfterValidator(_positive)]
+
+
+class _Bounded(Trip):
+    metres: int = Field(ge=0)
+
+
+class _Renamed(Trip):
+    note: str | None = Field(default=None, alias="remark")
+
+
+class _Defaulted(Trip):
+    note: str = "none"
+
+
+class _Listed(Trip):
+    tags: list[str]
+
+
+class _OneOf(Trip):
+    note: Literal["a", "b"] | None = None
+
+
+class _Closed(Trip):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Stripped(Trip):
+    model_config = ConfigDict(str_strip_whitespace=True)
+
+
+class _Whole(Trip):
+    @model_validator(mode="before")
+    @classmethod
+    def changed(cls, data: Any) -> Any:
+        return data
+
+
+class _After(Trip):
+    def model_post_init(self, context: Any, /) -> None:
+        del context
+
+
+@pytest.mark.parametrize(
+    "model",
+    [_Checked, _Bounded, _Renamed, _Defaulted, _Listed, _OneOf, _Closed, _Stripped, _Whole, _After],
+    ids=lambda model: model.__name__,
+)
+def test_a_model_that_asks_for_more_than_types_decides_itself(model: type[Event]) -> None:
+    assert reader(model) is None
+
+
+def test_a_value_that_may_be_null_but_not_absent_is_read_where_it_is_there() -> None:
+    class Said(Trip):
+        tip: float | None
+
+    plain = reader(Said)
+    assert plain is not None
+
+    assert plain.columns([document(tip=1.5)]) is not None
+    assert plain.columns([document(tip=None)]) is None
+    assert plain.columns([document()]) is None
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**64), 2**64),
+    st.floats(),
+    st.text(max_size=6),
+    st.datetimes(timezones=st.sampled_from([UTC])).map(datetime.isoformat),
+    st.sampled_from(["2026-03-01T12:00:00Z", "2026-03-01T23:59:59.999999-23:59", "0000-01-01T00:00:00Z"]),
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+)
+DOCUMENTS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "at": st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat),
+            "rider": st.text(max_size=4),
+            "metres": st.integers(-(2**63), 2**63 - 1),
+            "fare": st.floats(allow_nan=False, allow_infinity=False) | st.integers(),
+            "shared": st.booleans(),
+        },
+        optional={
+            "note": st.none() | st.text(max_size=4),
+            "rating": st.none() | st.integers(-9, 9),
+            "tip": st.none() | st.floats(),
+            "ended": st.none() | st.sampled_from(["2026-03-01T12:00:00+05:30", "2026-03-01T12:00:00.1Z"]),
+            "extra": VALUES,
+        },
+    ),
+    st.builds(lambda name, value: {**GOOD, name: value}, st.sampled_from([*GOOD, "tip", "ended", "note"]), VALUES),
+).map(lambda value: json.dumps(value).encode())
+PIECES = st.sampled_from([b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"-", b"0", b".", b"e1", b"\n", b" "])
+MESSAGES = st.one_of(
+    DOCUMENTS,
+    st.builds(
+        lambda text, at, cut, piece: text[: at % len(text)] + piece + text[at % len(text) + cut :],
+        DOCUMENTS, st.integers(0, 300), st.integers(0, 2), PIECES | st.binary(max_size=2),
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(values=st.lists(MESSAGES, min_size=1, max_size=4))
+def test_what_is_read_without_the_model_is_what_the_model_reads(values: list[bytes]) -> None:
+    read = columns(*values)
+
+    if read is not None:
+        try:
+            expected = [MODEL.validate_python(value).__dict__ for value in values]
+        except ValidationError as error:
+            pytest.fail(f"the model refuses {values}: {error}")
+        assert [bits(row) for row in read] == [bits(row) for row in expected]
