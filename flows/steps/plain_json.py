@@ -21,7 +21,8 @@ _NESTED_MAX = 100
 """A message with more objects and lists than this may be deeper than the model reads."""
 _NO_JSON = re.compile(rb"[\s:,\[-](?:Inf|NaN)")
 """Arrow has more literals for what JSON has no numbers for than the model."""
-_TIME = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:Z|[+-]\d{2}:\d{2})$"
+_TIME = r"^(?:0[1-9]|[1-8]\d|9[0-8])\d{2}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:Z|[+-]\d{2}:\d{2})$"
+"""In years that no offset moves out of the calendar."""
 _TIMESTAMP = pa.timestamp("us", "UTC")
 _COLUMNS: Mapping[str, pa.DataType] = {
     "str": pa.string(),
@@ -44,7 +45,7 @@ class PlainJson:
     @classmethod
     def of(cls, contract: Contract) -> Self | None:
         """Return the reader of a contract's messages; None if its model asks for more than types."""
-        model: Mapping[str, Any] = contract.model.__pydantic_core_schema__  # type: ignore[assignment]  # a TypedDict of many forms
+        model: Mapping[str, Any] = contract.model.__pydantic_core_schema__
         fields = model["schema"]
         by_model = {"type", "cls", "config", "custom_init", "metadata", "ref", "root_model", "schema"}
         asked = {"extra_fields_behavior", "strict", "frozen", "title"}
@@ -78,9 +79,8 @@ class PlainJson:
             return None
         for name in self._times:
             times = read.column(name)
-            if not pc.all(pc.match_substring_regex(times, _TIME)).as_py():  # of nothing but nulls that is None
-                if times.null_count < len(values):
-                    return None
+            if not pc.all(pc.match_substring_regex(times, _TIME), min_count=0).as_py():
+                return None
             try:
                 read = read.set_column(self._schema.get_field_index(name), name, times.cast(_TIMESTAMP))
             except pa.ArrowInvalid:

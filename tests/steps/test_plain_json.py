@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, Json, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    ConfigDict,
+    Field,
+    Json,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from freshet.flows.steps.plain_json import PlainJson
 from freshet.schemas.event import Event, Stream, contract
@@ -59,13 +68,13 @@ def bits(row: dict[str, Any]) -> dict[str, Any]:
 
 PLAIN_MESSAGES = [
     document(),
-    document(note="naïve 🚲 \\ \" \u2028", rating=5, tip=0.1),
+    document(note='naïve 🚲 \\ " \u2028', rating=5, tip=0.1),
     document(rating=None, note=None, ended=None),
     document(ended="2026-03-01T12:20:00.5+01:00", tip=-1e-300),
     document(extra={"deep": [1, {"er": None}]}, metres=2**63 - 1),
     document(fare=3, note="Information"),
     json.dumps(GOOD, separators=(",", ":")).encode(),
-    b'{ "rider" : "\\u0061da\\u0000" , "at":"0001-01-01T00:00:00Z","metres":-0,"fare":1E5,"shared":true\t}',
+    b'{ "rider" : "\\u0061da\\u0000" , "at":"0100-01-01T00:00:00Z","metres":-0,"fare":1E5,"shared":true\t}',
 ]
 
 
@@ -116,6 +125,9 @@ def test_plain_messages_are_read_together_in_their_order() -> None:
         document(at="2026-03-01 12:00:00Z"),
         document(at="2026-03-01T12:00:00"),
         document(at="2026-03-01T12:00Z"),
+        document(at="0000-01-01T00:00:00Z"),
+        document(at="0001-01-01T00:00:00+23:59"),
+        document(at="9999-12-31T23:59:59-00:01"),
         document(at="2026-02-30T12:00:00Z"),
         document(at="2026-03-01T12:00:60Z"),
         document(at="2026-03-01T12:00:00.1234567Z"),

@@ -79,7 +79,7 @@ def _count(of: Folded) -> pa.Array:
 def _sums(of: Folded) -> Doubles:
     """Return sums as doubles, each rounded once."""
     unit = digits.FLOAT_UNIT if pa.types.is_floating(of.kind) else 0
-    return digits.nearest_double(of.part(Digits).sums(of.spans), len(of.spans), unit)
+    return digits.nearest_double(of.part(Digits).digits(of.spans), len(of.spans), unit)
 
 
 def _sum(of: Folded) -> pa.Array:
@@ -88,7 +88,7 @@ def _sum(of: Folded) -> pa.Array:
     if pa.types.is_floating(of.kind):
         return pa.array(of.part(Specials).applied(_sums(of), of.spans), pa.float64(), mask=empty)
     scale = of.kind.scale if pa.types.is_decimal(of.kind) else None
-    return digits.decimals(of.part(Digits).sums(of.spans), empty, scale)
+    return digits.decimals(of.part(Digits).digits(of.spans), empty, scale)
 
 
 def _avg(of: Folded) -> pa.Array:
@@ -104,7 +104,7 @@ def _variance(fewer: int, *, root: bool) -> Callable[[Folded], pa.Array]:
     def lower(of: Folded) -> pa.Array:
         counts = of.counts
         known = counts > fewer
-        sums, squares = of.part(Digits).sums(of.spans), of.part(Squares).sums(of.spans)
+        sums, squares = of.part(Digits).digits(of.spans), of.part(Squares).digits(of.spans)
         lowest = min([*sums, *(place // 2 for place in squares)], default=0)
         exponent = 2 * (lowest * digits.DIGIT_BITS + digits.FLOAT_UNIT)
         numbers = zip(

@@ -1,18 +1,17 @@
 """The fold of a monoid over any runs of a segment.
 
-Two mechanisms serve every monoid. Where it has an inverse (integers under addition), the fold of [l, r) is the
-difference of two prefixes, exact because integers are. Where it has none (minimum, maximum), it is folded over panes: a
-pane of level k holds the fold of 32**k neighbouring positions, so a range is at most 62 positions a level.
+Two mechanisms serve every monoid. Where it has an inverse (integers under addition), the fold of a run is the
+difference of two running sums, exact because integers are. Where it has none (minimum, maximum), it is folded over
+panes: a pane of level k holds the fold of 32**k neighbouring positions, so a range is at most 62 positions a level.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from freshet.flows.steps.windows.segments import Changed, Column, Ints, Segments, ranges
+from freshet.flows.steps.windows.segments import Changed, Column, Ints, Segments, ranges, running_before
 
 _PANE = 32
 _SHORT = 2 * _PANE
@@ -20,78 +19,70 @@ _SHORT = 2 * _PANE
 
 @dataclass(frozen=True)
 class Spans:
-    """The positions that each frame holds: one run [low, high) a frame, or several, in order of time."""
+    """The positions that each frame holds: one run [low, high) a frame, or several, in order of time.
+
+    `starts` is where each frame's segment starts.
+    """
 
     segments: Segments
+    starts: Ints
     runs: tuple[tuple[Ints, Ints], ...]
+    _sums: dict[str, Ints] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.runs[0][0])
+        return len(self.starts)
 
-    @cached_property
-    def bounds(self) -> list[tuple[Ints, Ints, npt.NDArray[np.bool_]]]:
-        """The first and the last position of each run, and whether it has any; some position where it has none."""
-        lasts = [np.maximum(high - 1, 0) for _, high in self.runs]
-        return [(np.minimum(low, last), last, high > low) for (low, high), last in zip(self.runs, lasts, strict=True)]
+    def sum(self, column: str) -> Ints:
+        """Return the sum over each frame; what stands beside the column is summed with it, and kept."""
+        if column not in self._sums:
+            names, running = self.segments.summed(column)
+            (total, *more) = (self._over(running, low, high) for low, high in self.runs)
+            for others in more:
+                total += others
+            self._sums.update(zip(names, total.T, strict=True))
+        return self._sums[column]
+
+    def _over(self, running: npt.NDArray[np.int64], low: Ints, high: Ints) -> npt.NDArray[np.int64]:
+        total = running.take(np.maximum(high - 1, 0), axis=0)
+        total -= running_before(running, low, self.starts)
+        total[high <= low] = 0
+        return total
 
 
-class PrefixFold:
-    """Sums of one integer column of the segments, modulo 2**64.
-
-    A sum that lies in int64 is exact whatever the prefixes did on the way, since arithmetic modulo 2**64 is.
-    """
+class SumFold:
+    """Sums of one column of whole numbers, of which the segments keep the running sums."""
 
     def __init__(self, column: str) -> None:
         self.column = column
-        self.prefix_column = f"{column}.prefix"
-
-    def columns(self) -> dict[str, np.dtype[np.generic]]:
-        """The columns this fold keeps in the segments: the values and, before each, the sum of those before it."""
-        return dict.fromkeys((self.column, self.prefix_column), np.dtype(np.int64))
-
-    def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring the prefixes up to date after an insert."""
-        column, prefix = self._of(segments)
-        values = column[changed.at]
-        base = np.where(changed.continues, prefix[changed.before] + column[changed.before], 0)
-        running = np.cumsum(values) - values
-        prefix[changed.at] = running + np.repeat(base - running[changed.firsts], changed.lengths)
-
-    def _of(self, segments: Segments) -> tuple[Ints, Ints]:
-        """Return the column, and the sums before each value."""
-        return segments.columns[self.column], segments.columns[self.prefix_column]  # type: ignore[return-value]  # so declared
 
     def fold(self, spans: Spans) -> Ints:
-        """Return the sum over each frame; 0 for an empty one."""
-        column, prefix = self._of(spans.segments)
-        (total, *more) = [(prefix[last] - prefix[first] + column[last]) * some for first, last, some in spans.bounds]
-        for sums in more:
-            total += sums
-        return total
+        """Return the sum over each frame, if that lies in int64; 0 for an empty one."""
+        return spans.sum(self.column)
 
     def first(self, spans: Spans) -> Ints:
         """Return the first position of each frame whose value is not 0, values being counts; -1 if there is none."""
         found = np.full(len(spans), -1)
         for low, high in reversed(spans.runs):
-            found = np.where(self._some(spans, low, high), self._search(spans, low, high, low, 1), found)
+            target = self._before(spans, low) + 1
+            found = np.where(self._some(spans, low, high), self._search(spans, low, high, target), found)
         return found
 
     def last(self, spans: Spans) -> Ints:
         """Return the last such position."""
         found = np.full(len(spans), -1)
         for low, high in spans.runs:
-            found = np.where(self._some(spans, low, high), self._search(spans, low, high, high, 0), found)
+            target = self._before(spans, high)
+            found = np.where(self._some(spans, low, high), self._search(spans, low, high, target), found)
         return found
 
-    def _some(self, spans: Spans, low: Ints, high: Ints) -> npt.NDArray[np.bool_]:
-        return self.fold(Spans(spans.segments, ((low, high),))) > 0
+    def _before(self, spans: Spans, positions: Ints) -> Ints:
+        return running_before(spans.segments.columns[self.column], positions, spans.starts)
 
-    def _search(self, spans: Spans, low: Ints, high: Ints, edge: Ints, more: int) -> Ints:
-        """Return the last position in [low, high) with less before it than before `edge`, and `more`."""
-        column, prefix = self._of(spans.segments)
-        last = np.maximum(edge - 1, 0)
-        target = np.where(edge > low, prefix[last] + column[last], prefix[np.minimum(low, len(prefix) - 1)])
-        return spans.segments.search(self.prefix_column, low, high, target + more) - 1
+    def _some(self, spans: Spans, low: Ints, high: Ints) -> npt.NDArray[np.bool_]:
+        return (high > low) & (self._before(spans, high) > self._before(spans, low))
+
+    def _search(self, spans: Spans, low: Ints, high: Ints, target: Ints) -> Ints:
+        return spans.segments.search(self.column, low, high, target)
 
 
 class PaneFold:

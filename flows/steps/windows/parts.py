@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from freshet.flows.steps.windows import digits
 from freshet.flows.steps.windows.columns import ValueColumn, integers, present
-from freshet.flows.steps.windows.folds import PaneFold, PrefixFold, Spans
+from freshet.flows.steps.windows.folds import PaneFold, Spans, SumFold
 from freshet.flows.steps.windows.segments import Changed, Column, Columns, Ints, Segments, ranges, run_begins
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -34,7 +34,10 @@ class Part(Protocol):
         """Return the columns to keep of a batch's inputs; may add columns that earlier events have zeros in."""
 
     def columns(self) -> Dtypes:
-        """Return all columns this part keeps in the segments."""
+        """Return the columns this part keeps in the segments as they are."""
+
+    def sums(self) -> Collection[str]:
+        """Return those of whole numbers of which the segments keep the running sums."""
 
     def update(self, segments: Segments, changed: Changed) -> None:
         """Bring folds up to date after an insert."""
@@ -43,32 +46,39 @@ class Part(Protocol):
         """Return the columns of panes, each of the elements from one of `firsts` to the next."""
 
 
-def _summed(columns: Columns, firsts: Ints, *names: str) -> dict[str, Column]:
-    return {name: np.add.reduceat(columns[name], firsts) for name in names}
-
-
 class _Summed:
-    """A part that is some sums of whole numbers."""
+    """A part that is some sums of whole numbers: nothing has to be brought up to date, or merged."""
 
-    def folds(self) -> Collection[PrefixFold]:
+    def folds(self) -> Collection[SumFold]:
         """Return the sums."""
         raise NotImplementedError
 
     def columns(self) -> Dtypes:
-        """The numbers, and their prefixes."""
-        return {name: dtype for fold in self.folds() for name, dtype in fold.columns().items()}
+        """Nothing else is kept."""
+        return {}
+
+    def sums(self) -> Collection[str]:
+        """The numbers."""
+        return [fold.column for fold in self.folds()]
 
     def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring all prefixes up to date."""
-        for fold in self.folds():
-            fold.update(segments, changed)
+        """Segments keep the sums."""
 
     def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
-        """Add."""
-        return _summed(columns, firsts, *(fold.column for fold in self.folds()))
+        """Segments merge the sums."""
+        del columns, firsts
+        return {}
 
 
-class _Paned:
+class _Sumless:
+    """A part that needs no sums."""
+
+    def sums(self) -> Collection[str]:
+        """There are none."""
+        return ()
+
+
+class _Paned(_Sumless):
     """A part that is one fold over panes."""
 
     panes: PaneFold
@@ -87,7 +97,7 @@ class _Paned:
         return {self.panes.column: self.panes.combine.reduceat(columns[self.panes.column], firsts)}
 
 
-class _Unfolded:
+class _Unfolded(_Sumless):
     """A part that is kept as it comes: there is nothing to bring up to date."""
 
     def update(self, segments: Segments, changed: Changed) -> None:
@@ -99,13 +109,13 @@ class Present(_Summed):
 
     def __init__(self, name: str, kind: pa.DataType) -> None:
         del kind
-        self._fold = PrefixFold(f"{name}.present")
+        self._fold = SumFold(f"{name}.present")
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep 1 or 0."""
         return {self._fold.column: present(values).astype(np.int64)}
 
-    def folds(self) -> Collection[PrefixFold]:
+    def folds(self) -> Collection[SumFold]:
         """Return the count."""
         return (self._fold,)
 
@@ -122,7 +132,7 @@ class Digits(_Summed):
     def __init__(self, name: str, kind: pa.DataType) -> None:
         self.kind = kind
         self._prefix = f"{name}.{'square' if self.squares else 'digit'}."
-        self._folds: dict[int, PrefixFold] = {}
+        self._folds: dict[int, SumFold] = {}
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep the digits of each input; of doubles those that are finite."""
@@ -140,10 +150,10 @@ class Digits(_Summed):
         nothing = np.zeros(len(values), np.int64)
         return {fold.column: found.get(place, nothing) for place, fold in self._folds.items()}
 
-    def _fold(self, place: int) -> PrefixFold:
-        return self._folds.setdefault(place, PrefixFold(f"{self._prefix}{place}"))
+    def _fold(self, place: int) -> SumFold:
+        return self._folds.setdefault(place, SumFold(f"{self._prefix}{place}"))
 
-    def folds(self) -> Collection[PrefixFold]:
+    def folds(self) -> Collection[SumFold]:
         """Return the digits seen so far."""
         return self._folds.values()
 
@@ -151,15 +161,15 @@ class Digits(_Summed):
     def usual_bytes(self) -> int:
         """How many bytes an input takes if all are of like size: doubles span three digits, whole numbers one."""
         places = 3 if pa.types.is_floating(self.kind) else 1
-        return 16 * (2 * places if self.squares else places)
+        return 8 * (2 * places if self.squares else places)
 
     def restore(self, names: Mapping[str, Column]) -> None:
         """Know the digits again that saved columns have."""
         for name in names:
-            if name.startswith(self._prefix) and not name.endswith(".prefix"):
+            if name.startswith(self._prefix):
                 self._fold(int(name.removeprefix(self._prefix)))
 
-    def sums(self, spans: Spans) -> dict[int, Ints]:
+    def digits(self, spans: Spans) -> dict[int, Ints]:
         """Return the digits of the sum of each frame."""
         return {place: fold.fold(spans) for place, fold in self._folds.items()}
 
@@ -176,10 +186,10 @@ class Specials(_Summed):
     def __init__(self, name: str, kind: pa.DataType) -> None:
         self._kept = bool(pa.types.is_floating(kind))
         self._nan, self._positive, self._negative = (
-            PrefixFold(f"{name}.{special}") for special in ("nan", "positive", "negative")
+            SumFold(f"{name}.{special}") for special in ("nan", "positive", "negative")
         )
 
-    def folds(self) -> Collection[PrefixFold]:
+    def folds(self) -> Collection[SumFold]:
         """Return the counts."""
         return (self._nan, self._positive, self._negative) if self._kept else ()
 
@@ -245,7 +255,7 @@ class _End:
 
     def __init__(self, name: str, kind: pa.DataType) -> None:
         name = f"{name}.{'last' if self.is_last else 'first'}"
-        self._present = PrefixFold(f"{name}.present")
+        self._present = SumFold(f"{name}.present")
         self._value = ValueColumn(f"{name}.value", kind.field("v").type)
 
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
@@ -254,12 +264,15 @@ class _End:
         return {self._present.column: there, **self._value.lift(pc.struct_field(values, "v"))}
 
     def columns(self) -> Dtypes:
-        """Values, and counts of those that are there."""
-        return {**self._present.columns(), **self._value.columns()}
+        """Values."""
+        return self._value.columns()
+
+    def sums(self) -> Collection[str]:
+        """Counts of those that are there."""
+        return (self._present.column,)
 
     def update(self, segments: Segments, changed: Changed) -> None:
-        """Bring the prefix up to date."""
-        self._present.update(segments, changed)
+        """Segments keep the counts."""
 
     def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
         """Take the value at the end of each pane."""
@@ -268,8 +281,7 @@ class _End:
             chosen = np.maximum(np.maximum.reduceat(np.where(there, at, -1), firsts), 0)
         else:
             chosen = np.minimum(np.minimum.reduceat(np.where(there, at, len(at)), firsts), len(at) - 1)
-        values = {name: columns[name][chosen] for name in self._value.columns()}
-        return {**values, **_summed(columns, firsts, self._present.column)}
+        return {name: columns[name][chosen] for name in self._value.columns()}
 
     def values(self, spans: Spans) -> pa.Array:
         """Return the value at the end of each frame."""

@@ -1,7 +1,12 @@
 """Each entity's events, ordered by (event time, event id, partition, offset), in one contiguous segment of columns.
 
 An element of a segment is an event, or a pane: neighbouring events that no frame will ever tell apart again, merged
-into one. A segment has room to grow, so that events in order are appended in place; one that is full moves to where
+into one. Of some columns the running sum is kept: at each element, the sum from its segment's first to it, modulo
+2**64. So the sum of a run is a difference of two, exact where it lies in int64; to merge elements is to take the last.
+
+Columns of one type stand side by side, eight in a row: what is moved or summed of an element is one line of memory.
+
+A segment has room to grow, so that events in order are appended in place; one that is full moves to where
 there is twice the room. Events out of order are merged into their segment's tail. Positions are only valid until the
 next `insert` or `replace`.
 
@@ -9,10 +14,10 @@ Room is won back by sweeps, a few segments at a time, in the order in which they
 before. What is then left between the last of them and those that got room meanwhile is given first.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +27,7 @@ Column: TypeAlias = npt.NDArray[np.generic]
 Columns: TypeAlias = Mapping[str, Column]
 
 TIME, EVENT_ID, PARTITION, OFFSET = "time", "event_id", "partition", "offset"
-_ROOM_EVENTS, _SIZE_MIN = 2, 1024
+_ROOM_EVENTS, _SIZE_MIN, _BLOCK_COLUMNS = 2, 1024, 8
 _CUT_ABOVE = 3
 """Columns are made anew when so many times more of them was used than is."""
 
@@ -38,11 +43,6 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
-def is_derived(column: str) -> bool:
-    """Say whether a column is computed from others."""
-    return column.endswith(".prefix")
-
-
 def run_begins(*columns: Column) -> npt.NDArray[np.bool_]:
     """Say where a run of equal values begins: where any of the columns differs from the place before.
 
@@ -54,11 +54,6 @@ def run_begins(*columns: Column) -> npt.NDArray[np.bool_]:
     for column in columns:
         begins[1:] |= column[1:] != column[:-1]
     return begins
-
-
-def blank(size: int, dtype: np.dtype[np.generic]) -> Column:
-    """Return a column of nothing: zeros, or None where Python values are kept."""
-    return np.full(size, None, dtype) if dtype.hasobject else np.zeros(size, dtype)
 
 
 def ordered(slots: Ints, columns: Columns) -> Ints:
@@ -82,13 +77,19 @@ def ordered(slots: Ints, columns: Columns) -> Ints:
     return order
 
 
+def running_before(running: npt.NDArray[Any], positions: Ints, starts: Ints) -> npt.NDArray[Any]:
+    """Return the running sums before positions in segments that start at `starts`; of one column, or of several."""
+    before = running.take(np.maximum(positions - 1, 0), axis=0)
+    before[positions == starts] = 0
+    return before
+
+
 @dataclass(frozen=True)
 class Changed:
     """What an insert touched: for each touched slot the positions from its first new event's time to its end.
 
     `starts` and `ends` bound those positions; `is_new` says, range after range, which of them are new events. Where a
-    segment moved to get room, `written` is its new first position; elsewhere it equals `starts`. `continues` says where
-    the segment has events before them.
+    segment moved to get room, `written` is its new first position; elsewhere it equals `starts`.
     """
 
     slots: Ints
@@ -96,7 +97,6 @@ class Changed:
     starts: Ints
     ends: Ints
     is_new: npt.NDArray[np.bool_]
-    continues: npt.NDArray[np.bool_]
 
     @cached_property
     def lengths(self) -> Ints:
@@ -113,17 +113,62 @@ class Changed:
         """All positions, slot after slot."""
         return ranges(self.starts, self.lengths)
 
-    @cached_property
-    def before(self) -> Ints:
-        """The position before each slot's, where `continues`; some position elsewhere."""
-        return np.maximum(self.starts - 1, 0)
+
+class _Block:
+    """Columns of one type, side by side: `cells` has a row a position. `sums` says whether they are running sums."""
+
+    def __init__(self, names: Sequence[str], dtype: np.dtype[np.generic], *, sums: bool) -> None:
+        self.names, self.dtype, self.sums = tuple(names), dtype, sums
+        self.cells = self.blank(0)
+
+    def blank(self, size: int) -> npt.NDArray[Any]:
+        """Return so many rows of nothing: zeros, or None where Python values are kept."""
+        if self.dtype.hasobject:
+            return np.full((size, len(self.names)), None, self.dtype)
+        return np.zeros((size, len(self.names)), self.dtype)
+
+    def columns(self) -> Columns:
+        """Return the columns, each a view."""
+        return {name: self.cells[:, index] for index, name in enumerate(self.names)}
+
+    def filled(self, columns: Columns, count: int) -> npt.NDArray[Any]:
+        """Return rows of given columns; of those that are not given, of nothing."""
+        rows = self.blank(count)
+        for index, name in enumerate(self.names):
+            if name in columns:
+                rows[:, index] = columns[name]
+        return rows
+
+    def taken(self, positions: Ints) -> npt.NDArray[Any]:
+        """Return the rows at positions."""
+        return self.cells.take(positions, axis=0)
+
+
+def _blocks(dtypes: Mapping[str, np.dtype[np.generic]], sums: Collection[str]) -> list[_Block]:
+    """Put columns into blocks. Times are searched, so they stand close; Python values take memory, so they do alone."""
+    kinds: dict[object, list[str]] = {}
+    for name, dtype in dtypes.items():
+        kinds.setdefault(name if name == TIME or dtype.hasobject else dtype, []).append(name)
+    groups = [(names, dtypes[names[0]], False) for names in kinds.values()]
+    if sums:
+        groups.append(([*sums], np.dtype(np.int64), True))
+    return [
+        _Block(names[start : start + _BLOCK_COLUMNS], dtype, sums=are_sums)
+        for names, dtype, are_sums in groups
+        for start in range(0, len(names), _BLOCK_COLUMNS)
+    ]
 
 
 @dataclass
 class Segments:
-    """The ordered events of many entities. `dtypes` names the columns kept beside time, partition and offset."""
+    """The ordered events of many entities.
+
+    `dtypes` names the columns kept beside time, partition and offset; `sums` those of whole numbers of which the
+    running sum is kept.
+    """
 
     dtypes: Mapping[str, np.dtype[np.generic]]
+    sums: Sequence[str] = ()
     keys: list[Hashable | None] = field(default_factory=list)
     slots: dict[Hashable, int] = field(default_factory=dict)
 
@@ -131,7 +176,11 @@ class Segments:
         order: dict[str, np.dtype[np.generic]] = {
             TIME: np.dtype(np.int64), PARTITION: np.dtype(np.int32), OFFSET: np.dtype(np.int64),
         }  # fmt: skip
-        self.columns: dict[str, Column] = {name: blank(0, dtype) for name, dtype in {**order, **self.dtypes}.items()}
+        self._blocks = _blocks({**order, **self.dtypes}, self.sums)
+        self.columns: dict[str, Column] = {}
+        """Every column by its name, as far as it reaches; of `sums`, the running sums. Views: not to be kept."""
+        self._place: dict[str, tuple[_Block, int]] = {}
+        self._name()
         self.used = 0
         """From here on, no position of the columns was given to a segment."""
         self.taken = 0
@@ -150,6 +199,11 @@ class Segments:
         self.room: Ints = np.zeros(0, np.int64)
         """Where the segment's room ends."""
 
+    def _name(self) -> None:
+        for block in self._blocks:
+            self.columns |= block.columns()
+            self._place |= {name: (block, index) for index, name in enumerate(block.names)}
+
     @property
     def time(self) -> Ints:
         """Event time of every position, µs since the epoch; of a pane, its last event's."""
@@ -160,11 +214,29 @@ class Segments:
         """How many positions hold an event or a pane."""
         return int((self.end - self.start).sum())
 
-    def add_columns(self, dtypes: Mapping[str, np.dtype[np.generic]]) -> None:
-        """Keep further columns; events that are already here have zeros in them."""
-        for name, dtype in dtypes.items():
-            if name not in self.columns:
-                self.columns[name] = blank(len(self.time), dtype)
+    def add_sums(self, names: Collection[str]) -> None:
+        """Keep running sums of further columns; of events that are already here they are of zeros."""
+        missing = [name for name in names if name not in self.columns]
+        if not missing:
+            return
+        self.sums = [*self.sums, *missing]
+        made = _blocks({}, missing)
+        if not self.used:  # sums that are known at first stand together
+            self._blocks = [block for block in self._blocks if not block.sums]
+            made = _blocks({}, self.sums)
+        for block in made:
+            block.cells = block.blank(len(self.time))
+        self._blocks += made
+        self._name()
+
+    def summed(self, column: str) -> tuple[Sequence[str], npt.NDArray[np.int64]]:
+        """Return which running sums stand beside a column's, and all of them: a row a position, in their order."""
+        block = self._place[column][0]
+        return block.names, block.cells
+
+    def elements(self, positions: Ints, owners: Ints) -> Columns:
+        """Return the columns of elements at positions, those of the segments of `owners`: of `sums`, the values."""
+        return _Elements(self, positions, self.start[owners])
 
     def slots_of(self, keys: Sequence[Hashable]) -> Ints:
         """Return the slot of each key; a key that has none gets one."""
@@ -190,43 +262,72 @@ class Segments:
     def insert(self, slots: Ints, columns: Columns) -> Changed:
         """Put events where their order says; `slots` says whose each is. Returns what changed.
 
-        `columns` need not name those that a fold derives, such as prefixes.
+        Columns that are not given have nothing of these events. Of `sums` the values are given.
         """
         order = ordered(slots, columns)
         slots = slots[order]
-        columns = {name: column[order] for name, column in columns.items()}
         firsts = np.flatnonzero(run_begins(slots))
         counts = np.diff(np.append(firsts, len(slots)))
         touched = slots[firsts]
         moved = self._make_room(touched, counts)
 
-        first_times: Ints = columns[TIME][firsts]  # type: ignore[assignment]  # TIME is int64 by construction
+        first_times: Ints = columns[TIME][order[firsts]]  # type: ignore[assignment]  # TIME is int64 by construction
         starts = self.search(TIME, self.start[touched], self.end[touched], first_times)
         tails = self.end[touched] - starts
-        lengths = tails + counts
-        destination = ranges(starts, lengths)
-        is_new = np.ones(len(destination), np.bool_)
-        if not tails.any():
-            for name, column in columns.items():
-                self.columns[name][destination] = column
-        else:
-            is_new = self._merge(touched, starts, tails, counts, columns, destination)
-        self.end[touched] += counts
-        begins = self.start[touched]
-        written = np.where(moved, begins, starts)
-        return Changed(touched, written, starts, starts + lengths, is_new, starts > begins)
-
-    def _merge(
-        self, touched: Ints, starts: Ints, tails: Ints, counts: Ints, new: Columns, destination: Ints
-    ) -> npt.NDArray[np.bool_]:
-        """Merge new events into the tails of their segments; return which of the destinations are new events."""
+        changed = Changed(
+            touched,
+            np.where(moved, self.start[touched], starts),
+            starts,
+            starts + tails + counts,
+            np.ones(int((tails + counts).sum()), np.bool_),
+        )
         old = ranges(starts, tails)
-        owners = np.append(np.repeat(touched, tails), np.repeat(touched, counts))
-        both = {name: np.append(self.columns[name][old], column) for name, column in new.items()}
-        order = ordered(owners, both)
-        for name, column in both.items():
-            self.columns[name][destination] = column[order]
-        return order >= len(old)
+        if len(old):
+            order = self._merged(changed, old, np.append(np.repeat(touched, tails), slots), columns, order)
+        for block in self._blocks:
+            rows = block.filled(columns, len(slots))
+            if len(old):
+                rows = np.concatenate([self._values(block, old, np.repeat(self.start[touched], tails)), rows])
+            self._put(block, changed, rows.take(order, axis=0))
+        self.end[touched] += counts
+        return changed
+
+    def _merged(self, changed: Changed, old: Ints, owners: Ints, new: Columns, order: Ints) -> Ints:
+        """Return the order of elements that are here and, behind them, new events; note which then are new."""
+        names = (TIME, PARTITION, OFFSET, *((EVENT_ID,) if EVENT_ID in new else ()))
+        both = {name: np.append(self.columns[name][old], new[name][order]) for name in names}
+        merged = ordered(owners, both)
+        changed.is_new[:] = merged >= len(old)
+        return np.append(np.arange(len(old)), len(old) + order)[merged]
+
+    def put(self, changed: Changed, columns: Columns) -> None:
+        """Put other values into some columns of what changed; of `sums` the values are given."""
+        for name, values in columns.items():
+            block, index = self._place[name]
+            if block.sums:
+                self._put_sums(block, changed, values[:, None], slice(index, index + 1))
+            else:
+                block.cells[changed.at, index] = values
+
+    def _put(self, block: _Block, changed: Changed, rows: npt.NDArray[Any]) -> None:
+        if block.sums:
+            self._put_sums(block, changed, rows, slice(None))
+        else:
+            block.cells[changed.at] = rows
+
+    def _put_sums(self, block: _Block, changed: Changed, values: npt.NDArray[Any], which: slice) -> None:
+        """Let sums run on from what stands before."""
+        running = np.cumsum(values, axis=0)
+        firsts = changed.firsts
+        base = running_before(block.cells[:, which], changed.starts, self.start[changed.slots])
+        base -= running[firsts] - values[firsts]
+        running += np.repeat(base, changed.lengths, axis=0)
+        block.cells[changed.at, which] = running
+
+    def _values(self, block: _Block, positions: Ints, starts: Ints) -> npt.NDArray[Any]:
+        """Return what elements have: of running sums, by how much they rise."""
+        rows = block.taken(positions)
+        return rows - running_before(block.cells, positions, starts) if block.sums else rows
 
     def _make_room(self, touched: Ints, counts: Ints) -> npt.NDArray[np.bool_]:
         """Move every segment that cannot take its new events to where it has more room; say which."""
@@ -239,8 +340,8 @@ class Segments:
         old = ranges(self.start[moving], kept)
         begins = self._given(room)
         new = ranges(begins, kept)
-        for column in self.columns.values():
-            column[new] = column[old]
+        for block in self._blocks:
+            block.cells[new] = block.taken(old)
         self.start[moving] = begins
         self.end[moving] = begins + kept
         self.room[moving] = begins + room
@@ -260,24 +361,26 @@ class Segments:
         return begin + np.cumsum(rooms) - rooms
 
     def _grow(self, needed: int) -> None:
-        """Make every column at least `needed` long, and one that soon will not be: no batch waits for all to grow.
+        """Make every block at least `needed` long, and one that soon will not be: no batch waits for all to grow.
 
         Zeros take no memory until they are written over; references to Python values do, and grow as late as they can.
         """
-        for name, column in self.columns.items():
-            if len(column) < needed:
-                larger = len(column) * 3 // 2 if column.dtype.hasobject else len(column) * 2
-                self._resize(name, max(needed, larger, _SIZE_MIN))
-        plain = (name for name, column in self.columns.items() if not column.dtype.hasobject)
-        shortest = min(plain, key=lambda name: len(self.columns[name]))
-        if needed > len(self.columns[shortest]) // 2:
-            self._resize(shortest, 2 * len(self.columns[shortest]))
+        for block in self._blocks:
+            size = len(block.cells)
+            if size < needed:
+                larger = size * 3 // 2 if block.dtype.hasobject else size * 2
+                self._resize(block, max(needed, larger, _SIZE_MIN))
+        plain = (block for block in self._blocks if not block.dtype.hasobject)
+        shortest = min(plain, key=lambda block: len(block.cells))
+        if needed > len(shortest.cells) // 2:
+            self._resize(shortest, 2 * len(shortest.cells))
 
-    def _resize(self, name: str, size: int) -> None:
-        """Make a column `size` long, which is no less than what is used."""
-        resized = blank(size, self.columns[name].dtype)
-        resized[: self.used] = self.columns[name][: self.used]
-        self.columns[name] = resized
+    def _resize(self, block: _Block, size: int) -> None:
+        """Make a block `size` long, which is no less than what is used."""
+        resized = block.blank(size)
+        resized[: self.used] = block.cells[: self.used]
+        block.cells = resized
+        self.columns |= block.columns()
 
     def search(self, column: str, low: Ints, high: Ints, targets: Ints) -> Ints:
         """Return for each query the first position in [low, high) whose value is not below the target, else `high`.
@@ -326,28 +429,35 @@ class Segments:
     def replace(
         self, slots: Ints, positions: Ints, owners: Ints, firsts: Ints, merge: Callable[[Columns, Ints], Columns]
     ) -> Changed:
-        """Keep only some events of the segments to sweep next, merged into panes; drop entities with none left.
+        """Keep only the last events of the segments to sweep next, merged into panes; drop entities with none left.
 
         `positions` are the events to keep, in order, and `owners` their slots, in the order of `slots`; a pane begins
         at each of `firsts`, and holds events of one entity. `merge` takes the columns of the kept events and `firsts`,
-        and returns those of the panes. Returns the panes as what changed, for folds to be brought up to date: of
-        derived columns they have nothing yet.
+        and returns those of the panes, but for sums, and for others that are of the last event of each. Returns the
+        panes as what changed, for folds to be brought up to date.
         """
         assert self._sweep is not None, "`next_swept` says which"
         begin_of = np.flatnonzero(run_begins(owners[firsts]))
         kept = np.diff(np.append(begin_of, len(firsts)))
         left = owners[firsts][begin_of]
         room = np.maximum(_ROOM_EVENTS, kept + kept // 4)
-        elements = {name: column[positions] for name, column in self.columns.items() if not is_derived(name)}
+        merged = merge(self.elements(positions, owners), firsts) if len(firsts) < len(positions) else {}
+        lasts = positions[np.append(firsts[1:], len(positions))[: len(firsts)] - 1]
+        oldest, starts = positions[firsts[begin_of]], self.start[left]
+        rows = [block.taken(lasts) for block in self._blocks]
+        for block, panes in zip(self._blocks, rows, strict=True):
+            if block.sums:
+                np.subtract(panes, np.repeat(running_before(block.cells, oldest, starts), kept, axis=0), panes)
+            for index, name in enumerate(block.names):
+                if name in merged:
+                    panes[:, index] = merged[name]
         begins = self._swept_to(self._sweep, room)
         self._sweep.given += int(room.sum())
         new = ranges(begins, kept)
-        if len(positions):
-            for name, column in merge(elements, firsts).items():
-                self.columns[name][new] = column
-                if column.dtype.hasobject:
-                    spare = ranges(begins + kept, room - kept)
-                    self.columns[name][spare] = blank(len(spare), column.dtype)
+        for block, panes in zip(self._blocks, rows, strict=True):
+            block.cells[new] = panes
+            if block.dtype.hasobject:
+                block.cells[ranges(begins + kept, room - kept)] = None
         for bounds in (self.start, self.end, self.room):
             bounds[slots] = 0
         self.start[left], self.end[left], self.room[left] = begins, begins + kept, begins + room
@@ -355,8 +465,7 @@ class Segments:
             del self.slots[self.keys[slot]]
             self.keys[slot] = None
             self._vacant.append(slot)
-        all_new, none_before = np.ones(len(firsts), np.bool_), np.zeros(len(left), np.bool_)
-        return Changed(left, begins, begins, begins + kept, all_new, none_before)
+        return Changed(left, begins, begins, begins + kept, np.ones(len(firsts), np.bool_))
 
     def _swept_to(self, sweep: "_Sweep", rooms: Ints) -> Ints:
         """Return where segments go: close behind those that were swept before, if all that was there is swept, too."""
@@ -383,9 +492,9 @@ class Segments:
         left = [(sweep.to, sweep.free_begin), (rest_begin, sweep.used_before)]
         if sweep.passed or rest_begin == sweep.free_begin:
             left = [(sweep.to, sweep.used_before)]
-        for column in self.columns.values():
-            for start, end in left if column.dtype.hasobject else ():
-                column[start:end] = blank(end - start, column.dtype)  # nothing there is referred to any more
+        for block in self._blocks:
+            for start, end in left if block.dtype.hasobject else ():
+                block.cells[start:end] = None  # nothing there is referred to any more
         if self.used == sweep.used_before:
             self.used = left[-1][0]
             left.pop()
@@ -394,8 +503,28 @@ class Segments:
         self._touched = max(self._touched, sweep.used_before)
         if self._touched > _CUT_ABOVE * max(self.used, _SIZE_MIN):
             self._touched = self.used
-            for name in self.columns:
-                self._resize(name, max(2 * self.used, _SIZE_MIN))
+            for block in self._blocks:
+                self._resize(block, max(2 * self.used, _SIZE_MIN))
+
+
+@dataclass(frozen=True)
+class _Elements(Mapping[str, Column]):
+    """The columns of some elements, each gathered when it is asked for."""
+
+    segments: Segments
+    positions: Ints
+    starts: Ints
+
+    def __getitem__(self, name: str) -> Column:
+        column = self.segments.columns[name]
+        found: Column = column[self.positions]
+        return found - running_before(column, self.positions, self.starts) if name in self.segments.sums else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.segments.columns)
+
+    def __len__(self) -> int:
+        return len(self.segments.columns)
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pyarrow as pa
 from freshet.flows.steps.windows.aggregates import FUNCTIONS, Folded, parts_of
 from freshet.flows.steps.windows.columns import ValueColumn, microseconds, timestamps
 from freshet.flows.steps.windows.due import NEVER_DUE_US, DueSlots
-from freshet.flows.steps.windows.folds import PrefixFold, Spans
+from freshet.flows.steps.windows.folds import Spans, SumFold
 from freshet.flows.steps.windows.frames import TickRule, low_edges, tick_rules
 from freshet.flows.steps.windows.panes import panes
 from freshet.flows.steps.windows.parts import Digits, Part
@@ -30,7 +30,6 @@ from freshet.flows.steps.windows.segments import (
     Columns,
     Ints,
     Segments,
-    is_derived,
     ranges,
     run_begins,
 )
@@ -90,7 +89,7 @@ class WindowShard:
         self.clock_us = NEVER_US
         self._created_us = 0
         self._rules = tick_rules(plan)
-        self._events = PrefixFold(_EVENTS)
+        self._events = SumFold(_EVENTS)
         self._arguments = {
             index: {part: part(f"a{index}", _argument(plan, index)) for part in parts_of(functions)}
             for index, functions in _functions(plan).items()
@@ -98,13 +97,13 @@ class WindowShard:
         self._payload = [ValueColumn(name, plan.inputs.field(name).type) for name in plan.payload]
         raw = (name for name in plan.inputs.names if name.startswith("_r"))
         self._raw = {name: ValueColumn(name, plan.inputs.field(name).type) for name in raw}
-        self._segments = Segments(self._dtypes())
+        self._segments = Segments(self._dtypes(), self._sums())
         self._due = DueSlots()
 
     # State
 
     def _dtypes(self) -> dict[str, np.dtype[np.generic]]:
-        kept: dict[str, np.dtype[np.generic]] = {_AVAILABLE: np.dtype(np.int64), **self._events.columns()}
+        kept: dict[str, np.dtype[np.generic]] = {_AVAILABLE: np.dtype(np.int64)}
         if "_id" in self.plan.inputs.names:
             kept[EVENT_ID] = np.dtype(object)
         for part in self._parts():
@@ -112,6 +111,9 @@ class WindowShard:
         for column in (*self._payload, *self._raw.values()):
             kept |= column.columns()
         return kept
+
+    def _sums(self) -> list[str]:
+        return [_EVENTS, *(name for part in self._parts() for name in part.sums())]
 
     def _parts(self) -> Iterator[Part]:
         for parts in self._arguments.values():
@@ -141,21 +143,21 @@ class WindowShard:
     def element_bytes(self) -> int:
         """How many bytes an event or a pane takes, sums being of numbers of few digits, Python values of 24 bytes."""
         columns = sum(24 if dtype.hasobject else dtype.itemsize for dtype in self._segments.dtypes.values())
-        sums = sum(part.usual_bytes for part in self._parts() if isinstance(part, Digits))
-        return columns + sums + 20  # time, partition, offset
+        sums = sum(part.usual_bytes if isinstance(part, Digits) else 8 * len(part.sums()) for part in self._parts())
+        return columns + sums + 28  # time, partition, offset, and one event or more
 
     def state(self) -> dict[str, Any]:
         """Return all that must be kept to go on elsewhere: plain values and arrays."""
         segments = self._segments
         slots = np.flatnonzero(segments.end > segments.start)
         lengths = segments.end[slots] - segments.start[slots]
-        at = ranges(segments.start[slots], lengths)
+        elements = segments.elements(ranges(segments.start[slots], lengths), np.repeat(slots, lengths))
         return {
             "clock_us": self.clock_us,
             "created_us": self._created_us,
             "keys": [segments.keys[slot] for slot in slots.tolist()],
             "lengths": lengths,
-            "columns": {name: column[at] for name, column in segments.columns.items() if not is_derived(name)},
+            "columns": dict(elements),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -165,7 +167,7 @@ class WindowShard:
         for part in self._parts():
             if isinstance(part, Digits):
                 part.restore(columns)
-        self._segments = Segments(self._dtypes())
+        self._segments = Segments(self._dtypes(), self._sums())
         slots = np.repeat(self._segments.slots_of(state["keys"]), state["lengths"])
         if len(slots):
             self._update(self._segments.insert(slots, columns))
@@ -233,7 +235,7 @@ class WindowShard:
         columns: dict[str, Column] = {}
         for part in parts.values():
             columns |= part.lift(values)
-            self._segments.add_columns(part.columns())
+            self._segments.add_sums(part.sums())
         return columns
 
     def _lift_lagged(self, changed: Changed) -> None:
@@ -252,12 +254,10 @@ class WindowShard:
         made = self._lagged(pa.table(columns))
         for index, parts in self._arguments.items():
             if f"_a{index}" in made.column_names:
-                for name, column in self._lift(parts, made.column(f"_a{index}").combine_chunks()).items():
-                    segments.columns[name][at] = column
+                segments.put(changed, self._lift(parts, made.column(f"_a{index}").combine_chunks()))
 
     def _update(self, changed: Changed) -> None:
         """Bring all folds up to date."""
-        self._events.update(self._segments, changed)
         for part in self._parts():
             part.update(self._segments, changed)
 
@@ -430,7 +430,7 @@ class WindowShard:
         columns[EVENT_TIME] = timestamps(instants)
         columns[CREATED] = timestamps(created)
         reach = start if plan.reach_us is None else np.min([lows[frame] for frame in plan.ranges], axis=0)
-        columns[VERSION] = pa.array(self._events.fold(Spans(segments, ((reach, high),))), pa.int64())
+        columns[VERSION] = pa.array(self._events.fold(Spans(segments, start, ((reach, high),))), pa.int64())
         partitions: Ints = segments.columns[PARTITION][current] & ((1 << PARTITION_BITS) - 1)  # type: ignore[operator]
         columns[PARTITION_COLUMN] = pa.array(np.where(high > reach, partitions, NOWHERE), pa.int32())
         columns[OFFSET_COLUMN] = pa.array(
@@ -465,15 +465,15 @@ class WindowShard:
             if frame.ending_us:
                 end = segments.search(TIME, low, high, instants - frame.ending_us + 1)
         if frame.exclude is Exclude.NOTHING:
-            return Spans(segments, ((low, end),))
+            return Spans(segments, start, ((low, end),))
         if frame.exclude is Exclude.CURRENT_ROW:
-            return Spans(segments, ((low, np.maximum(low, np.minimum(end, high - 1))),))
+            return Spans(segments, start, ((low, np.maximum(low, np.minimum(end, high - 1))),))
         ties = segments.search(TIME, start, high, segments.time[high - 1])
         before = (low, np.maximum(low, np.minimum(end, ties)))
         if frame.exclude is Exclude.GROUP:
-            return Spans(segments, (before,))
+            return Spans(segments, start, (before,))
         current = np.maximum(low, high - 1)
-        return Spans(segments, (before, (current, np.maximum(current, end))))
+        return Spans(segments, start, (before, (current, np.maximum(current, end))))
 
     # What is forgotten
 
@@ -503,10 +503,8 @@ class WindowShard:
         self._update(segments.replace(slots, at, owners, np.flatnonzero(begins), self._merge))
 
     def _merge(self, columns: Columns, firsts: Ints) -> Columns:
-        """Return the columns of panes: an event's own are those of the last."""
-        lasts = np.append(firsts[1:], len(columns[TIME])) - 1
-        merged: dict[str, Column] = {name: column[lasts] for name, column in columns.items()}
-        merged[_EVENTS] = np.add.reduceat(columns[_EVENTS], firsts)
+        """Return the columns of panes that are not of the last event of each."""
+        merged: dict[str, Column] = {}
         for part in self._parts():
             merged |= part.merge(columns, firsts)
         return merged
