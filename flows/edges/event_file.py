@@ -26,8 +26,8 @@ from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, VERSION_KEY
 from freshet.schemas.poll import Poll
 
-_BATCH_EVENTS = 10_000
-_ARCHIVED_EVENTS_MAX = 100_000
+_BATCH_EVENTS = 40_000
+_ARCHIVED_EVENTS_MAX = 400_000
 """So many events are read at once, so that each of several partitions has some."""
 
 

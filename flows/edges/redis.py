@@ -327,14 +327,17 @@ class OnlineStore:
 
     def _counted(self, script: str, trip: Sequence[tuple[bytes, ...]]) -> list[int]:
         """Send a trip, and count it; return all answers. redis-py's pipeline would take longer than Redis itself."""
-        questions = [packed(("EVALSHA", script, 1, *command)) for command in trip]
-        costs = [_ROW_COST + (len(command) // 2 - 1) ** 2 for command in trip]  # key, fields with values, ttls
-        questions.append(packed(("INCR", self._counter)))
-        costs.append(1)
+
+        def questions() -> Iterator[tuple[bytes, int]]:  # packed while Redis is at those before
+            for command in trip:
+                cost = _ROW_COST + (len(command) // 2 - 1) ** 2  # key, fields with values, ttls
+                yield packed(("EVALSHA", script, 1, *command)), cost
+            yield packed(("INCR", self._counter)), 1
+
         pool = self._client.connection_pool
         connection = pool.get_connection()
         try:
-            return [*_asked(connection, zip(questions, costs, strict=True))]
+            return [*_asked(connection, questions())]
         except BaseException:  # answers are on their way that nobody waits for: they must be nobody else's
             connection.disconnect()
             raise

@@ -90,22 +90,35 @@ class PartitionJudge:
         """Say which ids were accepted before, at a time that is still within each event's own horizon."""
         if self.stream.event_id is None:
             return np.zeros(len(rest), np.bool_)
-        ids: Sequence[object] = events.column(self.stream.event_id).take(pa.array(rest)).to_pylist()
+        column = events.column(self.stream.event_id)
+        ids: Sequence[object] = (column if len(rest) == len(column) else column.take(pa.array(rest))).to_pylist()
         repeated = np.zeros(len(rest), np.bool_)
-        for index, (event_id, time, oldest) in enumerate(
-            zip(ids, times[rest].tolist(), horizon[rest].tolist(), strict=True)
-        ):
+        fresh = dict(zip(ids, times[rest].tolist(), strict=True))
+        if len(fresh) == len(ids) and None not in fresh and self.seen.keys().isdisjoint(fresh):
+            self.seen |= fresh
+        else:
+            self._repeat(ids, times[rest], horizon[rest], repeated)
+        if len(self.seen) > 2 * max(self._kept_count, len(rest)):  # so that forgetting costs each id but once
+            oldest = self.newest_us - count_us(self.stream.lateness)
+            self.seen = {event_id: time for event_id, time in self.seen.items() if time >= oldest}
+            self._kept_count = len(self.seen)
+        return repeated
+
+    def _repeat(
+        self,
+        ids: Sequence[object],
+        times: npt.NDArray[np.int64],
+        horizon: npt.NDArray[np.int64],
+        repeated: npt.NDArray[np.bool_],
+    ) -> None:
+        """Note ids that were seen before, one by one: some may be."""
+        for index, (event_id, time, oldest) in enumerate(zip(ids, times.tolist(), horizon.tolist(), strict=True)):
             if event_id is None:
                 continue
             if self.seen.get(event_id, NEVER_US) >= oldest:
                 repeated[index] = True
             else:
                 self.seen[event_id] = time
-        if len(self.seen) > 2 * max(self._kept_count, len(rest)):  # so that forgetting costs each id but once
-            oldest = self.newest_us - count_us(self.stream.lateness)
-            self.seen = {event_id: time for event_id, time in self.seen.items() if time >= oldest}
-            self._kept_count = len(self.seen)
-        return repeated
 
     def _late(self, time: int, clock: int) -> str:
         behind = timedelta(microseconds=int(clock - time))

@@ -24,6 +24,7 @@ from freshet.schemas.record import header
 from freshet.schemas.rejects import Reason, Reject
 
 _TOGETHER_MESSAGES = 10_000
+"""So many events SQL is given at once, since what it may take is limited by the call; of a few polls, together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +165,16 @@ class Intake:
 
     def _project(self, events: pa.Table) -> tuple[dict[str, pa.Table], dict[int, str]]:
         """Compute every view's inputs; returns them, or which events an expression failed on, and how."""
-        inputs: dict[str, pa.Table] = {}
+        found: dict[str, list[pa.Table]] = {view: [] for view in self._projectors}
         failed: dict[int, str] = {}
-        for view, projector in self._projectors.items():
-            inputs[view], failures = projector.project(events)
-            for index, what, error in failures:
-                failed.setdefault(index, f"{what}: {error}")
-        return inputs, failed
+        for start in range(0, max(1, events.num_rows), _TOGETHER_MESSAGES):
+            some = events.slice(start, _TOGETHER_MESSAGES)
+            for view, projector in self._projectors.items():
+                inputs, failures = projector.project(some)
+                found[view].append(inputs)
+                for index, what, error in failures:
+                    failed.setdefault(start + index, f"{what}: {error}")
+        return {view: pa.concat_tables(parts) for view, parts in found.items()}, failed
 
 
 def _together(polls: Sequence[Poll]) -> Iterator[list[Poll]]:
