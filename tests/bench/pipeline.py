@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pipeline_limits import TRIP_COMMANDS
 from pipeline_pace import CORRECTION, DECAY, DECAY_EVERY_S, DECAY_WINDOW_S, EVENT
 from pipeline_results import KINDS, report
 from pipeline_rig import Cluster, Project, rounded
@@ -50,7 +51,6 @@ from freshet.schemas.event import archive_name
 from freshet.schemas.units import duration
 
 RESULTS = Path(__file__).with_name("results-pipeline.md")
-_SHARDS_COUNT = 4
 
 
 def visits(words: argparse.Namespace, **more: Any) -> Visits:
@@ -84,7 +84,8 @@ def limits(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
     for repeat in range(words.repeat):
         with Project.made(cluster, topic) as project:
             whole = project.materialize(words.events)
-            turns_count = whole["trips_count"] / _SHARDS_COUNT
+            full_trips = whole["online_count"] / TRIP_COMMANDS
+            turns_count = max(1.0, 2 * (whole["trips_count"] - full_trips))  # the last trip of each is half full
             sizes = {"turn_events": words.events / turns_count, "commit_events": words.events / whole["commits_count"]}
         with Project.made(cluster, topic) as project, child_of("pipeline_limits") as child:
             found = child.ask(environment=project.environment, topic=topic, **sizes)

@@ -20,6 +20,7 @@ from pipeline_work import PARTITIONS, PROJECT, STEP_MS, STREAM, VIEW
 
 from freshet.flows import settings
 from freshet.flows.edges import kafka
+from freshet.flows.edges.collector import undisturbed
 from freshet.flows.edges.parquet import OfflineStore
 from freshet.flows.edges.redis import _REPLACE, OnlineStore
 from freshet.flows.live_reader import wanted_count
@@ -36,7 +37,8 @@ from freshet.schemas.poll import Poll
 
 POLL_MESSAGES = wanted_count(np.array([0, PARTITIONS * STEP_MS]))
 """As many as the flow's reader asks for at once."""
-_TRIP_COMMANDS = 1000
+TRIP_COMMANDS = 1000
+"""As many as the store is sent, and counts, as one write."""
 _WAIT_S = 0.1
 
 ALONE = ("consume", "redis")
@@ -196,7 +198,7 @@ class Parts:
                     rows = pa.concat_tables([next(rest).filter(rows.newest) for rows in own])
                     commands = list(self._layout.commands(rows))
                     trips += [
-                        commands[start : start + _TRIP_COMMANDS] for start in range(0, len(commands), _TRIP_COMMANDS)
+                        commands[start : start + TRIP_COMMANDS] for start in range(0, len(commands), TRIP_COMMANDS)
                     ]
         with self._clock.on("send", count):
             for trip in trips:
@@ -290,4 +292,6 @@ def main() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         workspace = Workspace.open(settings.read(task.pop("environment")))
-        print(json.dumps(measure(workspace, **task)), flush=True)
+        with undisturbed():
+            found = measure(workspace, **task)
+        print(json.dumps(found), flush=True)

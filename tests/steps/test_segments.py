@@ -128,6 +128,17 @@ def test_no_more_than_the_columns_of_one_block_grow_before_they_must() -> None:
         assert {*grown} <= {*SUMS[:8]} or len(grown) <= 1
 
 
+def test_a_column_that_somebody_looks_at_stays_as_it_was_while_there_come_to_be_more_events() -> None:
+    segments = Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS)
+    inserted(segments, [("ada", 7, 0)])
+    looked_at = {name: column[:1] for name, column in segments.columns.items()}
+
+    inserted(segments, [(f"{number}", number, number) for number in range(1, 10_000)])
+
+    assert (looked_at[TIME].tolist(), looked_at["what"].tolist(), looked_at["sum3"].tolist()) == ([7], ["ada 0"], [4])
+    assert held(segments)["ada"] == [(7, "ada 0", 0.0, *range(1, 10))]
+
+
 def test_entities_with_nothing_left_make_room_for_others() -> None:
     segments = Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS)
     inserted(segments, [(f"{number}", number, number) for number in range(100)])

@@ -14,6 +14,7 @@ Room is won back by sweeps, a few segments at a time, in the order in which they
 before. What is then left between the last of them and those that got room meanwhile is given first.
 """
 
+import contextlib
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,6 +127,16 @@ class _Block:
         if self.dtype.hasobject:
             return np.full((size, len(self.names)), None, self.dtype)
         return np.zeros((size, len(self.names)), self.dtype)
+
+    def resize(self, size: int, used: int) -> None:
+        """Make it `size` long, with what is used in it: where it lies, unless somebody has a view of it."""
+        if not self.dtype.hasobject:  # numpy would fill it up with zeros
+            with contextlib.suppress(ValueError):
+                self.cells.resize((size, len(self.names)))
+                return
+        resized = self.blank(size)
+        resized[:used] = self.cells[:used]
+        self.cells = resized
 
     def columns(self) -> Columns:
         """Return the columns, each a view."""
@@ -361,25 +372,20 @@ class Segments:
         return begin + np.cumsum(rooms) - rooms
 
     def _grow(self, needed: int) -> None:
-        """Make every block at least `needed` long, and one that soon will not be: no batch waits for all to grow.
-
-        Zeros take no memory until they are written over; references to Python values do, and grow as late as they can.
-        """
+        """Make every block at least `needed` long, and one that soon will not be: no batch waits for all to grow."""
         for block in self._blocks:
-            size = len(block.cells)
-            if size < needed:
-                larger = size * 3 // 2 if block.dtype.hasobject else size * 2
-                self._resize(block, max(needed, larger, _SIZE_MIN))
+            if len(block.cells) < needed:
+                self._resize(block, max(needed, len(block.cells) * 5 // 4, _SIZE_MIN))
         plain = (block for block in self._blocks if not block.dtype.hasobject)
         shortest = min(plain, key=lambda block: len(block.cells))
-        if needed > len(shortest.cells) // 2:
-            self._resize(shortest, 2 * len(shortest.cells))
+        if needed > len(shortest.cells) * 9 // 10:
+            self._resize(shortest, len(shortest.cells) * 5 // 4)
 
     def _resize(self, block: _Block, size: int) -> None:
         """Make a block `size` long, which is no less than what is used."""
-        resized = block.blank(size)
-        resized[: self.used] = block.cells[: self.used]
-        block.cells = resized
+        for name in block.names:
+            del self.columns[name]  # else it could not grow where it lies
+        block.resize(size, self.used)
         self.columns |= block.columns()
 
     def search(self, column: str, low: Ints, high: Ints, targets: Ints) -> Ints:
