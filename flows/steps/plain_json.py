@@ -1,13 +1,15 @@
 """JSON to columns at once, where a parser of columns cannot but agree with the contract's own model.
 
-The model decides what an event is, message by message, which is most of what it costs to read one. Where it asks for no
-more than JSON's own types, and messages are plain, Arrow's parser finds the same values: all that is read here, the
-model would have read alike. Whatever might differ (a literal that is no JSON, a key that stands twice, another spelling
-of a time, a null that might be a default) is left to the model, with the messages around it.
+The model decides what an event is, message by message, which is most of what it costs to read one. Where it asks for
+JSON's own types, bounds of numbers, words to choose from, and no more, and messages are plain, Arrow's parser finds the
+same values: all that is read here, the model would have read alike. Whatever might differ (a literal that is no JSON, a
+key that stands twice, another spelling of a time, a null that might be a default) is left to the model, with the
+messages around it.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import pyarrow as pa
@@ -31,39 +33,89 @@ _COLUMNS: Mapping[str, pa.DataType] = {
     "bool": pa.bool_(),
     "datetime": _TIMESTAMP,
 }
+_BOUNDS = {"ge": pc.greater_equal, "gt": pc.greater, "le": pc.less_equal, "lt": pc.less}
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """What a model asks of a field: its type, whether null is as good as nothing, bounds, words to choose from."""
+
+    kind: str
+    optional: bool
+    bounds: Mapping[str, float]
+    words: Sequence[str] | None
+
+    @classmethod
+    def of(cls, field: Mapping[str, Any]) -> Self | None:
+        """Read what pydantic says of a model's field; None if it asks for more."""
+        schema, is_null_default = _bare(field["schema"]), False
+        if {*_bare(field)} != {"type", "schema"}:
+            return None
+        if schema["type"] == "default" and {*schema} == {"type", "schema", "default"}:
+            schema, is_null_default = _bare(schema["schema"]), schema["default"] is None
+        optional = schema["type"] == "nullable" and is_null_default
+        if schema["type"] == "nullable" and {*schema} == {"type", "schema"}:
+            schema = _bare(schema["schema"])
+        asked = {name: value for name, value in schema.items() if name != "type"}
+        match schema["type"]:
+            case "literal" if {*asked} == {"expected"} and all(isinstance(word, str) for word in asked["expected"]):
+                return cls("str", optional, {}, asked["expected"])
+            case "int" | "float" if all(name in _BOUNDS and abs(bound) < 2**63 for name, bound in asked.items()):
+                return cls(schema["type"], optional, asked, None)
+            case "datetime" if asked == {"microseconds_precision": "truncate", "tz_constraint": "aware"}:
+                return cls("datetime", optional, {}, None)
+            case "str" | "bool" if not asked:
+                return cls(schema["type"], optional, {}, None)
+        return None
+
+    def holds(self, values: pa.ChunkedArray) -> bool:
+        """Say whether all values that are there are what the model asks for."""
+        found = [_BOUNDS[name](values, bound) for name, bound in self.bounds.items()]
+        if self.words is not None:
+            found.append(pc.is_in(values, pa.array([*self.words, None], pa.string())))
+        return all(pc.all(each, min_count=0).as_py() for each in found)
+
+
+def _bare(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out what is for JSON Schema alone, such as a description."""
+    if all(name.startswith("pydantic_js_") for name in schema.get("metadata") or ()):
+        return {name: value for name, value in schema.items() if name != "metadata"}
+    return schema
 
 
 class PlainJson:
     """Reads plain messages of a contract whose fields are text, numbers, truth values and times with a zone."""
 
-    def __init__(self, schema: pa.Schema, needed: Sequence[str]) -> None:
-        self._schema, self._needed = schema, needed
-        self._times = [field.name for field in schema if pa.types.is_timestamp(field.type)]
+    def __init__(self, schema: pa.Schema, fields: Mapping[str, _Field], key: str) -> None:
+        self._schema = schema
+        self._needed = [name for name, field in fields.items() if not field.optional or name == key]
+        self._asking = {name: field for name, field in fields.items() if field.bounds or field.words is not None}
+        self._times = [name for name, field in fields.items() if field.kind == "datetime"]
         read = pa.schema([pa.field(field.name, _spelled(field.type)) for field in schema])
         self._parsing = pa.json.ParseOptions(explicit_schema=read, unexpected_field_behavior="ignore")
 
     @classmethod
     def of(cls, contract: Contract) -> Self | None:
-        """Return the reader of a contract's messages; None if its model asks for more than types."""
+        """Return the reader of a contract's messages; None if its model asks for what columns do not show."""
         model: Mapping[str, Any] = contract.model.__pydantic_core_schema__
-        fields = model["schema"]
         by_model = {"type", "cls", "config", "custom_init", "metadata", "ref", "root_model", "schema"}
-        asked = {"extra_fields_behavior", "strict", "frozen", "title"}
+        by_fields = {"type", "fields", "computed_fields", "model_name"}
+        by_config = {"extra_fields_behavior", "strict", "frozen", "title"}
+        fields, config = model.get("schema", {}), model.get("config", {})
         if (
-            not by_model.issuperset(model)
-            or model["custom_init"] or model["root_model"]
-            or not asked.issuperset(model["config"]) or model["config"].get("extra_fields_behavior") != "ignore"
-            or fields["type"] != "model-fields" or fields.get("computed_fields")
+            model["type"] != "model" or not by_model.issuperset(model)
+            or model.get("custom_init") or model.get("root_model")
+            or not by_config.issuperset(config) or config.get("extra_fields_behavior") != "ignore"
+            or fields["type"] != "model-fields" or not by_fields.issuperset(fields) or fields.get("computed_fields")
         ):  # fmt: skip
             return None
-        kinds = {name: _kind(field) for name, field in fields["fields"].items()}
-        if not {"type", "fields", "computed_fields", "model_name"}.issuperset(fields) or None in kinds.values():
-            return None
-        schema = pa.schema([contract.schema.field(name) for name in kinds])
-        if any(_COLUMNS[kind[0]] != schema.field(name).type for name, kind in kinds.items() if kind is not None):
-            return None
-        optional = [name for name, kind in kinds.items() if kind is not None and kind[1]]
-        return cls(schema, [name for name in kinds if name not in optional or name == contract.stream.key])
+        found: dict[str, _Field] = {}
+        for name, field in fields["fields"].items():
+            plain = _Field.of(field)
+            if plain is None or contract.schema.field(name).type != _COLUMNS[plain.kind]:
+                return None
+            found[name] = plain
+        return cls(pa.schema([contract.schema.field(name) for name in found]), found, contract.stream.key)
 
     def columns(self, values: Sequence[bytes]) -> pa.Table | None:
         """Return the fields of all messages, or None if one of them is not plain."""
@@ -85,28 +137,13 @@ class PlainJson:
                 read = read.set_column(self._schema.get_field_index(name), name, times.cast(_TIMESTAMP))
             except pa.ArrowInvalid:
                 return None
+        if not all(field.holds(read.column(name)) for name, field in self._asking.items()):
+            return None
         return pa.Table.from_arrays(read.columns, schema=self._schema)
 
 
 def _spelled(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_timestamp(kind) else kind
-
-
-def _kind(field: Mapping[str, Any]) -> tuple[str, bool] | None:
-    """Return the type that a model's field asks for, and whether null is as good as nothing; None if there is more."""
-    if {*field} - {"type", "schema", "metadata"} or field["type"] != "model-field" or field.get("metadata"):
-        return None
-    schema, optional = field["schema"], False
-    if schema["type"] == "default" and {*schema} == {"type", "schema", "default"} and schema["default"] is None:
-        schema, optional = schema["schema"], True
-    if schema["type"] == "nullable" and {*schema} == {"type", "schema"}:
-        schema = schema["schema"]
-    elif optional:
-        return None
-    plain = {"type": schema["type"]}
-    if schema["type"] == "datetime":
-        plain |= {"microseconds_precision": "truncate", "tz_constraint": "aware"}
-    return (schema["type"], optional) if schema == plain and schema["type"] in _COLUMNS else None
 
 
 def _is_plain(text: bytes, values: Sequence[bytes]) -> bool:

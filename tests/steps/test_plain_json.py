@@ -158,24 +158,28 @@ class _Checked(Trip):
     metres: Annotated[int, AfterValidator(_positive)]
 
 
-class _Bounded(Trip):
-    metres: int = Field(ge=0)
+class _Divided(Trip):
+    metres: int = Field(multiple_of=10)
 
 
 class _Renamed(Trip):
     note: str | None = Field(default=None, alias="remark")
 
 
-class _Defaulted(Trip):
-    note: str = "none"
+class _Made(Trip):
+    note: str = Field(default_factory=str)
+
+
+class _Far(Trip):
+    metres: int = Field(ge=-(2**70))
+
+
+class _Short(Trip):
+    rider: str = Field(max_length=3)
 
 
 class _Listed(Trip):
     tags: list[str]
-
-
-class _OneOf(Trip):
-    note: Literal["a", "b"] | None = None
 
 
 class _Closed(Trip):
@@ -200,23 +204,80 @@ class _After(Trip):
 
 @pytest.mark.parametrize(
     "model",
-    [_Checked, _Bounded, _Renamed, _Defaulted, _Listed, _OneOf, _Closed, _Stripped, _Whole, _After],
+    [_Checked, _Divided, _Far, _Renamed, _Made, _Short, _Listed, _Closed, _Stripped, _Whole, _After],
     ids=lambda model: model.__name__,
 )
 def test_a_model_that_asks_for_more_than_types_decides_itself(model: type[Event]) -> None:
     assert reader(model) is None
 
 
-def test_a_value_that_may_be_null_but_not_absent_is_read_where_it_is_there() -> None:
-    class Said(Trip):
-        tip: float | None
+class Fare(Event):
+    """A trip whose model asks for what columns show."""
 
-    plain = reader(Said)
+    stream = STREAM
+
+    at: AwareDatetime
+    rider: str = Field(description="who rides")
+    metres: int = Field(ge=0, lt=100_000)
+    fare: float = Field(gt=0, le=99.5)
+    way: Literal["bus", "tram"]
+    zone: Literal["a", "b"] | None = None
+    tip: Annotated[float, Field(ge=0)] | None = None
+    paid: float | None
+    device: str = "web"
+    seats: int | None = 1
+
+
+RIDE = {
+    "at": "2026-03-01T12:00:00Z",
+    "rider": "ada",
+    "metres": 0,
+    "fare": 99.5,
+    "way": "bus",
+    "paid": 1,
+    "device": "app",
+    "seats": 2,
+}
+RIDES = [
+    RIDE,
+    {**RIDE, "zone": "b", "tip": 0},
+    {**RIDE, "zone": None, "tip": None, "metres": 99_999, "fare": 1e-9, "way": "tram"},
+]
+
+
+def test_a_model_that_asks_for_bounds_words_and_defaults_is_read_where_they_hold() -> None:
+    plain, model = reader(Fare), TypeAdapter(Json[Fare])
+    assert plain is not None
+    values = [json.dumps(ride).encode() for ride in RIDES]
+
+    read = plain.columns(values)
+
+    assert read is not None
+    assert read.to_pylist() == [model.validate_python(value).__dict__ for value in values]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("metres", -1), ("metres", 100_000), ("fare", 0), ("fare", 99.500001), ("way", "boat"), ("way", None),
+        ("zone", "c"), ("tip", -0.5), ("paid", None), ("device", None), ("seats", None),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_bounds_another_word_and_a_null_that_may_not_be_are_left_to_the_model(
+    name: str, value: object
+) -> None:
+    plain = reader(Fare)
     assert plain is not None
 
-    assert plain.columns([document(tip=1.5)]) is not None
-    assert plain.columns([document(tip=None)]) is None
-    assert plain.columns([document()]) is None
+    assert plain.columns([json.dumps({**RIDE, name: value}).encode()]) is None
+
+
+@pytest.mark.parametrize("name", ["paid", "device", "seats"])
+def test_a_value_that_is_absent_is_left_to_the_model_unless_null_is_its_default(name: str) -> None:
+    plain = reader(Fare)
+    assert plain is not None
+
+    assert plain.columns([json.dumps({of: value for of, value in RIDE.items() if of != name}).encode()]) is None
 
 
 SCALARS = st.one_of(
