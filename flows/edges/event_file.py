@@ -26,7 +26,8 @@ from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, VERSION_KEY
 from freshet.schemas.poll import Poll
 
-_BATCH_EVENTS = 40_000
+_BATCH_EVENTS, _BATCH_BYTES = 40_000, 1 << 26
+"""A batch of JSON ends with whichever is reached first."""
 _ARCHIVED_EVENTS_MAX = 400_000
 """So many events are read at once, so that each of several partitions has some."""
 
@@ -70,9 +71,19 @@ def _json(path: str, topic: str, batch_events: int, sign: bytes | None) -> Itera
     with _opened(path) as file:
         numbered = ((number, line.strip()) for number, line in enumerate(file))
         events = ((number, text) for number, text in numbered if text)
-        while batch := list(islice(events, batch_events)):
+        while batch := list(_batch(events, batch_events)):
             offsets = np.array([number for number, _ in batch], np.int64)
             yield _poll(topic, 0, 1, [text for _, text in batch], offsets, sign)
+
+
+def _batch(events: Iterator[tuple[int, bytes]], events_count: int) -> Iterator[tuple[int, bytes]]:
+    """Give the next events, so many or fewer large ones."""
+    bytes_count = 0
+    for number, text in islice(events, events_count):
+        yield number, text
+        bytes_count += len(text)
+        if bytes_count >= _BATCH_BYTES:
+            return
 
 
 def _opened(path: str) -> IO[bytes]:

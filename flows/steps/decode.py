@@ -23,6 +23,8 @@ from freshet.schemas.rejects import Reason, Reject
 _DETAIL_CHARACTERS = 500
 _RUN_MESSAGES, _RUN_MESSAGES_MIN = 1000, 100
 """So many messages are read at once if all are plain; of fewer, the model is not slower."""
+_PASSED_OVER_MAX = 15
+"""Of one run in so many more it is looked whether it is plain, where none of many was."""
 _TIMESTAMP = pa.timestamp("us", "UTC")
 
 
@@ -46,6 +48,8 @@ class Decoder:
         self._batch: TypeAdapter[list[Any]] = TypeAdapter(list[Json[contract.model]])  # type: ignore[name-defined]  # made here
         self._plain = PlainJson.of(contract)
         self._fields = pa.schema([contract.schema.field(name) for name in contract.model.model_fields])
+        self._missed_count = self._passed_over_count = 0
+        """How many runs in a row were not plain, and how many more are not looked at as if they were."""
         self._versions = Versions(contract)
 
     def decode(self, poll: Poll) -> Decoded:
@@ -80,7 +84,7 @@ class Decoder:
         parts: list[pa.Table] = []
         failed: dict[int, tuple[Reason, str]] = {}
         for start, run in self._runs(waiting):
-            plain = self._plain.columns(run) if self._plain and len(run) >= _RUN_MESSAGES_MIN else None
+            plain = self._plain_columns(run)
             if plain is None:
                 plain, why = self._checked(run)
                 failed |= {start + index: reason for index, reason in why.items()}
@@ -88,6 +92,18 @@ class Decoder:
         bad |= {int(good[index]): why for index, why in failed.items()}
         good = _without(good, failed)
         return self._table(pa.concat_tables(parts or [self._fields.empty_table()]).combine_chunks(), polls, good), good
+
+    def _plain_columns(self, run: Sequence[bytes]) -> pa.Table | None:
+        """Return the fields of messages that are all plain. Where looking is often in vain, it is done seldom."""
+        if self._plain is None or len(run) < _RUN_MESSAGES_MIN:
+            return None
+        if self._passed_over_count:
+            self._passed_over_count -= 1
+            return None
+        found = self._plain.columns(run)
+        self._missed_count = self._missed_count + 1 if found is None else 0
+        self._passed_over_count = min(2**self._missed_count, _PASSED_OVER_MAX + 1) - 1
+        return found
 
     def _runs(self, values: Sequence[bytes]) -> Iterator[tuple[int, Sequence[bytes]]]:
         """Cut messages into what is plain as a whole or not, if any is; each with where it begins."""

@@ -24,7 +24,7 @@ from freshet.schemas.record import header
 from freshet.schemas.rejects import Reason, Reject
 
 _TOGETHER_MESSAGES = 10_000
-"""So many events SQL is given at once, since what it may take is limited by the call; of a few polls, together."""
+"""What SQL may take is limited by the call, so no call gets more: polls are put together up to this, and cut by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,8 @@ class Intake:
         inputs, failed = self._project(events)
         if failed:  # each view lacks its own only
             left = np.setdiff1d(np.arange(events.num_rows), list(failed))
-            inputs, _ = self._project(events.take(pa.array(left)))
+            inputs, again = self._project(events.take(pa.array(left)))
+            assert not again, again
         return inputs, failed
 
     def inputs_of(self, events: pa.Table) -> dict[str, pa.Table]:
@@ -178,7 +179,7 @@ class Intake:
 
 
 def _together(polls: Sequence[Poll]) -> Iterator[list[Poll]]:
-    """Cut polls into runs of no more messages than one poll may have: what SQL may take is limited by the call."""
+    """Cut polls into runs of so many messages as SQL is given at once, or of one poll."""
     some: list[Poll] = []
     count = 0
     for poll in polls:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
@@ -34,6 +35,9 @@ _COLUMNS: Mapping[str, pa.DataType] = {
     "datetime": _TIMESTAMP,
 }
 _BOUNDS = {"ge": pc.greater_equal, "gt": pc.greater, "le": pc.less_equal, "lt": pc.less}
+_DIGITS_MAX = 4300
+"""The model refuses a number of more."""
+_LONG_NUMBER = re.compile(rb"\d{%d}" % (_DIGITS_MAX + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,8 @@ class _Field:
 
     kind: str
     optional: bool
-    bounds: Mapping[str, float]
-    words: Sequence[str] | None
+    bounds: tuple[tuple[str, pa.Scalar], ...] = ()
+    words: pa.Array | None = None
 
     @classmethod
     def of(cls, field: Mapping[str, Any]) -> Self | None:
@@ -59,21 +63,34 @@ class _Field:
         asked = {name: value for name, value in schema.items() if name != "type"}
         match schema["type"]:
             case "literal" if {*asked} == {"expected"} and all(isinstance(word, str) for word in asked["expected"]):
-                return cls("str", optional, {}, asked["expected"])
-            case "int" | "float" if all(name in _BOUNDS and abs(bound) < 2**63 for name, bound in asked.items()):
-                return cls(schema["type"], optional, asked, None)
+                return cls("str", optional, words=pa.array([*asked["expected"], None], pa.string()))
+            case "int" | "float" as kind if all(name in _BOUNDS and _is_exact(kind, asked[name]) for name in asked):
+                bounds = ((name, pa.scalar(bound, _COLUMNS[kind])) for name, bound in asked.items())
+                return cls(kind, optional, tuple(bounds))
             case "datetime" if asked == {"microseconds_precision": "truncate", "tz_constraint": "aware"}:
-                return cls("datetime", optional, {}, None)
-            case "str" | "bool" if not asked:
-                return cls(schema["type"], optional, {}, None)
+                return cls("datetime", optional)
+            case "str" | "bool" as kind if not asked:
+                return cls(kind, optional)
         return None
 
     def holds(self, values: pa.ChunkedArray) -> bool:
         """Say whether all values that are there are what the model asks for."""
-        found = [_BOUNDS[name](values, bound) for name, bound in self.bounds.items()]
+        found = [_BOUNDS[name](values, bound) for name, bound in self.bounds]
         if self.words is not None:
-            found.append(pc.is_in(values, pa.array([*self.words, None], pa.string())))
+            found.append(pc.is_in(values, self.words))
+        if self.kind == "float":  # of a zero with a sign the model has read the whole number -0
+            numbers = values.to_numpy()
+            found.append(pa.array([not (np.signbit(numbers) & (numbers == 0)).any()]))
         return all(pc.all(each, min_count=0).as_py() for each in found)
+
+
+def _is_exact(kind: str, bound: object) -> bool:
+    """Say whether a column of a kind holds a bound as it is."""
+    if isinstance(bound, bool) or not isinstance(bound, int | float):
+        return False
+    if kind == "int":
+        return isinstance(bound, int) and -(2**63) <= bound < 2**63
+    return not isinstance(bound, int) or abs(bound) <= 2**53
 
 
 def _bare(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,12 +101,12 @@ def _bare(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class PlainJson:
-    """Reads plain messages of a contract whose fields are text, numbers, truth values and times with a zone."""
+    """Reads plain messages of a contract: text, numbers within bounds, truth values, times with a zone, given words."""
 
     def __init__(self, schema: pa.Schema, fields: Mapping[str, _Field], key: str) -> None:
         self._schema = schema
         self._needed = [name for name, field in fields.items() if not field.optional or name == key]
-        self._asking = {name: field for name, field in fields.items() if field.bounds or field.words is not None}
+        self._fields = fields
         self._times = [name for name, field in fields.items() if field.kind == "datetime"]
         read = pa.schema([pa.field(field.name, _spelled(field.type)) for field in schema])
         self._parsing = pa.json.ParseOptions(explicit_schema=read, unexpected_field_behavior="ignore")
@@ -104,7 +121,7 @@ class PlainJson:
         fields, config = model.get("schema", {}), model.get("config", {})
         if (
             model["type"] != "model" or not by_model.issuperset(model)
-            or model.get("custom_init") or model.get("root_model")
+            or model.get("custom_init") or model.get("root_model") or contract.model.__new__ is not object.__new__
             or not by_config.issuperset(config) or config.get("extra_fields_behavior") != "ignore"
             or fields["type"] != "model-fields" or not by_fields.issuperset(fields) or fields.get("computed_fields")
         ):  # fmt: skip
@@ -137,7 +154,7 @@ class PlainJson:
                 read = read.set_column(self._schema.get_field_index(name), name, times.cast(_TIMESTAMP))
             except pa.ArrowInvalid:
                 return None
-        if not all(field.holds(read.column(name)) for name, field in self._asking.items()):
+        if not all(field.holds(read.column(name)) for name, field in self._fields.items()):
             return None
         return pa.Table.from_arrays(read.columns, schema=self._schema)
 
@@ -156,6 +173,7 @@ def _is_plain(text: bytes, values: Sequence[bytes]) -> bool:
         or text.count(b"}\n{") != joints_count
         or (nested_count > _NESTED_MAX and max(one.count(b"{") + one.count(b"[") for one in values) > _NESTED_MAX)
         or ((b"Inf" in text or b"NaN" in text) and _NO_JSON.search(text))
+        or (max(map(len, values)) > _DIGITS_MAX and _LONG_NUMBER.search(text))
     ):
         return False
     try:

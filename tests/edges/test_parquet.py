@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -311,6 +312,21 @@ def test_parts_in_progress_are_seen_by_nobody(root: Path) -> None:
     assert len(dataframe.read_parquet(folder)) == 1
     assert duckdb.sql(f"SELECT count(*) FROM '{folder}/*.parquet'").fetchall() == [(1,)]
     assert store.discard_staged("by_user") == 2
+
+
+def test_of_a_parts_columns_only_those_have_a_dictionary_that_it_makes_smaller(root: Path) -> None:
+    schema = pa.schema([("user", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("offset", pa.int64())])
+    numbers = np.arange(10_000)
+    columns = [[f"user {number % 4000}" for number in numbers], [f"id {number}" for number in numbers]]
+    store = OfflineStore(root)
+    store.prepare("events", schema)
+
+    part = store.append("events", pa.table([*columns, numbers % 8, numbers], schema=schema))
+
+    assert part is not None
+    group = pq.ParquetFile(root / "events" / part).metadata.row_group(0)
+    found = {group.column(place).path_in_schema: group.column(place).has_dictionary_page for place in range(4)}
+    assert found == {"user": True, "id": False, "shard": True, "offset": False}
 
 
 def test_times_stay_microseconds_in_utc(root: Path) -> None:

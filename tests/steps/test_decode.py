@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from freshet.flows.steps.decode import Decoded, Decoder
 from freshet.schemas.event import Event, Stream, contract
@@ -225,6 +225,17 @@ MESSAGES = st.one_of(
 )
 
 
+class Tap(Event):
+    """As `Click`, without what is never read without the model."""
+
+    stream = Stream(topic="taps", key="user", event_time="at")
+
+    at: AwareDatetime
+    user: str | None
+    n: int = Field(le=2**60)
+    share: float | None = None
+
+
 def outcome(decoded: Decoded) -> dict[int, Any]:
     """What became of each message, by offset."""
     rejects = {reject.offset: (reject.reason, reject.detail, reject.key, reject.value) for reject in decoded.rejects}
@@ -250,3 +261,35 @@ def test_each_message_is_one_event_or_one_reject_however_messages_are_batched(
     assert sorted(whole) == list(range(100, 100 + len(values)))
     assert whole == alone
     assert whole == batched
+
+
+@settings(max_examples=40, deadline=None)
+@given(odd=st.dictionaries(st.integers(0, 2300), MESSAGES, max_size=6), count=st.integers(0, 2300))
+def test_among_many_messages_each_is_what_it_is_among_few(odd: dict[int, bytes | None], count: int) -> None:
+    """Of few the model reads each; of many it reads those that something odd stands among."""
+    made, problems = contract("taps", Tap)
+    assert made is not None, problems
+    values: list[bytes | None] = [document(n=index, share=index / 7) for index in range(count)]
+    for index, value in odd.items():
+        values[index : index + 1] = [value]
+    few = 90
+
+    among_many = outcome(Decoder(made).decode(poll(values)))
+
+    among_few: dict[int, Any] = {}
+    for start in range(0, len(values), few):
+        among_few |= outcome(Decoder(made).decode(poll(values[start : start + few], first=100 + start)))
+    assert among_many == among_few
+    assert sorted(among_many) == list(range(100, 100 + len(values)))
+
+
+def test_messages_that_are_odd_again_and_again_end_and_plain_ones_are_read_as_before() -> None:
+    made, problems = contract("taps", Tap)
+    assert made is not None, problems
+    decoder, odd = Decoder(made), document(n=2**61)
+    whole: list[bytes | None] = [*([document()] * 999 + [odd]) * 5, *[document()] * 40_000]
+
+    decoded = decoder.decode(poll(whole))
+
+    assert [reject.offset for reject in decoded.rejects] == [100 + 999 + 1000 * index for index in range(5)]
+    assert decoded.events.num_rows == len(whole) - 5

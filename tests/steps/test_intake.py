@@ -103,6 +103,20 @@ def test_an_expression_that_fails_rejects_its_event_in_all_views_and_no_other() 
         assert inputs.column("_offset").to_pylist() == [70, 72]
 
 
+def test_of_very_many_events_the_one_on_which_an_expression_fails_is_rejected() -> None:
+    values = [click(number % 60, at="2026-03-01T12:00:00Z", id=str(number)) for number in range(20_500)]
+    values[20_123] = click(1, at="2026-03-01T12:00:00Z", id="bad", cost="much")
+
+    taken = take(*values)
+
+    (reject,) = taken.rejects
+    assert (reject.offset, reject.reason) == (70 + 20_123, Reason.TRANSFORM)
+    offsets = [offset for offset in range(70, 70 + 20_500) if offset != reject.offset]
+    assert taken.events.column("_offset").to_pylist() == offsets
+    for inputs in taken.inputs.values():
+        assert inputs.column("_offset").to_pylist() == offsets
+
+
 def test_an_event_without_a_views_entity_is_accepted_and_stays_in_that_views_inputs_as_null() -> None:
     taken = take(click(1, page=None))
 

@@ -1,6 +1,7 @@
 """Segments keep each entity's events in order, whatever moves meanwhile, and take no more room than some times what they hold."""
 
 import os
+import tracemalloc
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,6 +13,10 @@ from freshet.flows.steps.windows.segments import OFFSET, PARTITION, TIME, Column
 
 SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 SUMS = [f"sum{number}" for number in range(9)]
+
+
+def made() -> Segments:
+    return Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS)
 
 
 def inserted(segments: Segments, events: list[tuple[str, int, int]]) -> None:
@@ -57,7 +62,7 @@ def held(segments: Segments) -> dict[object, list[tuple[int, str, float, *tuple[
 @given(st.data())
 def test_whatever_is_inserted_while_sweeps_go_on_stands_in_order_and_nothing_is_lost(data: st.DataObject) -> None:
     segments, events, told, since = (
-        Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS),
+        made(),
         dict[str, list[tuple[int, int]]](),
         0,
         0,
@@ -92,7 +97,7 @@ def test_whatever_is_inserted_while_sweeps_go_on_stands_in_order_and_nothing_is_
 @pytest.mark.parametrize("most", [1, 64, 5000])
 def test_columns_are_no_longer_than_some_times_what_stands_in_them(most: int) -> None:
     segments, chance, told = (
-        Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS),
+        made(),
         np.random.default_rng(7),
         0,
     )
@@ -107,7 +112,7 @@ def test_columns_are_no_longer_than_some_times_what_stands_in_them(most: int) ->
 
 @pytest.mark.parametrize("most", [64, 5000])
 def test_columns_are_cut_once_most_of_what_was_in_them_is_forgotten(most: int) -> None:
-    segments = Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS)
+    segments = made()
     inserted(segments, [(f"{number % 100}", number, number) for number in range(50_000)])
     for _ in range(4):
         while not swept(segments, most, 50_000):
@@ -120,7 +125,7 @@ def test_columns_are_cut_once_most_of_what_was_in_them_is_forgotten(most: int) -
 
 
 def test_no_more_than_the_columns_of_one_block_grow_before_they_must() -> None:
-    segments = Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS)
+    segments = made()
     for number in range(20_000):
         before = {name: len(column) for name, column in segments.columns.items()}
         inserted(segments, [(f"{number}", number, number)])
@@ -128,8 +133,27 @@ def test_no_more_than_the_columns_of_one_block_grow_before_they_must() -> None:
         assert {*grown} <= {*SUMS[:8]} or len(grown) <= 1
 
 
+def test_columns_of_numbers_grow_where_they_lie() -> None:
+    segments = made()
+    inserted(segments, [(f"{number}", number, number) for number in range(20_000)])
+    tracemalloc.start()
+    copied_bytes = []
+    for number in range(20_000, 24_000):
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        length = len(segments.columns[SUMS[0]])
+        inserted(segments, [(f"{number}", number, number)])
+        after, peak = tracemalloc.get_traced_memory()
+        if len(segments.columns[SUMS[0]]) > length:
+            copied_bytes.append(peak - max(before, after))
+    tracemalloc.stop()
+
+    assert copied_bytes
+    assert max(copied_bytes) < 8 * 20_000
+
+
 def test_a_column_that_somebody_looks_at_stays_as_it_was_while_there_come_to_be_more_events() -> None:
-    segments = Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS)
+    segments = made()
     inserted(segments, [("ada", 7, 0)])
     looked_at = {name: column[:1] for name, column in segments.columns.items()}
 
@@ -140,7 +164,7 @@ def test_a_column_that_somebody_looks_at_stays_as_it_was_while_there_come_to_be_
 
 
 def test_entities_with_nothing_left_make_room_for_others() -> None:
-    segments = Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS)
+    segments = made()
     inserted(segments, [(f"{number}", number, number) for number in range(100)])
     slots = segments.next_swept(1000)
     assert len(slots) == 100
@@ -156,7 +180,7 @@ def test_entities_with_nothing_left_make_room_for_others() -> None:
 
 
 def test_what_was_forgotten_is_referred_to_by_nothing() -> None:
-    segments = Segments({"what": np.dtype(object), "half": np.dtype(np.float64)}, SUMS)
+    segments = made()
     inserted(segments, [(name, time, time) for time in range(1000) for name in ("ada", "bob", "eve")])
     left = {f"{name} 999" for name in ("ada", "bob", "eve")}
 

@@ -127,13 +127,13 @@ class _Prepared:
     def run(self, table: pa.Table) -> pa.Table:
         """Return what the SELECT gives over a table."""
         if self._current is None or self._current.table.schema != table.schema:
-            # Of `sql` what is executed is kept, and selected from by a second statement, which takes as long as copying
-            # much, and twice as long as copying little.
-            warnings.filterwarnings("ignore", "Arrow output on a DB-API result makes an extra copy", UserWarning)
             self._current = _Current(table.schema.empty_table())
             self._connection.register(self._name, self._current)
             self._connection.execute(f"PREPARE select_{self._name} AS {self._sql}")
         self._current.table = table
+        # `sql` would keep what is executed, and select from it by a second statement: twice the time of few rows.
+        # DuckDB warns of a copy, which takes no longer than that.
+        warnings.filterwarnings("ignore", "Arrow output on a DB-API result makes an extra copy", UserWarning)
         with deadline(self._connection, BATCH_SECONDS_MAX):
             selected: pa.Table = self._connection.execute(f"EXECUTE select_{self._name}").to_arrow_table()
         return selected

@@ -27,7 +27,7 @@ class Spans:
     segments: Segments
     starts: Ints
     runs: tuple[tuple[Ints, Ints], ...]
-    _sums: dict[str, Ints] = field(default_factory=dict)
+    _sums: dict[str, Ints] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -39,6 +39,7 @@ class Spans:
             (total, *more) = (self._over(running, low, high) for low, high in self.runs)
             for others in more:
                 total += others
+            total.flags.writeable = False  # each column is given to whoever asks for it
             self._sums.update(zip(names, total.T, strict=True))
         return self._sums[column]
 

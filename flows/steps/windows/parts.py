@@ -276,7 +276,8 @@ class _End:
 
     def merge(self, columns: Columns, firsts: Ints) -> Mapping[str, Column]:
         """Take the value at the end of each pane."""
-        there, at = columns[self._present.column] != 0, np.arange(len(columns[self._present.column]))
+        there = columns[self._present.column] != 0
+        at = np.arange(len(there))
         if self.is_last:
             chosen = np.maximum(np.maximum.reduceat(np.where(there, at, -1), firsts), 0)
         else:

@@ -450,6 +450,9 @@ class Segments:
         merged = merge(self.elements(positions, owners), firsts) if len(firsts) < len(positions) else {}
         lasts = positions[np.append(firsts[1:], len(positions))[: len(firsts)] - 1]
         oldest, starts = positions[firsts[begin_of]], self.start[left]
+        newest = lasts[np.append(begin_of[1:], len(firsts))[: len(begin_of)] - 1]
+        assert np.array_equal(newest + 1, self.end[left]), "the last ones of each are kept"
+        assert int((newest - oldest + 1).sum()) == len(positions), "and none between is not"
         rows = [block.taken(lasts) for block in self._blocks]
         for block, panes in zip(self._blocks, rows, strict=True):
             if block.sums:
