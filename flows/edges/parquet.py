@@ -355,13 +355,16 @@ def _repeating(table: pa.Table) -> list[str]:
     first, found = table.slice(0, _SAMPLE_ROWS), []
     for field in table.schema:
         if pa.types.is_string(field.type) or pa.types.is_binary(field.type):
-            repeats = 2 * pc.count_distinct(table.column(field.name)).as_py() <= table.num_rows
-        elif pa.types.is_integer(field.type):
-            repeats = _FEW_OF * pc.count_distinct(first.column(field.name)).as_py() <= first.num_rows
+            repeats = _count(first, field.name) < first.num_rows and 2 * _count(table, field.name) <= table.num_rows
         else:
-            repeats = False
+            repeats = pa.types.is_integer(field.type) and _FEW_OF * _count(first, field.name) <= first.num_rows
         found += [field.name] if repeats else []
     return found
+
+
+def _count(table: pa.Table, name: str) -> int:
+    """Return how many values of a column are different."""
+    return pc.count_distinct(table.column(name)).as_py()  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
 class MemoryOfflineStore:

@@ -317,7 +317,8 @@ def test_parts_in_progress_are_seen_by_nobody(root: Path) -> None:
 def test_of_a_parts_columns_only_those_have_a_dictionary_that_it_makes_smaller(root: Path) -> None:
     schema = pa.schema([("user", pa.string()), ("id", pa.string()), ("shard", pa.int32()), ("offset", pa.int64())])
     numbers = np.arange(10_000)
-    columns = [[f"user {number % 4000}" for number in numbers], [f"id {number}" for number in numbers]]
+    users = np.random.default_rng(1).integers(0, 4000, 10_000)
+    columns = [[f"user {number}" for number in users], [f"id {number}" for number in numbers]]
     store = OfflineStore(root)
     store.prepare("events", schema)
 
