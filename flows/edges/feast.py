@@ -347,6 +347,7 @@ class FeastClient:
                         next((at / part for at in places if (at / part).exists()), places[0] / part)
                     )
                 files.uri = str(links)
+        registry.version_id = uuid.uuid4().hex  # Feast knows a registry it has read by this, and its place in memory
         copy = folder / "registry.db"
         copy.write_bytes(registry.SerializeToString())
         return open_store({**self._config, "registry": {**self._config["registry"], "path": str(copy)}})
