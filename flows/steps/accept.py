@@ -92,26 +92,23 @@ class PartitionJudge:
             return np.zeros(len(rest), np.bool_)
         column = events.column(self.stream.event_id)
         ids: Sequence[object] = (column if len(rest) == len(column) else column.take(pa.array(rest))).to_pylist()
-        repeated = np.zeros(len(rest), np.bool_)
         fresh = dict(zip(ids, times[rest].tolist(), strict=True))
         if len(fresh) == len(ids) and None not in fresh and self.seen.keys().isdisjoint(fresh):
             self.seen |= fresh
+            repeated = np.zeros(len(rest), np.bool_)
         else:
-            self._repeat(ids, times[rest], horizon[rest], repeated)
+            repeated = self._one_by_one(ids, times[rest], horizon[rest])
         if len(self.seen) > 2 * max(self._kept_count, len(rest)):  # so that forgetting costs each id but once
             oldest = self.newest_us - count_us(self.stream.lateness)
             self.seen = {event_id: time for event_id, time in self.seen.items() if time >= oldest}
             self._kept_count = len(self.seen)
         return repeated
 
-    def _repeat(
-        self,
-        ids: Sequence[object],
-        times: npt.NDArray[np.int64],
-        horizon: npt.NDArray[np.int64],
-        repeated: npt.NDArray[np.bool_],
-    ) -> None:
-        """Note ids that were seen before, one by one: some may be."""
+    def _one_by_one(
+        self, ids: Sequence[object], times: npt.NDArray[np.int64], horizon: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Say which ids were seen before, where some may have been."""
+        repeated = np.zeros(len(ids), np.bool_)
         for index, (event_id, time, oldest) in enumerate(zip(ids, times.tolist(), horizon.tolist(), strict=True)):
             if event_id is None:
                 continue
@@ -119,6 +116,7 @@ class PartitionJudge:
                 repeated[index] = True
             else:
                 self.seen[event_id] = time
+        return repeated
 
     def _late(self, time: int, clock: int) -> str:
         behind = timedelta(microseconds=int(clock - time))

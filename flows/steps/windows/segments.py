@@ -315,25 +315,18 @@ class Segments:
         """Put other values into some columns of what changed; of `sums` the values are given."""
         for name, values in columns.items():
             block, index = self._place[name]
-            if block.sums:
-                self._put_sums(block, changed, values[:, None], slice(index, index + 1))
-            else:
-                block.cells[changed.at, index] = values
+            self._put(block, changed, values[:, None], slice(index, index + 1))
 
-    def _put(self, block: _Block, changed: Changed, rows: npt.NDArray[Any]) -> None:
+    def _put(self, block: _Block, changed: Changed, rows: npt.NDArray[Any], which: slice = slice(None)) -> None:
+        """Put rows of some columns of a block into what changed; sums run on from what stands before."""
         if block.sums:
-            self._put_sums(block, changed, rows, slice(None))
-        else:
-            block.cells[changed.at] = rows
-
-    def _put_sums(self, block: _Block, changed: Changed, values: npt.NDArray[Any], which: slice) -> None:
-        """Let sums run on from what stands before."""
-        running = np.cumsum(values, axis=0)
-        firsts = changed.firsts
-        base = running_before(block.cells[:, which], changed.starts, self.start[changed.slots])
-        base -= running[firsts] - values[firsts]
-        running += np.repeat(base, changed.lengths, axis=0)
-        block.cells[changed.at, which] = running
+            running = np.cumsum(rows, axis=0)
+            firsts = changed.firsts
+            base = running_before(block.cells[:, which], changed.starts, self.start[changed.slots])
+            base -= running[firsts] - rows[firsts]
+            running += np.repeat(base, changed.lengths, axis=0)
+            rows = running
+        block.cells[changed.at, which] = rows
 
     def _values(self, block: _Block, positions: Ints, starts: Ints) -> npt.NDArray[Any]:
         """Return what elements have: of running sums, by how much they rise."""
