@@ -23,7 +23,7 @@ from bytewax.dataflow import Dataflow
 from freshet.flows import change, materializer
 from freshet.flows import settings as settings_
 from freshet.flows.committer import OffsetCommitter, Offsets
-from freshet.flows.edges import bytewax, kafka, log
+from freshet.flows.edges import bytewax, kafka, log, switching
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.collector import undisturbed
 from freshet.flows.edges.dead_letters import DeadLetters
@@ -36,6 +36,7 @@ from freshet.flows.materializer import Edges, Offline, build
 from freshet.flows.refill import refill
 from freshet.flows.settings import SHARDS_MAX
 from freshet.flows.workspace import OnlineFilled, Workspace
+from freshet.flows.write_behind import at_once
 from freshet.schemas.errors import FreshetError, StoreLost
 from freshet.schemas.event import Contract, archive_name
 from freshet.schemas.ledger import Ledger, Update, source_key
@@ -107,6 +108,7 @@ class Live:
     settings: Run
     readers: list[LiveReader]
     snapshots: ThreadPoolExecutor
+    writes: ThreadPoolExecutor
     committer: OffsetCommitter | None = None
 
     @property
@@ -133,7 +135,7 @@ class Live:
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
         try:
-            with self.stop.on_signals(), undisturbed():
+            with self.stop.on_signals(), undisturbed(), switching.soon():
                 bytewax.run(self.dataflow, self.edges.failure, epoch=self.settings.epoch, place=self.settings.place)
             self.finish()
         finally:
@@ -155,6 +157,7 @@ class Live:
     def close(self) -> None:
         """Let go of everything."""
         self.edges.stop.end()
+        self.writes.shutdown()
         self.snapshots.shutdown()
         self.journal.close()
 
@@ -184,8 +187,8 @@ def assemble(
 
     An online store that lost rows is filled again first.
 
-    With `beside` snapshots and commits to Kafka are made in threads of their own, and sources that are idle are left
-    alone for a moment; without, nothing depends on wall time. Raises `Refused` and `Unavailable`.
+    With `beside` snapshots, online writes and commits to Kafka are made in threads of their own, and sources that are
+    idle are left alone for a moment; without, nothing depends on wall time. Raises `Refused` and `Unavailable`.
     """
     counts = {name: outside.partitions_count(made.stream.topic) for name, made in contracts.items()}
     parts = {source_key(name, part): (name, part) for name, count in counts.items() for part in range(count)}
@@ -195,7 +198,7 @@ def assemble(
     if settings.leads:
         _complete(outside, pipeline)
         prepare(outside.offline, pipeline, contracts)
-    snapshots = ThreadPoolExecutor(1, "snapshots")
+    snapshots, writes = ThreadPoolExecutor(1, "snapshots"), ThreadPoolExecutor(settings.shards_count, "online")
     journal = Journal(
         Places(outside.ledger, outside.states, outside.offline),
         pipeline,
@@ -257,10 +260,11 @@ def assemble(
         on_rejects=_log_rejects,
         reject_limit=settings.reject_limit,
         idle=timedelta(milliseconds=2 if beside else 0),
+        submit=writes.submit if beside else at_once,
         stop=bytewax.Stop() if stop is None else stop,
     )
     dataflow = build(pipeline, contracts, edges, settings.shards_count)
-    return Live(dataflow, edges, journal, outside, settings, readers, snapshots, committer)
+    return Live(dataflow, edges, journal, outside, settings, readers, snapshots, writes, committer)
 
 
 def _ignore(_: object) -> None:

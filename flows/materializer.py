@@ -30,6 +30,7 @@ from freshet.flows.steps.intake import Intake, Read, Taken
 from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher
 from freshet.flows.steps.windows.shard import WindowedRows
+from freshet.flows.write_behind import Submit, WriteBehind, at_once
 from freshet.schemas.errors import RejectLimit
 from freshet.schemas.event import Contract, archive_name
 from freshet.schemas.ledger import Update, source_key
@@ -95,7 +96,7 @@ class Edges:
 
     `on_rejects` is told of every event that was not accepted, a poll's at a time. After `reject_limit` of them with no
     event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data. A source
-    that brought nothing is asked again after `idle`.
+    that brought nothing is asked again after `idle`. `submit` has rows written online, beside the flow where it likes.
     """
 
     keys: Sequence[str]
@@ -109,6 +110,7 @@ class Edges:
     on_rejects: Callable[[str, Sequence[Reject]], None] = lambda _, __: None
     reject_limit: int = 10_000
     idle: timedelta = timedelta(milliseconds=2)
+    submit: Submit = at_once
     stop: Stop = field(default_factory=Stop)
     failure: Failure = field(default_factory=Failure)
 
@@ -264,14 +266,19 @@ class _Stages:
 
 
 class _OnlineWriter:
-    """Writes each batch as it comes: rows are readable before the epoch closes."""
+    """Writes each batch as it comes, while the next is computed: rows are readable before the epoch closes."""
 
     def __init__(self, pipeline: Pipeline, edges: Edges) -> None:
         self._views = {view.name: view for view in pipeline.views}
         self._edges = edges
+        self._writes = WriteBehind(edges.submit)
 
     def write(self, batches: list[RowBatch]) -> None:
-        """Write the newest row of each entity of each batch, and measure how fresh it is now that it can be read."""
+        """Have the newest row of each entity of each batch written, once those before are."""
+        self._writes.begin(lambda: self._write(batches))
+
+    def _write(self, batches: list[RowBatch]) -> None:
+        """Write rows, and measure how fresh they are now that they can be read."""
         by_view: dict[str, list[RowBatch]] = {}
         for batch in batches:
             by_view.setdefault(batch.view, []).append(batch)
@@ -287,7 +294,8 @@ class _OnlineWriter:
                     metrics.freshness.observe(age_s[told & (_plain(batch.kinds) == kind)], name, kind.name.lower())
 
     def flush(self) -> None:
-        """All is written already."""
+        """Wait until all is written."""
+        self._writes.end()
         self._edges.journal.tell(Update(online_writes_count=self._edges.online.writes_count))
 
 

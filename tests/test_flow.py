@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,13 @@ from freshet.flows.materializer import Edges, build
 from freshet.flows.replay import Afresh
 from freshet.flows.steps.oracle import compare
 from freshet.flows.workspace import Workspace
-from freshet.schemas.errors import RejectLimit
+from freshet.flows.write_behind import Submit, at_once
+from freshet.schemas.errors import RejectLimit, Unavailable
 from freshet.schemas.event import archive_name
 from freshet.schemas.ledger import source_key
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reject
+from freshet.schemas.view import View
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 SOURCE = json.loads((Path(__file__).parent.parent / "schemas/samples/wiki_edits/good-edit.json").read_text())
@@ -43,9 +47,12 @@ class Script:
 
     polls: list[Poll]
     at: int = 0
+    polled_again: Event = field(default_factory=Event)
 
     def poll(self) -> Poll | None:
         self.at += 1
+        if self.at > 1:
+            self.polled_again.set()
         return self.polls[self.at - 1] if self.at <= len(self.polls) else None
 
     def finished(self) -> bool:
@@ -98,8 +105,28 @@ def polls(topic: str, partition: int, count: int, values: Sequence[bytes], cut: 
     return made
 
 
+class WaitingStore(MemoryOnlineStore):
+    """Writes nothing before a poll after the one whose rows it is given."""
+
+    polled: Event
+    waits_s = 60.0
+
+    def write(self, view: View, rows: pa.Table, *, overwrite: bool = False) -> int:
+        if not self.polled.wait(self.waits_s):
+            raise Unavailable("nothing was polled meanwhile")
+        return super().write(view, rows, overwrite=overwrite)
+
+
 def run(
-    workspace: Workspace, partitions: Sequence[Sequence[bytes]], *, cut: int, shards: int, idle_us: int | None = None
+    workspace: Workspace,
+    partitions: Sequence[Sequence[bytes]],
+    *,
+    cut: int,
+    shards: int,
+    idle_us: int | None = None,
+    online: type[MemoryOnlineStore] = MemoryOnlineStore,
+    submit: Submit = at_once,
+    epoch: timedelta = timedelta(0),
 ) -> World:
     """Run the flow over some partitions; then, with `idle_us`, let it be idle until that time."""
     pipeline, contracts = workspace.pipeline, workspace.contracts
@@ -107,7 +134,7 @@ def run(
     for view in pipeline.views:
         offline.prepare(view.name, view.row_schema)
     offline.prepare(archive_name("wiki_edits"), contracts["wiki_edits"].schema)
-    world = World(MemoryOnlineStore(pipeline.project, pipeline.views), offline, made)
+    world = World(online(pipeline.project, pipeline.views), offline, made)
     readers = {
         source_key("wiki_edits", number): Script(
             [
@@ -127,8 +154,11 @@ def run(
         now_us=lambda: int(START.timestamp() * 10**6) + 2 * 86400 * 10**6,
         metrics=made,
         reject_limit=50,
+        submit=submit,
     )
-    bytewax.run(build(pipeline, contracts, edges, shards), edges.failure, epoch=timedelta(0))
+    if isinstance(world.online, WaitingStore):
+        world.online.polled = next(iter(readers.values())).polled_again
+    bytewax.run(build(pipeline, contracts, edges, shards), edges.failure, epoch=epoch)
     return world
 
 
@@ -188,6 +218,26 @@ def test_any_number_of_shards_gives_the_same_rows(workspace: Workspace, shards: 
     final = world.offline.final(workspace.pipeline.views[0])
     assert final.filter(pa.compute.greater(final["_version"], 0)).num_rows >= 600
     assert world.metrics.value("freshet_events_total", stream="wiki_edits", outcome="accepted") == 600
+
+
+def test_the_next_poll_is_taken_while_rows_are_written_online(workspace: Workspace) -> None:
+    edits = [edit(second, user) for second in range(40) for user in ("ada", "bob")]
+    with ThreadPoolExecutor() as threads:
+        world = run(
+            workspace, [edits], cut=20, shards=2, online=WaitingStore, submit=threads.submit, epoch=timedelta(days=1)
+        )
+
+    agrees(workspace, world)
+
+
+def test_rows_that_cannot_be_written_beside_the_flow_end_it(workspace: Workspace) -> None:
+    class AbsentStore(MemoryOnlineStore):
+        def write(self, view: View, rows: pa.Table, *, overwrite: bool = False) -> int:
+            del view, rows, overwrite
+            raise Unavailable("the store is away")
+
+    with ThreadPoolExecutor() as threads, pytest.raises(Unavailable, match="the store is away"):
+        run(workspace, [[edit(0)]], cut=1, shards=1, online=AbsentStore, submit=threads.submit)
 
 
 def test_garbage_among_events_harms_nothing_and_garbage_alone_stops_the_flow(workspace: Workspace) -> None:

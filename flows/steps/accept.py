@@ -25,11 +25,13 @@ class Judged:
     """What became of a batch: which events are accepted, and why the others are not.
 
     `rejected` holds (index, reason, detail); `duplicates` the indices of repeated events, which are counted, not kept.
+    `times` has the time of every event, µs since the epoch.
     """
 
     accepted: npt.NDArray[np.int64]
     rejected: tuple[tuple[int, Reason, str], ...]
     duplicates: npt.NDArray[np.int64]
+    times: npt.NDArray[np.int64]
 
 
 @dataclass
@@ -62,23 +64,23 @@ class PartitionJudge:
         """Judge events of this partition in the order of their offsets."""
         times, available = _microseconds(events, EVENT_TIME), _microseconds(events, AVAILABLE_AT)
         if len(times) == 0:
-            return Judged(np.zeros(0, np.int64), (), np.zeros(0, np.int64))
+            return Judged(np.zeros(0, np.int64), (), np.zeros(0, np.int64), times)
         lateness_us = count_us(self.stream.lateness)
         future = times - available > count_us(self.stream.max_future)
         clock = np.maximum.accumulate(np.where(future, NEVER_US, times))
         clock = np.maximum(clock, self.newest_us)
         late = ~future & (times < clock - lateness_us)
         self.newest_us = int(clock[-1])
-        rejected = [
-            *(
-                (int(index), Reason.FUTURE, self._future(times[index], available[index]))
-                for index in np.flatnonzero(future)
-            ),
-            *((int(index), Reason.LATE, self._late(times[index], clock[index])) for index in np.flatnonzero(late)),
-        ]
-        rest = np.flatnonzero(~future & ~late)
+        rest, rejected = np.arange(len(times)), list[tuple[int, Reason, str]]()
+        if (unfit := future | late).any():  # which is rare
+            rest = np.flatnonzero(~unfit)
+            for index in np.flatnonzero(unfit).tolist():
+                if future[index]:
+                    rejected.append((index, Reason.FUTURE, self._future(times[index], available[index])))
+                else:
+                    rejected.append((index, Reason.LATE, self._late(times[index], clock[index])))
         repeated = self._repeated(events, rest, times, clock - lateness_us)
-        return Judged(rest[~repeated], tuple(sorted(rejected)), rest[repeated])
+        return Judged(rest[~repeated], tuple(rejected), rest[repeated], times)
 
     def _repeated(
         self,
@@ -133,4 +135,4 @@ def _instant(microseconds: int) -> str:
 
 
 def _microseconds(events: pa.Table, name: str) -> npt.NDArray[np.int64]:
-    return events.column(name).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]  # pyarrow is untyped
+    return events.column(name).to_numpy().view(np.int64)  # type: ignore[no-any-return]  # pyarrow is untyped

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoded, Decoder
 from freshet.flows.steps.slices import Sliced
 from freshet.flows.steps.sql import Projector
 from freshet.schemas.errors import Problem, Refused
-from freshet.schemas.event import CANARY_HEADER, EVENT_TIME, OFFSET, PARTITION, Contract
+from freshet.schemas.event import CANARY_HEADER, OFFSET, PARTITION, Contract
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import header
@@ -90,7 +89,7 @@ class Intake:
         decoded = [*self._decoded(polls)]
         whole = pa.concat_tables([one.events for one in decoded]).combine_chunks()
         inputs, failed = self._without_failed(whole) if whole.num_rows else (self._nothing, {})
-        computed = np.setdiff1d(np.arange(whole.num_rows), list(failed))
+        computed = _computed(whole.num_rows, failed)
         start = 0
         for poll, one in zip(polls, decoded, strict=True):
             end = start + one.events.num_rows
@@ -125,13 +124,13 @@ class Intake:
             accepted = np.setdiff1d(accepted, failed)
         events, inputs = read.events, dict(read.inputs)
         if len(accepted) < read.events.num_rows:
-            computed = np.setdiff1d(np.arange(read.events.num_rows), list(read.failed))
+            computed = _computed(read.events.num_rows, read.failed)
             places = pa.array(np.searchsorted(computed, accepted))
             events = events.take(pa.array(accepted))
             inputs = {view: rows.take(places) for view, rows in inputs.items()}
-        if events.num_rows:
-            judge.accepted_count += events.num_rows
-            judge.accepted_us = max(judge.accepted_us, pc.max(events.column(EVENT_TIME)).cast(pa.int64()).as_py())
+        if len(accepted):
+            judge.accepted_count += len(accepted)
+            judge.accepted_us = max(judge.accepted_us, int(judged.times[accepted].max()))
         headers = [] if poll.headers is None else [poll.headers[index] for index in read.at[accepted]]
         return Taken(
             self.contract.name, poll.partition, poll.partitions_count, events, inputs, tuple(rejects),
@@ -176,6 +175,11 @@ class Intake:
                 for index, what, error in failures:
                     failed.setdefault(start + index, f"{what}: {error}")
         return {view: pa.concat_tables(parts) for view, parts in found.items()}, failed
+
+
+def _computed(events_count: int, failed: Mapping[int, str]) -> npt.NDArray[np.int64]:
+    """Return the events on which no expression failed, whose inputs stand in this order."""
+    return np.setdiff1d(np.arange(events_count), list(failed)) if failed else np.arange(events_count)
 
 
 def _together(polls: Sequence[Poll]) -> Iterator[list[Poll]]:

@@ -49,6 +49,27 @@ def swept(segments: Segments, most: int, since: int) -> bool:
     return False
 
 
+@given(
+    times=st.lists(st.integers(0, 50), min_size=1, max_size=60).map(sorted),
+    asked=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(-1, 51)), min_size=1, max_size=8),
+    times_asked=st.sampled_from([1, 40]),
+)
+def test_a_search_finds_where_a_target_would_stand_however_many_are_searched(
+    times: list[int], asked: list[tuple[int, int, int]], times_asked: int
+) -> None:
+    segments, queries = made(), asked * times_asked
+    inserted(segments, [("ada", time, number) for number, time in enumerate(times)])
+    bounds = [sorted((min(one, len(times)), min(other, len(times)))) for one, other, _ in queries]
+    low, high = (np.array(column) for column in zip(*bounds, strict=True))
+
+    found = segments.search(TIME, low, high, np.array([target for _, _, target in queries]))
+
+    for at, (start, end), (_, _, target) in zip(found.tolist(), bounds, queries, strict=True):
+        assert start <= at <= end
+        assert all(time < target for time in times[start:at])
+        assert all(time >= target for time in times[at:end])
+
+
 def held(segments: Segments) -> dict[object, list[tuple[int, str, float, *tuple[int, ...]]]]:
     found = {}
     for key, slot in segments.slots.items():

@@ -9,15 +9,19 @@ import pyarrow.compute as pc
 
 from freshet.flows.steps.windows.segments import Column, Columns, Ints
 
+_INSTANT = pa.timestamp("us", "UTC")
+
 
 def microseconds(column: pa.ChunkedArray) -> Ints:
-    """Return instants as µs since the epoch."""
-    return column.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]  # untyped
+    """Return instants, none of them NULL, as µs since the epoch."""
+    if column.type != _INSTANT:
+        column = column.cast(_INSTANT)
+    return column.to_numpy().view(np.int64)  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
 def timestamps(instants: Ints) -> pa.Array:
     """Return µs since the epoch as instants."""
-    return pa.array(instants, pa.int64()).cast(pa.timestamp("us", "UTC"))
+    return pa.array(instants, pa.int64()).view(_INSTANT)
 
 
 def present(values: pa.Array) -> npt.NDArray[np.bool_]:
@@ -29,7 +33,17 @@ def integers(values: pa.Array) -> Ints:
     """Return whole numbers, booleans as 0 and 1, NULL as 0."""
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
-    return pc.fill_null(values, 0).to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]  # as above
+    if values.null_count:
+        values = pc.fill_null(values, 0)
+    return values.to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]  # as above
+
+
+def doubles(values: pa.Array) -> npt.NDArray[np.float64]:
+    """Return numbers as doubles, NULL as 0."""
+    values = values.cast(pa.float64())
+    if values.null_count:
+        values = pc.fill_null(values, 0.0)
+    return values.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]  # as above
 
 
 class ValueColumn:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.steps.windows import digits
-from freshet.flows.steps.windows.columns import ValueColumn, integers, present
+from freshet.flows.steps.windows.columns import ValueColumn, doubles, integers, present
 from freshet.flows.steps.windows.folds import PaneFold, Spans, SumFold
 from freshet.flows.steps.windows.segments import Changed, Column, Columns, Ints, Segments, ranges, run_begins
 
@@ -137,7 +137,7 @@ class Digits(_Summed):
     def lift(self, values: pa.Array) -> Mapping[str, Column]:
         """Keep the digits of each input; of doubles those that are finite."""
         if pa.types.is_floating(self.kind):
-            numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+            numbers = doubles(values)
             found = digits.of_doubles(np.where(np.isfinite(numbers), numbers, 0.0))
         elif pa.types.is_decimal(self.kind) or pa.types.is_uint64(self.kind):
             found = digits.of_decimals(values)
@@ -197,7 +197,7 @@ class Specials(_Summed):
         """Keep a flag for each."""
         if not self._kept:
             return {}
-        numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+        numbers = doubles(values)
         flags = (np.isnan(numbers), numbers == np.inf, numbers == -np.inf)
         return {fold.column: flag.astype(np.int64) for fold, flag in zip(self.folds(), flags, strict=True)}
 
@@ -508,7 +508,7 @@ class Keys:
             kept[:] = values.to_pylist()
             return kept
         if pa.types.is_floating(kind):
-            numbers = pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+            numbers = doubles(values)
             numbers = np.where(np.isnan(numbers), np.nan, numbers + 0.0)  # one NaN, above +inf; one zero
             bits = numbers.view(np.int64)
             return np.where(bits < 0, ~(bits & np.iinfo(np.int64).max), bits)

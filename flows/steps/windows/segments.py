@@ -29,6 +29,8 @@ Columns: TypeAlias = Mapping[str, Column]
 
 TIME, EVENT_ID, PARTITION, OFFSET = "time", "event_id", "partition", "offset"
 _ROOM_EVENTS, _SIZE_MIN, _BLOCK_COLUMNS = 2, 1024, 8
+_SEARCHED_ALONE = 4
+"""So many queries a step of a binary search are searched one by one in less time than a step of all takes."""
 _CUT_ABOVE = 3
 """Columns are made anew when so many times more of them was used than is."""
 
@@ -39,9 +41,9 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     >>> ranges(np.array([10, 20]), np.array([2, 3])).tolist()
     [10, 11, 20, 21, 22]
     """
-    ends = np.cumsum(lengths)
+    ends = lengths.cumsum()
     total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+    return (starts - (ends - lengths)).repeat(lengths) + np.arange(total)
 
 
 def run_begins(*columns: Column) -> npt.NDArray[np.bool_]:
@@ -385,17 +387,22 @@ class Segments:
         """Return for each query the first position in [low, high) whose value is not below the target, else `high`.
 
         The column must not fall within [low, high). A binary search of all queries at once, by steps that halve, which
-        are the same for all: so nothing is selected on the way.
+        are the same for all: so nothing is selected on the way. Few queries are searched one by one.
         """
         values: Ints = self.columns[column]  # type: ignore[assignment]  # only such columns are searched
+        steps = int((high - low).max(initial=0)).bit_length()
+        if len(low) < _SEARCHED_ALONE * steps and values.flags.contiguous:
+            queries = zip(low.tolist(), high.tolist(), targets.tolist(), strict=True)
+            return np.array(
+                [start + values[start:end].searchsorted(target) for start, end, target in queries], np.int64
+            )
         last = low - 1  # of the positions before the target
-        longest = int((high - low).max(initial=0))
-        step = 1 << longest.bit_length() >> 1
+        step = 1 << steps >> 1
         while step:
             at = last + step
-            is_before = at < high
-            is_before &= values[np.minimum(at, len(values) - 1)] < targets
-            last += is_before * step
+            is_before = values.take(at, mode="clip") < targets
+            is_before &= at < high
+            last = np.where(is_before, at, last)
             step >>= 1
         return last + 1
 

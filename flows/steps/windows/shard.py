@@ -195,7 +195,9 @@ class WindowShard:
         before, self.clock_us = self.clock_us, max(self.clock_us, clock_us)
         changed = self._insert(inputs.combine_chunks()) if inputs is not None and inputs.num_rows else None
         touched = np.zeros(0, np.int64) if changed is None else changed.slots
-        due = np.setdiff1d(self._due.take(self.clock_us), touched)
+        due = self._due.take(self.clock_us)
+        if len(due):
+            due = np.setdiff1d(due, touched)
         for rows in _together(self._instants(changed, due, before)):
             yield from self._write(rows, now_us)
         self._set_due(np.append(touched, due))
