@@ -157,6 +157,8 @@ class Live:
     def close(self) -> None:
         """Let go of everything."""
         self.edges.stop.end()
+        if self.edges.failure.first is not None:
+            LOG.info("waiting for the rows that are on their way to the online store")
         self.writes.shutdown()
         self.snapshots.shutdown()
         self.journal.close()

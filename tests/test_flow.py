@@ -106,7 +106,7 @@ def polls(topic: str, partition: int, count: int, values: Sequence[bytes], cut: 
 
 
 class WaitingStore(MemoryOnlineStore):
-    """Writes nothing before a poll after the one whose rows it is given."""
+    """Writes nothing before the second poll."""
 
     polled: Event
     waits_s = 60.0

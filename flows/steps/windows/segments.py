@@ -41,7 +41,7 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     >>> ranges(np.array([10, 20]), np.array([2, 3])).tolist()
     [10, 11, 20, 21, 22]
     """
-    ends = lengths.cumsum()
+    ends: Ints = lengths.cumsum()
     total = int(ends[-1]) if len(ends) else 0
     return (starts - (ends - lengths)).repeat(lengths) + np.arange(total)
 
@@ -80,9 +80,14 @@ def ordered(slots: Ints, columns: Columns) -> Ints:
     return order
 
 
+def _gathered(values: npt.NDArray[Any], at: Ints) -> npt.NDArray[Any]:
+    """Return what stands at some places. `take` is quicker, but first copies all of what is not contiguous."""
+    return values.take(at, axis=0) if values.flags.c_contiguous else values[at]
+
+
 def running_before(running: npt.NDArray[Any], positions: Ints, starts: Ints) -> npt.NDArray[Any]:
     """Return the running sums before positions in segments that start at `starts`; of one column, or of several."""
-    before = running.take(np.maximum(positions - 1, 0), axis=0)
+    before = _gathered(running, np.maximum(positions - 1, 0))
     before[positions == starts] = 0
     return before
 
@@ -387,11 +392,12 @@ class Segments:
         """Return for each query the first position in [low, high) whose value is not below the target, else `high`.
 
         The column must not fall within [low, high). A binary search of all queries at once, by steps that halve, which
-        are the same for all: so nothing is selected on the way. Few queries are searched one by one.
+        are the same for all: so nothing is selected on the way. Few queries are searched one by one, in a column that
+        is contiguous, as that of times is.
         """
         values: Ints = self.columns[column]  # type: ignore[assignment]  # only such columns are searched
         steps = int((high - low).max(initial=0)).bit_length()
-        if len(low) < _SEARCHED_ALONE * steps and values.flags.contiguous:
+        if len(low) < _SEARCHED_ALONE * steps and values.flags.c_contiguous:
             queries = zip(low.tolist(), high.tolist(), targets.tolist(), strict=True)
             return np.array(
                 [start + values[start:end].searchsorted(target) for start, end, target in queries], np.int64
@@ -400,7 +406,7 @@ class Segments:
         step = 1 << steps >> 1
         while step:
             at = last + step
-            is_before = values.take(at, mode="clip") < targets
+            is_before = _gathered(values, np.minimum(at, len(values) - 1)) < targets
             is_before &= at < high
             last = np.where(is_before, at, last)
             step >>= 1
