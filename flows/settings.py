@@ -21,7 +21,7 @@ flag is no place for them, since other users of the machine see it.
 | FRESHET_SETTINGS | the settings file | freshet.toml of the project, if it is there |
 | FRESHET_PROJECT | the project's folder | . |
 | FRESHET_BROKERS | Kafka's address, host:port,… | localhost:9092 |
-| FRESHET_KAFKA_* | any librdkafka setting: FRESHET_KAFKA_SASL_PASSWORD is sasl.password | fetch.wait.max.ms 10, fetch.min.bytes 65536 |
+| FRESHET_KAFKA_* | any librdkafka setting: FRESHET_KAFKA_SASL_PASSWORD is sasl.password | |
 | FRESHET_ONLINE_STORE | in place of the declared onlineStore; may use ${NAME} | |
 | FRESHET_OFFLINE_STORE | in place of the declared offlineStore; may use ${NAME} | |
 | FRESHET_RECOVERY | the recovery folder, kept as long as the offline store | .freshet/recovery |

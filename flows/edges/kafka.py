@@ -52,13 +52,10 @@ _ASK_AGAIN_S = 0.05
 _OVERDUE_S = 5.0
 """So much later than it should librdkafka may give up a message: it looks for such once a second."""
 _GROUPLESS = "freshet-no-group"
-# A broker that answers each fetch as soon as there is one message does little else at some thousand a second: it
-# gathers for those milliseconds, or until it has so many bytes. The embedded broker answers an empty fetch no sooner.
-# Each partition has a queue of its own. A broker that has just started may not know its topics yet: librdkafka believes
-# it, and asks again by itself only after five minutes.
+# The embedded broker answers an empty fetch no sooner; and each partition has a queue of its own. A broker that has
+# just started may not know its topics yet: librdkafka believes it, and asks again by itself only after five minutes.
 _FETCH = {
     "fetch.wait.max.ms": 10,
-    "fetch.min.bytes": 65536,
     "queued.max.messages.kbytes": 16384,
     "topic.metadata.refresh.interval.ms": 5000,
 }
