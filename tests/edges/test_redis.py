@@ -414,6 +414,34 @@ def test_the_script_is_loaded_again_after_the_server_lost_it(online_url: str, cl
     store.close()
 
 
+def test_what_the_server_says_between_its_answers_is_no_answer(online_url: str, client: redis.Redis) -> None:
+    told = redis.Redis.from_url(online_url, protocol=3)
+    told.execute_command("CLIENT", "TRACKING", "ON", "BCAST")  # from now on it is told of each key that is written
+    store = OnlineStore(told, PROJECT, VIEWS)
+    table = rows(BY_USER, *(((f"user {number}",), NOON, 1, {"edits": number}) for number in range(100)))
+
+    assert store.write(BY_USER, table) == 100
+    assert store.writes_count == int(client.get(f"freshet:{PROJECT}:writes") or 0)
+    store.close()
+
+
+def test_a_server_without_memory_is_waited_for_and_what_was_not_written_is_written(
+    online_url: str, client: redis.Redis
+) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS, patience_s=0.5)
+    put(store, NOON, 1, 1)
+    try:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(Unavailable, match=r"cannot be used: OutOfMemoryError: .*maxmemory"):
+            put(store, NOON, 2, 2)
+    finally:
+        client.config_set("maxmemory", 0)
+
+    assert put(store, NOON, 2, 2) == 1
+    assert served(store) == (NOON, 2, 2)
+    store.close()
+
+
 @pytest.mark.parametrize("stored", [b"\x08", b"\xff" * 30, b"", struct.pack("<q", 5)])
 def test_a_time_that_cannot_be_read_does_not_hang_the_server(
     online_url: str, client: redis.Redis, stored: bytes
