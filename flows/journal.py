@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from freshet.flows.reread import Reread, archived
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold
+from freshet.flows.write_behind import Submit, at_once
 from freshet.schemas.errors import Problem, Refused, listed
 from freshet.schemas.event import EVENT_TIME, NEVER_US, PARTITION, Contract, archive_name
 from freshet.schemas.ledger import Ledger, PartitionMark, ShardMark, SnapshotMark, Update, merged, source_key
@@ -125,11 +126,6 @@ class Places:
     parts: Parts
 
 
-def inline(work: Callable[[], None]) -> None:
-    """Do it here and now."""
-    work()
-
-
 @dataclass
 class _Since:
     """A key's last snapshot."""
@@ -159,7 +155,7 @@ class Journal:
     rebuild: bool = False
     leader: Mailbox | None = None
     others: Sequence[Mailbox] = ()
-    submit: Callable[[Callable[[], None]], None] = inline
+    submit: Submit = at_once
     snapshot_events: int = 50_000
     part_events: int = 200
     on_commit: Callable[[Committed], None] = lambda _: None

@@ -29,7 +29,7 @@ from freshet.flows.edges.collector import undisturbed
 from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.metrics import Metrics, Server
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
-from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States, inline
+from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States
 from freshet.flows.lag import LagExporter
 from freshet.flows.live_reader import Alignment, LiveReader, Partition
 from freshet.flows.materializer import Edges, Offline, build
@@ -210,7 +210,7 @@ def assemble(
         leader=leader,
         others=others,
         snapshot_events=snapshot_events,
-        submit=(lambda work: _ignore(snapshots.submit(work))) if beside else inline,
+        submit=snapshots.submit if beside else at_once,
     )
     try:
         if settings.leads:
@@ -267,10 +267,6 @@ def assemble(
     )
     dataflow = build(pipeline, contracts, edges, settings.shards_count)
     return Live(dataflow, edges, journal, outside, settings, readers, snapshots, writes, committer)
-
-
-def _ignore(_: object) -> None:
-    """A future's outcome is told otherwise."""
 
 
 def _complete(outside: Outside, pipeline: Pipeline) -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+INSTANT = pa.timestamp("us", "UTC")
+"""What instants are in every table of ours: µs since the epoch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
@@ -44,7 +47,7 @@ _SCALARS = (
     _scalar("float32", "Float32", pa.float32(), "FLOAT", ("FLOAT", "TINYINT", "SMALLINT", "UTINYINT", "USMALLINT")),
     _scalar("float64", "Float64", pa.float64(), "DOUBLE", ("DOUBLE", "FLOAT", "DECIMAL", *_WIDE)),
     _scalar("bool", "Bool", pa.bool_(), "BOOLEAN", ("BOOLEAN",)),
-    _scalar("unix_timestamp", "UnixTimestamp", pa.timestamp("us", "UTC"), "TIMESTAMP WITH TIME ZONE", _TIMES),
+    _scalar("unix_timestamp", "UnixTimestamp", INSTANT, "TIMESTAMP WITH TIME ZONE", _TIMES),
 )
 
 

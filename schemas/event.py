@@ -34,6 +34,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from freshet.schemas.dtypes import INSTANT
 from freshet.schemas.errors import Problem, listed, nearest
 
 VERSION_HEADER = "freshet-version"
@@ -54,10 +55,10 @@ ARCHIVE = "_events/"
 STREAM = "_stream"
 """In the union of several streams' events, the place of an event's own stream among them."""
 _SYSTEM = (
-    pa.field(EVENT_TIME, pa.timestamp("us", "UTC"), nullable=False),
+    pa.field(EVENT_TIME, INSTANT, nullable=False),
     pa.field(PARTITION, pa.int32(), nullable=False),
     pa.field(OFFSET, pa.int64(), nullable=False),
-    pa.field(AVAILABLE_AT, pa.timestamp("us", "UTC"), nullable=False),
+    pa.field(AVAILABLE_AT, INSTANT, nullable=False),
 )
 VERSION_KEY = b"freshet.version"
 """In the metadata of archived events' Arrow schema, the contract's version that they have the form of, in decimal."""
@@ -176,7 +177,7 @@ _ARROW: Mapping[type, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
     bytes: pa.binary(),
-    datetime: pa.timestamp("us", "UTC"),
+    datetime: INSTANT,
     date: pa.date32(),
     Decimal: pa.decimal128(38, 9),
 }

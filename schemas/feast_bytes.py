@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic_core import to_json
 
+from freshet.schemas.dtypes import INSTANT
+
 _BROKEN = (LookupError, ValueError, OverflowError, struct.error)
 """What reading bytes raises that another wrote."""
 _SHOWN_BYTES = 40
@@ -46,7 +48,7 @@ _NO_TIME = np.iinfo(np.int64).min
 _WIRE = {_BYTES: 2, _TEXT: 2, _INT32: 0, _INT64: 0, _DOUBLE: 1, _FLOAT: 5, _BOOL: 0, _TIME: 0}
 _KINDS = {
     pa.binary(): _BYTES, pa.string(): _TEXT, pa.int32(): _INT32, pa.int64(): _INT64, pa.float64(): _DOUBLE,
-    pa.float32(): _FLOAT, pa.bool_(): _BOOL, pa.timestamp("us", "UTC"): _TIME,
+    pa.float32(): _FLOAT, pa.bool_(): _BOOL, INSTANT: _TIME,
 }  # fmt: skip
 
 

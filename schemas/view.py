@@ -21,13 +21,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from freshet.schemas.dtypes import Dtype
+from freshet.schemas.dtypes import INSTANT, Dtype
 from freshet.schemas.event import EVENT_TIME, OFFSET, PARTITION
 from freshet.schemas.expected import NOTHING, Expected
 
 CREATED, VERSION = "created", "_version"
 NOWHERE = -1
-_TIMESTAMP = pa.timestamp("us", "UTC")
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,9 @@ class View:
         return pa.schema(
             [
                 *(pa.field(column.name, column.type) for column in self.entity),
-                pa.field(EVENT_TIME, _TIMESTAMP),
+                pa.field(EVENT_TIME, INSTANT),
                 *(pa.field(feature.name, feature.dtype.arrow) for feature in self.features),
-                pa.field(CREATED, _TIMESTAMP),
+                pa.field(CREATED, INSTANT),
                 pa.field(VERSION, pa.int64()),
                 pa.field(PARTITION, pa.int32()),
                 pa.field(OFFSET, pa.int64()),

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.schemas.dtypes import INSTANT
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import EVENT_TIME
 from freshet.schemas.serving import ServedRow
@@ -33,7 +34,6 @@ LOG = logging.getLogger("freshet")
 
 FOLDER = "_served"
 _EVERY_S, _ROWS_MAX = 10.0, 200_000
-_TIMESTAMP = pa.timestamp("us", "UTC")
 _HASHES = 1 << 32
 
 
@@ -119,12 +119,12 @@ class ServedFiles:
 def _table(view: View, rows: Sequence[tuple[ServedRow, int]]) -> pa.Table:
     columns = [
         *(pa.array([row.entity[at] for row, _ in rows], one.type) for at, one in enumerate(view.entity)),
-        pa.array([row.event_timestamp_us for row, _ in rows], _TIMESTAMP),
+        pa.array([row.event_timestamp_us for row, _ in rows], INSTANT),
         *(pa.array([row.values.get(one.name) for row, _ in rows], one.dtype.arrow) for one in view.features),
         pa.array([row.version for row, _ in rows], pa.int64()),
         pa.array([list(row.values) for row, _ in rows], pa.list_(pa.string())),
         pa.array([row.status.value for row, _ in rows], pa.string()),
-        pa.array([at for _, at in rows], _TIMESTAMP),
+        pa.array([at for _, at in rows], INSTANT),
     ]
     names = [
         *view.entity_names,

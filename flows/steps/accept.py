@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from freshet.flows.steps.windows.columns import microseconds
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, NEVER_US, Stream
 from freshet.schemas.rejects import Reason
 from freshet.schemas.units import count_us
@@ -56,13 +57,13 @@ class PartitionJudge:
         self.accepted_count += events.num_rows
         if self.stream.event_id is not None and events.num_rows:
             ids = events.column(self.stream.event_id).to_pylist()
-            known = zip(ids, _microseconds(events, EVENT_TIME).tolist(), strict=True)
+            known = zip(ids, microseconds(events.column(EVENT_TIME)).tolist(), strict=True)
             oldest = self.newest_us - count_us(self.stream.lateness)
             self.seen.update((event_id, time) for event_id, time in known if event_id is not None and time >= oldest)
 
     def judge(self, events: pa.Table) -> Judged:
         """Judge events of this partition in the order of their offsets."""
-        times, available = _microseconds(events, EVENT_TIME), _microseconds(events, AVAILABLE_AT)
+        times, available = microseconds(events.column(EVENT_TIME)), microseconds(events.column(AVAILABLE_AT))
         if len(times) == 0:
             return Judged(np.zeros(0, np.int64), (), np.zeros(0, np.int64), times)
         lateness_us = count_us(self.stream.lateness)
@@ -132,7 +133,3 @@ class PartitionJudge:
 
 def _instant(microseconds: int) -> str:
     return (_EPOCH + timedelta(microseconds=int(microseconds))).isoformat()
-
-
-def _microseconds(events: pa.Table, name: str) -> npt.NDArray[np.int64]:
-    return events.column(name).to_numpy().view(np.int64)  # type: ignore[no-any-return]  # pyarrow is untyped

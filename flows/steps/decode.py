@@ -4,7 +4,7 @@ The contract's model parses each message by itself (pydantic's `Json`), so no me
 neighbour, and one that is bad takes no other with it. Of many messages, those that are plain are read without it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,7 @@ from pydantic import Json, TypeAdapter, ValidationError
 
 from freshet.flows.steps.plain_json import PlainJson
 from freshet.flows.steps.versions import Versions
+from freshet.schemas.dtypes import INSTANT
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, Contract
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
@@ -25,7 +26,6 @@ _RUN_MESSAGES, _RUN_MESSAGES_MIN = 1000, 100
 """So many messages are read at once if all are plain; of fewer, the model is not slower."""
 _PASSED_OVER_MAX = 15
 """Of one run in so many more it is looked whether it is plain, where none of many was."""
-_TIMESTAMP = pa.timestamp("us", "UTC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Decoder:
         event_time = fields.column(self.contract.stream.event_time)
         partitions = np.repeat([poll.partition for poll in polls], [len(poll.values) for poll in polls])
         known_ms = np.concatenate([poll.timestamps_ms for poll in polls])[good]
-        available = pa.array(known_ms * 1000, pa.int64(), mask=known_ms < 0).cast(_TIMESTAMP)
+        available = pa.array(known_ms * 1000, pa.int64(), mask=known_ms < 0).cast(INSTANT)
         system = {
             EVENT_TIME: event_time,
             PARTITION: pa.array(partitions[good].astype(np.int32)),
@@ -172,13 +172,13 @@ class Decoder:
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def _without(indices: npt.NDArray[np.int64], places: Iterable[int]) -> npt.NDArray[np.int64]:
+def _without(indices: npt.NDArray[np.int64], places: Collection[int]) -> npt.NDArray[np.int64]:
     """Return what does not stand at some places."""
-    return np.delete(indices, [*places])
+    return np.delete(indices, [*places]) if places else indices
 
 
 _ENDS = (datetime.min, datetime.max)  # noqa: DTZ901  # the zone is put on in the next line
-_CALENDAR = tuple(pa.scalar(end.replace(tzinfo=UTC), _TIMESTAMP).value for end in _ENDS)
+_CALENDAR = tuple(pa.scalar(end.replace(tzinfo=UTC), INSTANT).value for end in _ENDS)
 _BEYOND = "in UTC it is not between the years 1 and 9999"
 
 

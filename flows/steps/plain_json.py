@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from freshet.schemas.dtypes import INSTANT
 from freshet.schemas.event import Contract
 
 _BYTES_MAX = 1 << 26
@@ -26,13 +27,12 @@ _NO_JSON = re.compile(rb"[\s:,\[-](?:Inf|NaN)")
 """Arrow has more literals for what JSON has no numbers for than the model."""
 _TIME = r"^(?:0[1-9]|[1-8]\d|9[0-8])\d{2}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:Z|[+-]\d{2}:\d{2})$"
 """In years that no offset moves out of the calendar."""
-_TIMESTAMP = pa.timestamp("us", "UTC")
 _COLUMNS: Mapping[str, pa.DataType] = {
     "str": pa.string(),
     "int": pa.int64(),
     "float": pa.float64(),
     "bool": pa.bool_(),
-    "datetime": _TIMESTAMP,
+    "datetime": INSTANT,
 }
 _BOUNDS = {"ge": pc.greater_equal, "gt": pc.greater, "le": pc.less_equal, "lt": pc.less}
 _DIGITS_MAX = 4300
@@ -151,7 +151,7 @@ class PlainJson:
             if not pc.all(pc.match_substring_regex(times, _TIME), min_count=0).as_py():
                 return None
             try:
-                read = read.set_column(self._schema.get_field_index(name), name, times.cast(_TIMESTAMP))
+                read = read.set_column(self._schema.get_field_index(name), name, times.cast(INSTANT))
             except pa.ArrowInvalid:
                 return None
         if not all(field.holds(read.column(name)) for name, field in self._fields.items()):

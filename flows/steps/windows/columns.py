@@ -8,20 +8,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from freshet.flows.steps.windows.segments import Column, Columns, Ints
-
-_INSTANT = pa.timestamp("us", "UTC")
+from freshet.schemas.dtypes import INSTANT
 
 
 def microseconds(column: pa.ChunkedArray) -> Ints:
     """Return instants, none of them NULL, as µs since the epoch."""
-    if column.type != _INSTANT:
-        column = column.cast(_INSTANT)
+    if column.type != INSTANT:
+        column = column.cast(INSTANT)
     return column.to_numpy().view(np.int64)  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
 def timestamps(instants: Ints) -> pa.Array:
     """Return µs since the epoch as instants."""
-    return pa.array(instants, pa.int64()).view(_INSTANT)
+    return pa.array(instants, pa.int64()).view(INSTANT)
 
 
 def present(values: pa.Array) -> npt.NDArray[np.bool_]:
