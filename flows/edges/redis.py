@@ -69,6 +69,11 @@ _FOR_EVER_MS = 2**62
 # view's ttl in ms, 0 if it has none, followed by name and ttl of each view that has one and may be in the same hash.
 _INSTANTS = """
 local function varint(text, at)
+  local a, b, c, d, e = string.byte(text, at, at + 4)
+  if d and a > 127 and b > 127 and c > 127 then  -- most have four octets or five: the rest is for any number of them
+    if d < 128 then return a + b * 128 + c * 16384 + d * 2097152 - 2113664, at + 4 end
+    if e and e < 128 then return a + b * 128 + c * 16384 + d * 2097152 + e * 268435456 - 270549120, at + 5 end
+  end
   local value, scale, negated = 0, 1, 0
   for place = 1, 10 do
     local octet = string.byte(text, at)
@@ -91,6 +96,7 @@ local function instant(text)
   end
   return seconds, nanos
 end
+local seconds, nanos = instant(ARGV[2])
 """
 _COMPARE = """
 local stored = redis.call('HMGET', KEYS[1], ARGV[1], ARGV[3])
@@ -98,7 +104,6 @@ local time, version = stored[1], stored[2]
 if time then
   local order = 0
   if time ~= ARGV[2] then
-    local seconds, nanos = instant(ARGV[2])
     local stored_seconds, stored_nanos = instant(time)
     order = seconds - stored_seconds
     if order == 0 then order = nanos - stored_nanos end
@@ -133,7 +138,6 @@ if ttl == 0 then
 end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local seconds, nanos = instant(ARGV[2])
 local gone = seconds * 1000 + math.ceil(nanos / 1000000) + ttl
 if gone <= now then gone = now + ttl end
 if longest > 0 then  -- as long as the others were to stay, but no longer than they ever may

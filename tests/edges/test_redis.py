@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -403,6 +404,29 @@ def test_writers_in_any_order_end_at_the_greatest_row(
     assert served(twin)[:2] == max(written)
     for writer in writers:
         writer.close()
+
+
+SECONDS = [sign * 2 ** (7 * octets) + more for octets in range(6) for sign in (1, -1) for more in (-1, 0, 1)]
+FRACTIONS_US = [0, 1, 2, 16, 17, 2_097, 2_098, 268_435, 268_436, 999_999]
+"""Where one octet more is needed for a time's seconds, or its nanoseconds."""
+
+
+def test_times_next_to_each_other_are_told_apart_however_many_octets_they_take(store: Store) -> None:
+    times = {
+        datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds, microseconds=fraction)
+        for seconds in SECONDS
+        for fraction in FRACTIONS_US
+    }
+    pairs = [*pairwise(sorted(times))]
+
+    def written(*of_pair: int) -> int:
+        found = [
+            ((f"{of_pair}/{n}",), pair[place], 1, {"edits": 1}) for n, pair in enumerate(pairs) for place in of_pair
+        ]
+        return store.write(BY_USER_TOO, rows(BY_USER_TOO, *found))
+
+    assert written(0, 1) == 2 * len(pairs)
+    assert written(1, 0) == len(pairs)
 
 
 def test_the_script_is_loaded_again_after_the_server_lost_it(online_url: str, client: redis.Redis) -> None:
