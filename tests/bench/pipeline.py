@@ -18,7 +18,8 @@ the embedded Valkey. Each case has a project and a Redis of its own, with nothin
   windows grow, so does the event time of the backlog, which is two windows long; elsewhere few windows fill up.
 - freshness: visits as they happen, at 10, 50 and 70 % of what end-to-end does (or --rate), for --seconds; from produced, or due
   by time alone, until Redis answers with the row. Corrections: events late by half a second to five. Rows by time alone: of
-  one more feature, with a window of five seconds that decays each second, in runs of their own.
+  one more feature, with a window of five seconds that decays each second, in runs of their own. A first run, at the highest
+  rate, is not counted: a broker that has just started compiles itself, for a core and half a minute.
 - start: from the start of the process to its first row, with nothing to restore, and with the state of --restored entities.
 - replay: `freshet replay` of what a run over --growth-events archived, as parquet, and of the same events as JSON.
 
@@ -145,27 +146,33 @@ def saturated(cluster: Cluster, words: argparse.Namespace) -> float:
 def freshness(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
     """Send visits as they happen, and see how soon their rows can be read; of each kind of row by itself."""
     rate = saturated(cluster, words)
+    paced(
+        cluster, max(words.shares) * rate, words.seconds, [EVENT]
+    )  # for nothing: a new broker is busy compiling itself
     for repeat in range(words.repeat):
         for share in words.shares:
             for kinds, more in (([EVENT, CORRECTION], ()), ([DECAY], (DECAYING,))):
-                topic = cluster.new_topic()
-                with Project.made(cluster, topic, (*FEATURES, *more)) as project, child_of("pipeline_pace") as child:
-                    process = project.start()
-                    try:
-                        task = {
-                            "rate": share * rate,
-                            "warm_s": words.seconds / 4,
-                            "seconds": words.seconds,
-                            "kinds": kinds,
-                        }
-                        found = child.ask(environment=project.environment, topic=topic, seed=repeat, **task)
-                        if process.has_ended():
-                            raise Unavailable(f"the materializer has ended:\n{process.said()}")
-                    finally:
-                        process.end()
+                found = paced(cluster, share * rate, words.seconds, kinds, more, repeat)
                 shared = {"share": share, "repeat": repeat, "rate": found["rate"], "turn_p99_ms": found["turn_p99_ms"]}
                 for of, told_of in found["kinds"].items():
-                    note({"kind": "freshness", **shared, "of": of, **told_of, "peak_mb": process.peak_mb})
+                    note({"kind": "freshness", **shared, "of": of, **told_of, "peak_mb": found["peak_mb"]})
+
+
+def paced(
+    cluster: Cluster, rate: float, seconds: float, kinds: Sequence[str], more: Sequence[Feature] = (), seed: int = 0
+) -> dict[str, Any]:
+    """Send visits at a rate for so long, to a flow of their own; return how soon rows of these kinds could be read."""
+    topic = cluster.new_topic()
+    with Project.made(cluster, topic, (*FEATURES, *more)) as project, child_of("pipeline_pace") as child:
+        process = project.start()
+        try:
+            task = {"rate": rate, "warm_s": seconds / 4, "seconds": seconds, "kinds": kinds}
+            found = child.ask(environment=project.environment, topic=topic, seed=seed, **task)
+            if process.has_ended():
+                raise Unavailable(f"the materializer has ended:\n{process.said()}")
+        finally:
+            process.end()
+    return {**found, "peak_mb": process.peak_mb}
 
 
 def start(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
