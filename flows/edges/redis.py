@@ -67,6 +67,7 @@ _FOR_EVER_MS = 2**62
 
 # ARGV is the flat list HSET takes: `_ts` field and value, `_v` field and value, then the features'; and at its end the
 # view's ttl in ms, 0 if it has none, followed by name and ttl of each view that has one and may be in the same hash.
+# Both scripts begin with the row's own time, as seconds and nanos.
 _INSTANTS = """
 local function varint(text, at)
   local a, b, c, d, e = string.byte(text, at, at + 4)
@@ -154,10 +155,10 @@ _REPLACE, _OVERWRITE = _INSTANTS + _COMPARE + _SET, _INSTANTS + _SET
 class OnlineStore:
     """The views' newest rows in Redis, readable by every Feast client.
 
-    `url_or_client` is a redis://, rediss:// or unix:// URL, or a client that does not decode its responses. Outages are
-    retried with growing, jittered pauses for `patience_s`, then raise `Unavailable`; the message never
-    holds credentials. Raises `Refused` for a URL that cannot be read, and for two features that Feast would keep in
-    one hash field.
+    `url_or_client` is a redis://, rediss:// or unix:// URL, or a client that neither decodes its responses nor caches
+    them. Outages are retried with growing, jittered pauses for `patience_s`, then raise `Unavailable`; the message
+    never holds credentials. Raises `Refused` for a URL that cannot be read, and for two features that Feast would keep
+    in one hash field.
     """
 
     def __init__(
@@ -381,10 +382,10 @@ class OnlineStore:
         return Unavailable(f"online store Redis at {self._address} cannot be used: {why}. Hint: {_hint(error)}")
 
 
-def _asked(connection: Any, questions: Iterable[bytes], at_once_count: int) -> Iterator[Any]:
-    """Give the answer to each question, in order; the next few are sent before those to the last few are read."""
+def _asked(connection: Any, questions: Iterable[bytes], sent_count: int) -> Iterator[Any]:
+    """Give the answer to each question, in order; the next `sent_count` are sent before those to the last are read."""
     unanswered_count = 0
-    for some in _cut(questions, at_once_count):
+    for some in _cut(questions, sent_count):
         connection.send_packed_command([b"".join(some)])
         yield from _answers(connection, unanswered_count)
         unanswered_count = len(some)

@@ -19,7 +19,7 @@ the embedded Valkey. Each case has a project and a Redis of its own, with nothin
 - freshness: visits as they happen, at 10, 50 and 70 % of what end-to-end does (or --rate), for --seconds; from produced, or due
   by time alone, until Redis answers with the row. Corrections: events late by half a second to five. Rows by time alone: of
   one more feature, with a window of five seconds that decays each second, in runs of their own. A first run, at the highest
-  rate, is not counted: a broker that has just started compiles itself, for a core and half a minute.
+  rate, is not counted: a broker that has just started is busy compiling itself.
 - start: from the start of the process to its first row, with nothing to restore, and with the state of --restored entities.
 - replay: `freshet replay` of what a run over --growth-events archived, as parquet, and of the same events as JSON.
 
@@ -146,9 +146,8 @@ def saturated(cluster: Cluster, words: argparse.Namespace) -> float:
 def freshness(cluster: Cluster, words: argparse.Namespace, note: Note) -> None:
     """Send visits as they happen, and see how soon their rows can be read; of each kind of row by itself."""
     rate = saturated(cluster, words)
-    paced(
-        cluster, max(words.shares) * rate, words.seconds, [EVENT]
-    )  # for nothing: a new broker is busy compiling itself
+    # For nothing: a broker that has just started is busy compiling itself.
+    paced(cluster, max(words.shares) * rate, words.seconds, [EVENT])
     for repeat in range(words.repeat):
         for share in words.shares:
             for kinds, more in (([EVENT, CORRECTION], ()), ([DECAY], (DECAYING,))):

@@ -1,5 +1,7 @@
+import socketserver
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+import hiredis
 import pyarrow as pa
 import pytest
 import redis
@@ -441,12 +444,74 @@ def test_the_script_is_loaded_again_after_the_server_lost_it(online_url: str, cl
 def test_what_the_server_says_between_its_answers_is_no_answer(online_url: str, client: redis.Redis) -> None:
     told = redis.Redis.from_url(online_url, protocol=3)
     told.execute_command("CLIENT", "TRACKING", "ON", "BCAST")  # from now on it is told of each key that is written
+    said: list[Any] = []
+    connection = told.connection_pool.get_connection()
+    connection._parser.set_invalidation_push_handler(said.append)  # noqa: SLF001  # there is no other way to it
+    told.connection_pool.release(connection)
     store = OnlineStore(told, PROJECT, VIEWS)
     table = rows(BY_USER, *(((f"user {number}",), NOON, 1, {"edits": number}) for number in range(100)))
 
     assert store.write(BY_USER, table) == 100
     assert store.writes_count == int(client.get(f"freshet:{PROJECT}:writes") or 0)
+    assert said
     store.close()
+
+
+def test_an_error_among_many_answers_is_told_as_what_it_is(online_url: str, client: redis.Redis) -> None:
+    store = OnlineStore(online_url, PROJECT, VIEWS, patience_s=3600.0)
+    table = rows(BY_USER_TOO, *(((f"user {number}",), NOON, 1, {"edits": number}) for number in range(100)))
+    store.write(BY_USER_TOO, table)
+    key = next(key for key in client.scan_iter() if b"user 51" in key)
+    client.delete(key)
+    client.set(key, "a string")
+
+    with pytest.raises(Unavailable, match="WRONGTYPE"):
+        store.write(BY_USER_TOO, table)
+    store.close()
+
+
+class StartsAgain(socketserver.StreamRequestHandler):
+    """A server of Redis's protocol that loads its data once, amid what it is asked, and then says yes to everything."""
+
+    asked_count = counted = 0
+
+    def handle(self) -> None:
+        asked = hiredis.Reader()
+        while octets := self.request.recv(1 << 16):
+            asked.feed(octets)
+            while (command := asked.gets()) is not False:
+                self.wfile.write(self.answer(*command))
+
+    @classmethod
+    def answer(cls, name: bytes, *_: bytes) -> bytes:
+        match name:
+            case b"EVALSHA":
+                cls.asked_count += 1
+                return b"-LOADING data into memory\r\n" if cls.asked_count == 51 else b":1\r\n"
+            case b"INCR":
+                cls.counted += 1
+                return b":%d\r\n" % cls.counted
+            case b"GET":
+                return b"$1\r\n%d\r\n" % cls.counted
+            case b"SCRIPT":
+                return b"$3\r\nsha\r\n"
+            case _:
+                return b"+OK\r\n"
+
+
+def test_a_server_that_loads_its_data_amid_many_answers_is_asked_again() -> None:
+    table = rows(BY_USER_TOO, *(((f"user {number}",), NOON, 1, {"edits": number}) for number in range(100)))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), StartsAgain) as server:
+        threading.Thread(target=server.serve_forever).start()
+        store = OnlineStore(f"redis://127.0.0.1:{server.server_address[1]}/0", PROJECT, VIEWS)
+        try:
+            assert store.write(BY_USER_TOO, table) == 100
+        finally:
+            store.close()
+            server.shutdown()
+
+    assert StartsAgain.asked_count >= 151
 
 
 def test_a_server_without_memory_is_waited_for_and_what_was_not_written_is_written(

@@ -131,9 +131,9 @@ class _Prepared:
             self._connection.execute(f"PREPARE select_{self._name} AS {self._sql}")
         self._current.table = table
         # `execute` would keep the rows, and give them by a second statement: twice the time of few rows. What DuckDB's
-        # relations call gives them at once.
+        # own relations call gives them at once; its version is pinned.
         with deadline(self._connection, BATCH_SECONDS_MAX):
-            result = self._connection._submit(f"EXECUTE select_{self._name}", None, "arrow")  # noqa: SLF001
+            result = self._connection._submit(f"EXECUTE select_{self._name}", None, "arrow")  # noqa: SLF001  # no public call does
             selected: pa.Table = result.arrow_table()
         return selected
 
