@@ -120,25 +120,29 @@ class Running:
         self.stack.stop(self.process)
 
 
-def begun(stack: Stack, *words: str, **environment: str) -> Running:
-    """Start a server of a project, at an address that the system chooses unless the environment says one."""
+def begun(stack: Stack, *words: str, workers_count: int = 1, **environment: str) -> Running:
+    """Start a server of a project, at an address that the system chooses unless the environment says one.
+
+    All its workers have begun: one that begins later goes by what is in force by then, and need not follow.
+    """
     told = {"FRESHET_SERVER_ADDRESS": "127.0.0.1:0", **environment}
     stack.log.touch()
     before = len(_served_at(stack))
-    process = stack.spawn([*FRESHET, "run", "server", *words], **told)
+    several = ["--workers", str(workers_count)] if workers_count > 1 else []
+    process = stack.spawn([*FRESHET, "run", "server", *several, *words], **told)
 
     def says_where() -> bool:
         assert process.poll() is None, stack.said()
-        return len(_served_at(stack)) > before
+        return len(_served_at(stack)) >= before + workers_count
 
     until(says_where)
     return Running(stack, process, Client(_served_at(stack)[-1]))
 
 
 @contextmanager
-def serving(stack: Stack, *words: str, **environment: str) -> Iterator[Client]:
+def serving(stack: Stack, *words: str, workers_count: int = 1, **environment: str) -> Iterator[Client]:
     """A server that lives through all that is done to it, and ends in order."""
-    running = begun(stack, *words, **environment)
+    running = begun(stack, *words, workers_count=workers_count, **environment)
     before = stack.log.stat().st_size
     yield running.client
     assert running.process.poll() is None, stack.said()

@@ -103,7 +103,7 @@ def changed(text: str) -> str:
 def test_readers_lose_no_answer_and_no_connection_while_another_declaration_comes_into_force(
     stack: Stack, workers: int
 ) -> None:
-    with serving(stack, *(["--workers", str(workers)] if workers > 1 else [])) as client:
+    with serving(stack, workers_count=workers) as client:
         until(lambda: values(client, KEPT, user=["ada"]) == [7])
         with readers(client, [f"{BY_USER}:{KEPT}"]) as reading, readers(client, [f"{BY_USER}:{DROPPED}"]) as losing:
             after = edited(stack, changed)

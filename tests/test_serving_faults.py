@@ -494,8 +494,7 @@ def test_workers_share_one_address_and_sigterm_ends_all(stack: Stack) -> None:
 
 
 def test_a_worker_that_is_killed_ends_all_with_the_reason(stack: Stack) -> None:
-    running = begun(stack, "--workers", "2")
-    until(lambda: stack.log.read_text(errors="replace").count(f" at {running.client.address};") == 2)
+    running = begun(stack, workers_count=2)
     children = psutil.Process(running.process.pid).children()
 
     children[1].kill()
