@@ -1,7 +1,5 @@
-import socketserver
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-import hiredis
 import pyarrow as pa
 import pytest
 import redis
@@ -25,7 +22,7 @@ from freshet.schemas.dtypes import DTYPES
 from freshet.schemas.errors import Refused, StoreLost, Unavailable
 from freshet.schemas.progress import Progress, progress_key
 from freshet.schemas.view import Feature, StoredRow, View
-from freshet.scripts.faults.proxy import Proxy
+from freshet.scripts.faults.proxy import Passing, Proxy
 
 PROJECT = "contract"
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -470,48 +467,21 @@ def test_an_error_among_many_answers_is_told_as_what_it_is(online_url: str, clie
     store.close()
 
 
-class StartsAgain(socketserver.StreamRequestHandler):
-    """A server of Redis's protocol that loads its data once, amid what it is asked, and then says yes to everything."""
-
-    asked_count = counted = 0
-
-    def handle(self) -> None:
-        asked = hiredis.Reader()
-        while octets := self.request.recv(1 << 16):
-            asked.feed(octets)
-            while (command := asked.gets()) is not False:
-                self.wfile.write(self.answer(*command))
-
-    @classmethod
-    def answer(cls, name: bytes, *_: bytes) -> bytes:
-        match name:
-            case b"EVALSHA":
-                cls.asked_count += 1
-                return b"-LOADING data into memory\r\n" if cls.asked_count == 51 else b":1\r\n"
-            case b"INCR":
-                cls.counted += 1
-                return b":%d\r\n" % cls.counted
-            case b"GET":
-                return b"$1\r\n%d\r\n" % cls.counted
-            case b"SCRIPT":
-                return b"$3\r\nsha\r\n"
-            case _:
-                return b"+OK\r\n"
-
-
-def test_a_server_that_loads_its_data_amid_many_answers_is_asked_again() -> None:
+@pytest.mark.usefixtures("client")
+def test_a_server_that_loads_its_data_amid_many_answers_is_asked_again(online_url: str) -> None:
     table = rows(BY_USER_TOO, *(((f"user {number}",), NOON, 1, {"edits": number}) for number in range(100)))
+    loading = iter([Passing(None, answer=b"-LOADING data into memory\r\n")])
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), StartsAgain) as server:
-        threading.Thread(target=server.serve_forever).start()
-        store = OnlineStore(f"redis://127.0.0.1:{server.server_address[1]}/0", PROJECT, VIEWS)
-        try:
-            assert store.write(BY_USER_TOO, table) == 100
-        finally:
-            store.close()
-            server.shutdown()
+    def once(command: tuple[bytes, ...]) -> Passing | None:
+        return next(loading, None) if command[0] == b"EVALSHA" and any(b"user 51" in word for word in command) else None
 
-    assert StartsAgain.asked_count >= 151
+    with Proxy(int(online_url.rpartition(":")[2].partition("/")[0]), once) as proxy:
+        store = OnlineStore(proxy.url, PROJECT, VIEWS)
+
+        assert store.write(BY_USER_TOO, table) == 100
+        assert next(loading, None) is None
+        assert store.read(BY_USER_TOO, [("user 51",), ("user 99",)]).count(None) == 0
+        store.close()
 
 
 def test_a_server_without_memory_is_waited_for_and_what_was_not_written_is_written(

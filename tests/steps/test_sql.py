@@ -16,9 +16,9 @@ from pydantic import AwareDatetime
 from stack import until
 
 from freshet.flows.steps.sql import Finisher, Projector, compile_views, engine
-from freshet.flows.steps.sql import rows as sql_rows
 from freshet.flows.steps.sql.engine import deadline
 from freshet.flows.steps.sql.functions import ALLOWED
+from freshet.flows.steps.sql.rows import _Prepared
 from freshet.schemas import declaration
 from freshet.schemas.errors import Refused
 from freshet.schemas.event import Contract, Event, Stream, contract
@@ -366,13 +366,12 @@ def test_a_query_that_takes_too_long_is_interrupted_and_the_connection_goes_on()
             connection.sql(long).fetchall()
 
 
-def test_a_batch_that_takes_too_long_is_interrupted_and_the_next_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql_rows, "BATCH_SECONDS_MAX", 0.2)
+def test_a_batch_that_takes_too_long_is_interrupted_and_the_next_one_is_not() -> None:
     numbers = pa.table({"number": range(100_000)})
     sql = "SELECT sum(sin(a.number) * cos(b.number)) AS total FROM numbers a, numbers b, numbers c"
 
     with engine() as connection:
-        prepared = sql_rows._Prepared(connection, "numbers", sql)  # noqa: SLF001  # no view may ask for so much
+        prepared = _Prepared(connection, "numbers", sql, 0.2)  # no view may ask for so much
         with pytest.raises(duckdb.InterruptException):
             prepared.run(numbers)
 

@@ -119,8 +119,10 @@ class _Current:
 class _Prepared:
     """One SELECT over a table that changes from call to call, its schema seldom: binding costs most of a small call."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> None:
-        self._connection, self._name, self._sql = connection, name, sql
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, name: str, sql: str, seconds_max: float = BATCH_SECONDS_MAX
+    ) -> None:
+        self._connection, self._name, self._sql, self._seconds_max = connection, name, sql, seconds_max
         self._current: _Current | None = None
 
     def run(self, table: pa.Table) -> pa.Table:
@@ -132,7 +134,7 @@ class _Prepared:
         self._current.table = table
         # `execute` would keep the rows, and give them by a second statement: twice the time of few rows. What DuckDB's
         # own relations call gives them at once; its version is pinned.
-        with deadline(self._connection, BATCH_SECONDS_MAX):
+        with deadline(self._connection, self._seconds_max):
             result = self._connection._submit(f"EXECUTE select_{self._name}", None, "arrow")  # noqa: SLF001  # no public call does
             selected: pa.Table = result.arrow_table()
         return selected
