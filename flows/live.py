@@ -200,7 +200,7 @@ def assemble(
     if settings.leads:
         _complete(outside, pipeline)
         prepare(outside.offline, pipeline, contracts)
-    snapshots, writes = ThreadPoolExecutor(1, "snapshots"), ThreadPoolExecutor(settings.shards_count, "online")
+    snapshots, writes = ThreadPoolExecutor(1, "snapshots"), ThreadPoolExecutor(settings.place.workers_count, "online")
     journal = Journal(
         Places(outside.ledger, outside.states, outside.offline),
         pipeline,
@@ -263,6 +263,7 @@ def assemble(
         reject_limit=settings.reject_limit,
         idle=timedelta(milliseconds=2 if beside else 0),
         submit=writes.submit if beside else at_once,
+        place=settings.place,
         stop=bytewax.Stop() if stop is None else stop,
     )
     dataflow = build(pipeline, contracts, edges, settings.shards_count)
@@ -464,7 +465,7 @@ def _shards_count(asked_count: int | None, ledger: Ledger | None, run: Run) -> i
 
     More would cost as much as so many views do; fewer leave workers without work.
     """
-    workers_count = max(1, len(run.place.addresses)) * run.place.workers_count
+    workers_count = run.place.workers_in_all
     if asked_count is not None:
         return asked_count
     if ledger is None:

@@ -2,16 +2,16 @@
 
 ::
 
-    poll ─ read ─ take ─┬─ route ─ fold ─ finish ─┬─ online
-                        ├─ archive                └─ offline
-                        └─ rejects
+    poll ─ take ─┬─ route ─ rows (fold, finish, online, offline)
+                 ├─ archive
+                 └─ rejects
 
 What a step costs by itself it costs once for all that waits: polls are read together, whatever their partitions, and
-rows of a view go online together, whatever their shards. `build` joins steps and edges; nothing is decided here. Step
-names are stored data: a recovery store knows them.
+rows of a view go online together, whatever their shards. A worker keeps what it has: it judges and archives what it
+polled, and writes the rows of its own shards. Between workers go only what a shard needs of an event, and what was
+rejected. `build` joins steps and edges; nothing is decided here.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
-from freshet.flows.edges.bytewax import BatchLogic, Failure, KeyedSink, PollSource, Reader, Stop
+from freshet.flows.edges.bytewax import Failure, KeyedSink, Place, PollSource, Reader, Stop, Workers, WorkerSink
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold, ShardInput
-from freshet.flows.steps.intake import Intake, Read, Taken
+from freshet.flows.steps.intake import Intake, Taken
 from freshet.flows.steps.shards import split
 from freshet.flows.steps.sql import Finisher
 from freshet.flows.steps.windows.shard import WindowedRows
@@ -97,6 +97,7 @@ class Edges:
     `on_rejects` is told of every event that was not accepted, a poll's at a time. After `reject_limit` of them with no
     event accepted between, late and future ones apart, the flow stops: that is a bad deploy, not bad data. A source
     that brought nothing is asked again after `idle`. `submit` has rows written online, beside the flow where it likes.
+    `place` says which workers are this process's.
     """
 
     keys: Sequence[str]
@@ -111,100 +112,78 @@ class Edges:
     reject_limit: int = 10_000
     idle: timedelta = timedelta(milliseconds=2)
     submit: Submit = at_once
+    place: Place = field(default_factory=Place)
     stop: Stop = field(default_factory=Stop)
     failure: Failure = field(default_factory=Failure)
 
 
 def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, shards_count: int) -> Dataflow:
     """Return the dataflow that materializes a pipeline."""
-    stages, failure = _Stages(pipeline, contracts, edges, shards_count), edges.failure
-    views = [view.name for view in pipeline.views]
-
-    def one(_: str) -> int:
-        return 0
-
+    failure, workers = edges.failure, Workers(edges.place)
+    stages = _Stages(pipeline, contracts, edges, shards_count, workers)
     flow = Dataflow("freshet_materializer")
     polls = op.input("poll", flow, PollSource(edges.keys, edges.open_reader, edges.stop, failure, edges.idle))
-    read = op.flat_map_batch("read", polls, failure.noting(stages.read))
-    taken = op.stateful_batch("take", read, stages.take)
+    taken = op.flat_map_batch("take", polls, failure.noting(stages.take))
     routed = op.flat_map_batch("route", taken, failure.noting(stages.route))
-    folded = op.stateful_batch("fold", routed, stages.fold)
-    rows = op.flat_map_batch("finish", folded, failure.noting(stages.finish))
-    op.output("online", rows, KeyedSink(shards_count, _shard_of, lambda _: _OnlineWriter(pipeline, edges), failure))
-    by_view = KeyedSink(len(views), lambda key: views.index(_view_of(key)), lambda _: _OfflineWriter(edges), failure)
-    op.output("offline", rows, by_view)
-    op.output("archive", taken, KeyedSink(1, one, lambda _: _ArchiveWriter(edges), failure))
-    op.output("rejects", taken, KeyedSink(1, one, lambda _: _RejectWriter(edges), failure))
+    outcomes = op.flat_map_batch("outcomes", taken, failure.noting(_outcomes))
+    op.output("rows", routed, WorkerSink(workers, lambda: _RowsWriter(stages, edges), failure))
+    op.output("archive", taken, WorkerSink(workers, lambda: _ArchiveWriter(stages, edges), failure))
+    op.output("rejects", outcomes, KeyedSink(1, lambda _: 0, lambda _: _RejectWriter(edges), failure))
     return flow
 
 
-def _shard_of(key: str) -> int:
-    return int(key.rpartition("/")[2])
-
-
-def _view_of(key: str) -> str:
-    return key.rpartition("/")[0]
-
-
 class _Engines:
-    """What one worker thread computes with: a DuckDB serves one thread."""
+    """What one worker computes with: a DuckDB serves one thread."""
 
     def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
         self.intakes = {made.stream.topic: Intake(made, pipeline.of_source(name)) for name, made in contracts.items()}
         self.finishers = {plan.view.name: Finisher(plan) for plan in pipeline.plans}
-        self.keys: dict[str, str] = {}
-        """By view, under which shard's key its rows go to the stores."""
 
 
 class _Stages:
-    """The steps of the flow. Bytewax makes one logic a key, and does not say which: the first item does."""
+    """The steps of the flow, and the state of those partitions and shards that this process's workers have."""
 
-    def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, shards_count: int) -> None:
-        self._pipeline, self._contracts, self._edges, self._shards_count = pipeline, contracts, edges, shards_count
-        self._of_threads: dict[int, _Engines] = {}
-        self._folds: dict[str, dict[int, ShardFold]] = {view.name: {} for view in pipeline.views}
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        contracts: Mapping[str, Contract],
+        edges: Edges,
+        shards_count: int,
+        workers: Workers,
+    ) -> None:
+        self._pipeline, self._contracts, self._edges = pipeline, contracts, edges
+        self._shards_count, self._workers = shards_count, workers
+        self._of_workers: dict[int, _Engines] = {}
+        self._places = {view.name: number for number, view in enumerate(pipeline.views)}
+        self.judges: dict[tuple[str, int], PartitionJudge] = {}
+        self.folds: dict[str, dict[int, ShardFold]] = {view.name: {} for view in pipeline.views}
 
     @property
     def _engines(self) -> _Engines:
-        """This thread's. Not a `threading.local`: Bytewax's threads lose theirs whenever they leave Python."""
-        thread = threading.get_ident()
-        if thread not in self._of_threads:
-            self._of_threads[thread] = _Engines(self._pipeline, self._contracts)
-        return self._of_threads[thread]
+        worker = self._workers.own()
+        if worker not in self._of_workers:
+            self._of_workers[worker] = _Engines(self._pipeline, self._contracts)
+        return self._of_workers[worker]
 
-    def read(self, items: list[tuple[str, Poll]]) -> Iterator[tuple[str, Read]]:
-        """Decode what waits of each stream, and compute its row-level parts."""
-        by_topic: dict[str, list[tuple[str, Poll]]] = {}
-        for key, poll in items:
-            by_topic.setdefault(poll.topic, []).append((key, poll))
-        for topic, mine in by_topic.items():
-            found = self._engines.intakes[topic].read([poll for _, poll in mine])
-            yield from zip((key for key, _ in mine), found, strict=True)
+    def view(self, name: str) -> View:
+        """Return a view by its name."""
+        return self._pipeline.plan(name).view
 
-    def take(self, _resume: None) -> BatchLogic[Read, Taken]:
-        """Judge; the state is one partition's clock."""
-        judges: dict[tuple[str, int], PartitionJudge] = {}  # a file has the events of several partitions
-        newest: dict[tuple[str, int], Taken] = {}
-        journal = self._edges.journal
-
-        def step(reads: list[Read]) -> list[Taken]:
-            taken: list[Taken] = []
-            for read in reads:
-                intake = self._engines.intakes[read.poll.topic]
-                place = (intake.contract.name, read.poll.partition)
-                if place not in judges:
-                    judges[place] = journal.judge(*place)
-                newest[place] = intake.judge(judges[place], read)
-                taken.append(newest[place])
-                self._count(taken[-1])
-            return taken
-
-        def close_epoch() -> None:
-            for place, last in newest.items():
-                journal.judged(source_key(*place), judges[place], last.partitions_count, last.epoch)
-            newest.clear()
-
-        return BatchLogic(step, close_epoch, self._edges.failure)
+    def take(self, items: list[tuple[str, Poll]]) -> Iterator[tuple[str, Taken]]:
+        """Decode what waits of each stream, compute its row-level parts, and judge it by what came before."""
+        by_topic: dict[str, list[Poll]] = {}
+        for _, poll in items:
+            by_topic.setdefault(poll.topic, []).append(poll)
+        own = self._workers.key(self._workers.own())
+        for topic, polls in by_topic.items():
+            intake = self._engines.intakes[topic]
+            for read in intake.read(polls):
+                place = (intake.contract.name, read.poll.partition)  # a file has the events of several
+                if place not in self.judges:
+                    self.judges[place] = self._edges.journal.judge(*place)
+                taken = intake.judge(self.judges[place], read)
+                self._count(taken)
+                yield own, taken
 
     def _count(self, taken: Taken) -> None:
         metrics = self._edges.metrics
@@ -221,56 +200,74 @@ class _Stages:
         """Send each event to the shard of its entity, and each clock to all shards of its stream's views."""
         for _, taken in items:
             for name, inputs in taken.inputs.items():
-                parts = split(inputs, self._pipeline.plan(name).view, self._shards_count)
+                parts = split(inputs, self.view(name), self._shards_count)
                 counted = sum(part.num_rows for part in parts.values())
                 self._edges.metrics.entityless.labels(name).inc(inputs.num_rows - counted)
                 for shard in range(self._shards_count):
                     clock = (taken.partition, taken.partitions_count, taken.newest_us, taken.caught_up_us)
                     given = ShardInput(name, shard, taken.epoch, taken.stream, *clock, parts.get(shard))
-                    yield f"{name}/{shard}", given
+                    yield self._worker_of(name, shard), given
 
-    def fold(self, _resume: None) -> BatchLogic[ShardInput, WindowedRows]:
+    def _worker_of(self, view: str, shard: int) -> str:
+        """Return whose a shard is: the shards of a view are dealt out, and the first ones of all views."""
+        return self._workers.key((self._places[view] + shard) % self._workers.count)
+
+    def fold(self, view: str, shard: int, items: list[ShardInput]) -> list[WindowedRows]:
         """Fold windows; the state is one shard's events."""
-        newest: list[ShardInput] = []
+        of_view = self.folds[view]
+        if shard not in of_view:
+            of_view[shard] = self._edges.journal.fold(view, shard)
+        rows = list(of_view[shard].fold(items, self._edges.now_us()))
+        shards = [fold.shard for fold in list(of_view.values())]  # other threads add theirs
+        metrics = self._edges.metrics
+        metrics.entities.labels(view).set(sum(shard.entities_count for shard in shards))
+        metrics.clock.labels(view).set(min(shard.clock_us for shard in shards) / 1e6)
+        return rows
 
-        def step(items: list[ShardInput]) -> list[WindowedRows]:
-            newest[:] = items[-1:]
-            view, shard = items[-1].view, items[-1].shard
-            of_view = self._folds[view]
-            if shard not in of_view:
-                of_view[shard] = self._edges.journal.fold(view, shard)
-            rows = list(of_view[shard].fold(items, self._edges.now_us()))
-            shards = [fold.shard for fold in list(of_view.values())]  # other threads add theirs
-            metrics = self._edges.metrics
-            metrics.entities.labels(view).set(sum(shard.entities_count for shard in shards))
-            metrics.clock.labels(view).set(min(shard.clock_us for shard in shards) / 1e6)
-            return rows
-
-        def close_epoch() -> None:
-            last = newest[0]
-            self._edges.journal.folded(f"{last.view}/{last.shard}", self._folds[last.view][last.shard], last.epoch)
-
-        return BatchLogic(step, close_epoch, self._edges.failure)
-
-    def finish(self, items: list[tuple[str, WindowedRows]]) -> Iterator[tuple[str, RowBatch]]:
+    def finish(self, view: str, parts: list[WindowedRows]) -> RowBatch:
         """Compute the features of all rows of a view that wait, whatever their shards, at once."""
-        by_view: dict[str, list[tuple[str, WindowedRows]]] = {}
-        for key, rows in items:
-            by_view.setdefault(_view_of(key), []).append((key, rows))
-        for view, parts in by_view.items():
-            table = pa.concat_tables([rows.table for _, rows in parts], promote_options="permissive")
-            finished = self._engines.finishers[view].finish(table)
-            columns = ([getattr(rows, name) for _, rows in parts] for name in ("available_at", "kinds", "newest"))
-            key = self._engines.keys.setdefault(view, parts[0][0])  # always the same: its writer sees them in order
-            yield key, RowBatch(view, finished, *map(pa.concat_arrays, columns))
+        table = pa.concat_tables([rows.table for rows in parts], promote_options="permissive")
+        finished = self._engines.finishers[view].finish(table)
+        columns = ([getattr(rows, name) for rows in parts] for name in ("available_at", "kinds", "newest"))
+        return RowBatch(view, finished, *map(pa.concat_arrays, columns))
+
+
+class _RowsWriter:
+    """Folds what comes for one worker's shards, and writes the rows: online at once, offline when the epoch closes."""
+
+    def __init__(self, stages: _Stages, edges: Edges) -> None:
+        self._stages, self._edges = stages, edges
+        self._online, self._offline = _OnlineWriter(stages, edges), _OfflineWriter(edges)
+        self._newest: dict[tuple[str, int], int] = {}
+
+    def write(self, items: list[ShardInput]) -> None:
+        """Fold all that waits of each shard, and have the rows of each view written."""
+        by_shard: dict[tuple[str, int], list[ShardInput]] = {}
+        for item in items:
+            by_shard.setdefault((item.view, item.shard), []).append(item)
+        by_view: dict[str, list[WindowedRows]] = {}
+        for (view, shard), mine in by_shard.items():
+            self._newest[view, shard] = mine[-1].epoch
+            by_view.setdefault(view, []).extend(self._stages.fold(view, shard, mine))
+        batches = [self._stages.finish(view, parts) for view, parts in by_view.items() if parts]
+        if batches:
+            self._online.write(batches)
+            self._offline.write(batches)
+
+    def flush(self) -> None:
+        """Tell how far the shards are, and wait until all rows are written."""
+        for (view, shard), epoch in self._newest.items():
+            self._edges.journal.folded(f"{view}/{shard}", self._stages.folds[view][shard], epoch)
+        self._newest = {}
+        self._online.flush()
+        self._offline.flush()
 
 
 class _OnlineWriter:
-    """Writes each batch as it comes, while the next is computed: rows are readable before the epoch closes."""
+    """Writes rows as they come, while the next are computed: they are readable before the epoch closes."""
 
-    def __init__(self, pipeline: Pipeline, edges: Edges) -> None:
-        self._views = {view.name: view for view in pipeline.views}
-        self._edges = edges
+    def __init__(self, stages: _Stages, edges: Edges) -> None:
+        self._stages, self._edges = stages, edges
         self._writes = WriteBehind(edges.submit)
 
     def write(self, batches: list[RowBatch]) -> None:
@@ -279,19 +276,16 @@ class _OnlineWriter:
 
     def _write(self, batches: list[RowBatch]) -> None:
         """Write rows, and measure how fresh they are now that they can be read."""
-        by_view: dict[str, list[RowBatch]] = {}
-        for batch in batches:
-            by_view.setdefault(batch.view, []).append(batch)
         metrics = self._edges.metrics
-        for name, mine in by_view.items():
-            rows = pa.concat_tables([batch.rows.filter(batch.newest) for batch in mine])
-            metrics.rows.labels(name, "online").inc(self._edges.online.write(self._views[name], rows))
+        for batch in batches:
+            rows = batch.rows.filter(batch.newest)
+            count = self._edges.online.write(self._stages.view(batch.view), rows)
+            metrics.rows.labels(batch.view, "online").inc(count)
             now_us = self._edges.now_us()
-            for batch in mine:
-                told = _plain(batch.newest)
-                age_s = np.maximum(now_us - _plain(batch.available_at), 0) / 1e6
-                for kind in Kind:
-                    metrics.freshness.observe(age_s[told & (_plain(batch.kinds) == kind)], name, kind.name.lower())
+            told = _plain(batch.newest)
+            age_s = np.maximum(now_us - _plain(batch.available_at), 0) / 1e6
+            for kind in Kind:
+                metrics.freshness.observe(age_s[told & (_plain(batch.kinds) == kind)], batch.view, kind.name.lower())
 
     def flush(self) -> None:
         """Wait until all is written."""
@@ -321,31 +315,57 @@ class _OfflineWriter:
 
 
 class _ArchiveWriter:
-    """Keeps accepted events, for recovery, backfill, explanation and recomputation."""
+    """Keeps the events that a worker accepted, for recovery, backfill, explanation and recomputation."""
 
-    def __init__(self, edges: Edges) -> None:
-        self._edges = edges
+    def __init__(self, stages: _Stages, edges: Edges) -> None:
+        self._stages, self._edges = stages, edges
         self._waiting: dict[str, list[pa.Table]] = {}
-        self._epoch = 0
+        self._newest: dict[tuple[str, int], Taken] = {}
 
     def write(self, items: list[Taken]) -> None:
         """Keep events until the epoch closes."""
         for taken in items:
-            self._epoch = taken.epoch
+            self._newest[taken.stream, taken.partition] = taken
             if taken.events.num_rows:
                 self._waiting.setdefault(taken.stream, []).append(taken.events)
 
     def flush(self) -> None:
-        """Stage the parts; each is named by its epoch, since recovery goes on from one."""
+        """Tell how far the partitions are, and stage a part a stream.
+
+        It is named by its epoch, since recovery goes on from one.
+        """
+        for place, taken in self._newest.items():
+            judge = self._stages.judges[place]
+            self._edges.journal.judged(source_key(*place), judge, taken.partitions_count, taken.epoch)
         for stream, tables in self._waiting.items():
-            _stage(self._edges, archive_name(stream), pa.concat_tables(tables), self._epoch)
-        self._waiting = {}
+            epoch = max(taken.epoch for taken in self._newest.values())
+            _stage(self._edges, archive_name(stream), pa.concat_tables(tables), epoch)
+        self._newest, self._waiting = {}, {}
 
 
 def _stage(edges: Edges, name: str, table: pa.Table, epoch: int = 0) -> None:
     part = edges.offline.stage(name, table, epoch)
     if part is not None:
         edges.journal.tell(Update(parts={name: {part: table.num_rows}}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one poll, as far as rejects go.
+
+    `accepted_count` is without the validator's canaries: they say nothing of what producers send.
+    """
+
+    stream: str
+    accepted_count: int
+    rejects: tuple[Reject, ...]
+
+
+def _outcomes(items: list[tuple[str, Taken]]) -> Iterator[tuple[str, _Outcome]]:
+    """Give what became of each poll to one worker: rejects in a row are counted across all partitions."""
+    for key, taken in items:
+        accepted_count = taken.events.num_rows - taken.canaries_count
+        yield key, _Outcome(taken.stream, accepted_count, taken.rejects)
 
 
 _OUT_OF_TIME = (Reason.LATE, Reason.FUTURE)
@@ -361,27 +381,27 @@ class _RejectWriter:
         self._edges = edges
         self._in_a_row: dict[str, int] = {}
 
-    def write(self, items: list[Taken]) -> None:
+    def write(self, items: list[_Outcome]) -> None:
         """Send on the rejects of each poll; raises `RejectLimit`."""
-        for taken in items:
-            if taken.stream not in self._in_a_row:
-                self._in_a_row[taken.stream] = self._edges.journal.rejected_in_a_row(taken.stream)
-            if taken.events.num_rows > taken.canaries_count:  # a canary says nothing of what producers send
-                self._in_a_row[taken.stream] = 0
-            in_a_row = self._edges.metrics.rejects_in_a_row.labels(taken.stream)
-            in_a_row.set(self._in_a_row[taken.stream])
-            if not taken.rejects:
+        for poll in items:
+            if poll.stream not in self._in_a_row:
+                self._in_a_row[poll.stream] = self._edges.journal.rejected_in_a_row(poll.stream)
+            if poll.accepted_count:
+                self._in_a_row[poll.stream] = 0
+            in_a_row = self._edges.metrics.rejects_in_a_row.labels(poll.stream)
+            in_a_row.set(self._in_a_row[poll.stream])
+            if not poll.rejects:
                 continue
-            self._edges.on_rejects(taken.stream, taken.rejects)
-            self._edges.dead_letters.put(taken.rejects)
-            wrong = [reject for reject in taken.rejects if reject.reason not in _OUT_OF_TIME]
-            self._in_a_row[taken.stream] += len(wrong)
-            in_a_row.set(self._in_a_row[taken.stream])
-            if wrong and self._in_a_row[taken.stream] > self._edges.reject_limit:
-                last, count = wrong[-1], self._in_a_row[taken.stream]
+            self._edges.on_rejects(poll.stream, poll.rejects)
+            self._edges.dead_letters.put(poll.rejects)
+            wrong = [reject for reject in poll.rejects if reject.reason not in _OUT_OF_TIME]
+            self._in_a_row[poll.stream] += len(wrong)
+            in_a_row.set(self._in_a_row[poll.stream])
+            if wrong and self._in_a_row[poll.stream] > self._edges.reject_limit:
+                last, count = wrong[-1], self._in_a_row[poll.stream]
                 place = f"{last.topic}/{last.partition}@{last.offset}"
                 raise RejectLimit(
-                    f'stream "{taken.stream}" gave {count} events in a row that cannot be used, the last at {place} as'
+                    f'stream "{poll.stream}" gave {count} events in a row that cannot be used, the last at {place} as'
                     f" {last.reason}: {last.detail}. Hint: deploy the contract that its producers use, and start again"
                 )
 

@@ -1,8 +1,9 @@
 """Bytewax as a runner: sources, steps and sinks of ours in the shape it calls.
 
-Nothing is decided here. Of Bytewax only `input`, `flat_map_batch`, `stateful_batch` and `output` are used; its windows,
-its Kafka connectors and its dynamic sinks lose data silently. All sinks are fixed-partitioned: only those take part in
-an epoch, so an epoch that closed is in every store.
+Nothing is decided here. Of Bytewax only `input`, `flat_map_batch` and `output` are used; its windows, its Kafka
+connectors and its dynamic sinks lose data silently. All sinks are fixed-partitioned: only those take part in an epoch,
+so an epoch that closed is in every store. Which worker an item of a stateful step goes to is a matter of its key's
+hash; a sink's part is where it is listed, so what has state is one (`WorkerSink`), and its worker is chosen.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
-from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.run import cli_main
 
@@ -191,24 +191,46 @@ class PollSource(FixedPartitionedSource[tuple[str, X], None], Generic[X]):
             return _SourcePart(for_part, self._open(for_part), self._stop, self._idle, self._failure)
 
 
-class BatchLogic(StatefulBatchLogic[X, Y, None], Generic[X, Y]):
-    """A step with state: all items of one key that wait, in; a list, out.
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among those of one flow: its number, all their addresses, its worker threads."""
 
-    `close_epoch` is called when an epoch ends that the key had part in.
-    """
+    process: int = 0
+    addresses: tuple[str, ...] = ()
+    workers_count: int = 1
 
-    def __init__(self, step: Callable[[list[X]], list[Y]], close_epoch: Callable[[], None], failure: Failure) -> None:
-        self._step, self._close_epoch, self._failure = step, close_epoch, failure
+    @property
+    def workers_in_all(self) -> int:
+        """How many workers the flow has."""
+        return max(1, len(self.addresses)) * self.workers_count
 
-    def on_batch(self, values: list[X]) -> tuple[list[Y], bool]:
-        """Run the step."""
-        with self._failure.noted():
-            return self._step(values), StatefulBatchLogic.RETAIN
+    @property
+    def first_worker(self) -> int:
+        """The number of this process's first worker among all of the flow's."""
+        return self.process * self.workers_count
 
-    def snapshot(self) -> None:
-        """Tell of the epoch's end; Bytewax keeps nothing."""
-        with self._failure.noted():
-            self._close_epoch()
+
+class Workers:
+    """The workers of a flow by number, each one thread: how many there are, and which of them asks."""
+
+    def __init__(self, place: Place = Place()) -> None:
+        self.count = place.workers_in_all
+        self._place, self._threads, self._lock = place, dict[int, int](), threading.Lock()
+
+    def own(self) -> int:
+        """Return the number of the worker that asks.
+
+        Not a `threading.local`: Bytewax's threads lose theirs whenever they leave Python.
+        """
+        with self._lock:
+            number = self._threads.setdefault(threading.get_ident(), len(self._threads))
+        assert number < self._place.workers_count, f"a thread more than {self._place.workers_count} workers"
+        return self._place.first_worker + number
+
+    @staticmethod
+    def key(number: int) -> str:
+        """Return the key of items that are for a worker; keys sort like numbers."""
+        return f"{number:06d}"
 
 
 class Writer(Protocol[X]):
@@ -234,6 +256,31 @@ class _SinkPart(StatefulSinkPartition[X, None], Generic[X]):
             self._writer.flush()
 
 
+class WorkerSink(FixedPartitionedSink[X, None], Generic[X]):
+    """A sink with a writer in each worker; an item's key, of `Workers.key`, says whose it is.
+
+    Each worker lists its own part alone, so none but it can be given that (`calc_primaries` in Bytewax 0.21.1's
+    timely.rs), and all parts together sort like the workers.
+    """
+
+    def __init__(self, workers: Workers, open_writer: Callable[[], Writer[X]], failure: Failure) -> None:
+        self._workers, self._open, self._failure = workers, open_writer, failure
+
+    def list_parts(self) -> list[str]:
+        """Return the part of the worker that asks."""
+        return [self._workers.key(self._workers.own())]
+
+    def part_fn(self, key: str) -> int:
+        """Return which part an item belongs to."""
+        return int(key)
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> _SinkPart[X]:
+        """Open the worker's part."""
+        del step_id, resume_state
+        assert int(for_part) == self._workers.own(), f"part {for_part} is another worker's"
+        return _SinkPart(self._open(), self._failure)
+
+
 class KeyedSink(FixedPartitionedSink[X, None], Generic[X]):
     """A sink with one writer for each part; `part_of` says which part a key belongs to."""
 
@@ -254,15 +301,6 @@ class KeyedSink(FixedPartitionedSink[X, None], Generic[X]):
         """Open one part."""
         del step_id, resume_state
         return _SinkPart(self._open(int(for_part)), self._failure)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among those of one flow: its number, all their addresses, its worker threads."""
-
-    process: int = 0
-    addresses: tuple[str, ...] = ()
-    workers_count: int = 1
 
 
 def place(arguments: Sequence[str], environment: Mapping[str, str]) -> Place:
@@ -324,4 +362,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-__all__ = ["BatchLogic", "Failure", "KeyedSink", "Place", "PollSource", "Reader", "Stop", "Writer", "place", "run"]
+__all__ = [
+    "Failure",
+    "KeyedSink",
+    "Place",
+    "PollSource",
+    "Reader",
+    "Stop",
+    "WorkerSink",
+    "Workers",
+    "Writer",
+    "place",
+    "run",
+]

@@ -1,12 +1,12 @@
 """One shard's part in the flow: it keeps its clock, forgets what cannot matter, and folds what comes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from freshet.flows.steps.slices import Sliced
 from freshet.flows.steps.sql import Arguments
 from freshet.flows.steps.windows.shard import WindowedRows, WindowShard
 from freshet.schemas.event import NEVER_US, Contract
@@ -15,7 +15,7 @@ from freshet.schemas.units import count_us
 
 
 @dataclass(frozen=True, slots=True)
-class ShardInput(Sliced):
+class ShardInput:
     """Events for one shard of a view, and how far the partition is that they come from.
 
     It comes to every shard, events or not: what a shard may forget depends on the slowest partition. `newest_us` is the
@@ -32,6 +32,13 @@ class ShardInput(Sliced):
     newest_us: int
     caught_up_us: int | None
     inputs: pa.Table | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how another process makes the same: a slice of a table, pickled as it is, takes all rows along."""
+        told = [getattr(self, one.name) for one in fields(self)]
+        inputs = told.pop()
+        alone = None if inputs is None else inputs.take(pa.array(np.arange(inputs.num_rows)))
+        return type(self), (*told, alone)
 
 
 class ShardFold:

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoded, Decoder
-from freshet.flows.steps.slices import Sliced
 from freshet.flows.steps.sql import Projector
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import CANARY_HEADER, OFFSET, PARTITION, Contract
@@ -27,7 +26,7 @@ _TOGETHER_MESSAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Taken(Sliced):
+class Taken:
     """What became of one poll: accepted events, each view's inputs from them, and the rest.
 
     `newest_us` is the greatest event time accepted of the partition so far, `caught_up_us` and `epoch` as in `Poll`.
@@ -48,7 +47,7 @@ class Taken(Sliced):
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Sliced):
+class Read:
     """One poll, read without knowing what came before it: its events, each view's inputs from them, and the rest.
 
     `at` says which message each event was, `failed` on which events an expression fails, and how: inputs have the
