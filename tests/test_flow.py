@@ -1,12 +1,13 @@
 """The whole dataflow on in-memory twins, however its topic is cut, spread over partitions and shards."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Event
+from threading import Event, get_ident
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from freshet.flows.edges import bytewax
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.redis import MemoryOnlineStore
-from freshet.flows.materializer import Edges, build
+from freshet.flows.materializer import Edges, Journal, build
 from freshet.flows.replay import Afresh
+from freshet.flows.steps.accept import PartitionJudge
+from freshet.flows.steps.fold import ShardFold
 from freshet.flows.steps.oracle import compare
 from freshet.flows.workspace import Workspace
 from freshet.flows.write_behind import Submit, at_once
@@ -76,6 +79,8 @@ class World:
     offline: MemoryOfflineStore
     metrics: Metrics
     rejects: list[Reject] = field(default_factory=list)
+    staged_by: dict[str, set[int]] = field(default_factory=dict)
+    """Which threads wrote to each folder."""
 
     def put(self, rejects: Sequence[Reject]) -> None:
         self.rejects.extend(rejects)
@@ -85,6 +90,7 @@ class World:
 
     def stage(self, name: str, table: pa.Table, epoch: int = 0) -> str | None:
         del epoch
+        self.staged_by.setdefault(name, set()).add(get_ident())
         self.offline.append(name, table)
         return None
 
@@ -127,6 +133,8 @@ def run(
     online: type[MemoryOnlineStore] = MemoryOnlineStore,
     submit: Submit = at_once,
     epoch: timedelta = timedelta(0),
+    workers: int = 1,
+    journal: Journal | None = None,
 ) -> World:
     """Run the flow over some partitions; then, with `idle_us`, let it be idle until that time."""
     pipeline, contracts = workspace.pipeline, workspace.contracts
@@ -150,15 +158,16 @@ def run(
         online=world.online,
         offline=world,
         dead_letters=world,
-        journal=Afresh(pipeline, contracts),
+        journal=journal or Afresh(pipeline, contracts),
         now_us=lambda: int(START.timestamp() * 10**6) + 2 * 86400 * 10**6,
         metrics=made,
         reject_limit=50,
         submit=submit,
+        place=bytewax.Place(workers_count=workers),
     )
     if isinstance(world.online, WaitingStore):
         world.online.polled = next(iter(readers.values())).polled_again
-    bytewax.run(build(pipeline, contracts, edges, shards), edges.failure, epoch=epoch)
+    bytewax.run(build(pipeline, contracts, edges, shards), edges.failure, epoch=epoch, place=edges.place)
     return world
 
 
@@ -218,6 +227,46 @@ def test_any_number_of_shards_gives_the_same_rows(workspace: Workspace, shards: 
     final = world.offline.final(workspace.pipeline.views[0])
     assert final.filter(pa.compute.greater(final["_version"], 0)).num_rows >= 600
     assert world.metrics.value("freshet_events_total", stream="wiki_edits", outcome="accepted") == 600
+
+
+@dataclass(frozen=True)
+class Watched(Afresh):
+    """Notes which thread took up what."""
+
+    judged_by: dict[int, int] = field(default_factory=dict)
+    folded_by: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def judge(self, stream: str, partition: int) -> PartitionJudge:
+        self.judged_by[partition] = get_ident()
+        return super().judge(stream, partition)
+
+    def fold(self, view: str, shard: int) -> ShardFold:
+        self.folded_by[view, shard] = get_ident()
+        return super().fold(view, shard)
+
+
+@pytest.mark.parametrize("shards", [1, 3, 6])
+def test_shards_are_dealt_out_to_all_workers_and_each_writes_and_archives_what_it_has(
+    workspace: Workspace, shards: int
+) -> None:
+    edits = [
+        [edit(number * 7 + part, f"user {number % 40}", f"page {number % 30}") for number in range(60)]
+        for part in range(6)
+    ]
+    journal = Watched(workspace.pipeline, workspace.contracts)
+
+    world = run(workspace, edits, cut=20, shards=shards, workers=3, journal=journal)
+
+    agrees(workspace, world)
+    polling = Counter(journal.judged_by.values())
+    assert [*polling.values()] == [2, 2, 2]
+    assert world.staged_by[archive_name("wiki_edits")] == polling.keys()
+    for view in workspace.pipeline.views:
+        folding = Counter(journal.folded_by[view.name, shard] for shard in range(shards))
+        assert set(folding.values()) == {max(1, shards // 3)}
+        assert world.staged_by[view.name] == folding.keys()
+    if shards == 1:
+        assert len(set(journal.folded_by.values())) == min(3, len(workspace.pipeline.views)), "views are dealt out, too"
 
 
 def test_the_next_poll_is_taken_while_rows_are_written_online(workspace: Workspace) -> None:
