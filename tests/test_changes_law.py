@@ -85,7 +85,7 @@ def compiled(declared: str, models: Mapping[str, type[Event]]) -> Compiled:
     return Compiled(read(declared).declaration, Given.declared(declared, models).pipeline)
 
 
-@settings(max_examples=100 * SOAK, suppress_health_check=CHECKS)
+@settings(max_examples=50 if SOAK == 1 else 100 * SOAK, suppress_health_check=CHECKS)
 @given(pairs())
 def test_a_digest_differs_exactly_where_a_change_needs_more_than_nothing(pair: tuple[str, str]) -> None:
     models = streams(DAY_US, None, None)
@@ -110,7 +110,7 @@ def _whole(changes: tuple[Change, ...], view: str) -> list[Change]:
     return [change for change in changes if change.view == view and change.feature is None]
 
 
-@settings(max_examples=60 * SOAK, suppress_health_check=CHECKS)
+@settings(max_examples=30 if SOAK == 1 else 60 * SOAK, suppress_health_check=CHECKS)
 @given(cases(), st.data())
 def test_what_is_carried_is_what_the_view_computes_itself(
     case: tuple[str, dict[str, type[Event]], int, list[Logs]], data: st.DataObject

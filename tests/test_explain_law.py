@@ -241,7 +241,7 @@ def origin(run: Run, place: Place) -> Origin:
     return Origin(run.given.contracts[name].stream.topic, partition, offset)
 
 
-@settings(max_examples=40 if SOAK == 1 else 100 * SOAK, suppress_health_check=CHECKS)
+@settings(max_examples=20 if SOAK == 1 else 100 * SOAK, suppress_health_check=CHECKS)
 @given(cases(), ARRANGEMENTS, st.integers(0, 60), st.randoms(use_true_random=False))
 def test_the_events_of_every_row_are_the_frame_s(
     case: tuple[str, dict[str, type[Event]], int, list[Logs]],

@@ -439,7 +439,7 @@ def cases(draw: st.DrawFn) -> tuple[str, dict[str, type[Event]], int, list[Logs]
     return declared, {name: models[name] for name in names}, scale, found
 
 
-@settings(max_examples=200 if SOAK == 1 else 500 * SOAK, suppress_health_check=CHECKS)
+@settings(max_examples=100 if SOAK == 1 else 500 * SOAK, suppress_health_check=CHECKS)
 @given(cases(), ARRANGEMENTS, ARRANGEMENTS, st.integers(0, 60))
 def test_final_rows_are_what_duckdb_says_and_the_same_in_every_arrangement(
     case: tuple[str, dict[str, type[Event]], int, list[Logs]],

@@ -171,7 +171,7 @@ def test_events_on_which_the_new_declaration_fails_are_counted_and_left_out() ->
     assert "seven" in found.after.failure
 
 
-@settings(max_examples=40 * SOAK, suppress_health_check=CHECKS)
+@settings(max_examples=20 if SOAK == 1 else 40 * SOAK, suppress_health_check=CHECKS)
 @given(cases(), st.data(), st.integers(1, 30))
 def test_a_shadow_says_what_the_rows_of_two_flows_say(
     case: tuple[str, dict[str, type[Event]], int, list[Logs]], data: st.DataObject, length: int

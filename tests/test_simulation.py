@@ -65,10 +65,11 @@ def test_a_seed_decides_everything() -> None:
 def test_a_crash_at_any_single_touch_of_the_outside_harms_nothing(seed: int, fate: str) -> None:
     """The Nth call fails, or the process dies before or after it, for N = 1, 2, … until a run completes.
 
-    Of the seed that makes many calls each fate takes its third, but for FRESHET_SOAK.
+    With FRESHET_SOAK; else one fate befalls each touch, and of the seed that makes many calls each third one.
     """
-    step = 1 if seed == 1 or SOAK > 1 else len(FATES)
-    number = FATES.index(fate) % step + 1 - step
+    every = 1 if seed == 1 else 3
+    step, first = (1, 1) if SOAK > 1 else (every * len(FATES), every * FATES.index(fate) + 1)
+    number = first - step
     while True:
         number += step
         world = World(seed, events_count=25, is_live=seed % 2 == 0, fates=Fates({number: fate}))

@@ -341,7 +341,7 @@ def cases(draw: st.DrawFn) -> tuple[ViewPlan, list[list[Event]], list[int], int]
     return plan(kind, made, whole_history=whole), batches, idle, lateness
 
 
-@settings(max_examples=1000 * SOAK)
+@settings(max_examples=500 if SOAK == 1 else 1000 * SOAK)
 @given(cases(), st.sampled_from(["keep", "compact", "compact some", "save"]))
 def test_final_rows_are_the_folds_of_their_frames_however_events_arrive(
     case: tuple[ViewPlan, list[list[Event]], list[int], int], between_batches: str
