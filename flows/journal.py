@@ -145,7 +145,7 @@ class Journal:
     after its commit if it has one: at which instant (µs), by source partition, all that Kafka had then is durable.
 
     Costs are counted in events read again from the archive: a snapshot costs `snapshot_events` however small it is,
-    opening a part `part_events`.
+    opening a part `part_events`, and each of `workers_count` may write one in each epoch.
     """
 
     places: Places
@@ -158,6 +158,7 @@ class Journal:
     submit: Submit = at_once
     snapshot_events: int = 50_000
     part_events: int = 200
+    workers_count: int = 1
     on_commit: Callable[[Committed], None] = lambda _: None
     on_through: Callable[[Mapping[str, int]], None] = lambda _: None
     _told: list[Update] = field(default_factory=list)
@@ -453,7 +454,8 @@ class Journal:
 
     def _is_due(self, since: _Since, kept_count: int, events_count: int, epoch: int) -> bool:
         """Say whether reading the archive since the last snapshot would cost as much as a snapshot."""
-        again = events_count - since.events_count + self.part_events * (epoch - since.epoch)
+        parts_count = self.workers_count * (epoch - since.epoch)
+        again = events_count - since.events_count + self.part_events * parts_count
         return again >= kept_count + self.snapshot_events
 
     def _take(self, key: str, epoch: int, state: Any) -> None:

@@ -210,6 +210,7 @@ def assemble(
         leader=leader,
         others=others,
         snapshot_events=snapshot_events,
+        workers_count=settings.place.workers_in_all,
         submit=snapshots.submit if beside else at_once,
     )
     try:
@@ -463,7 +464,7 @@ def open_live(
 def _shards_count(asked_count: int | None, ledger: Ledger | None, run: Run) -> int:
     """Return in how many shards state is kept: what is asked for, or as it is, or at first one for each worker.
 
-    More would cost as much as so many views do; fewer leave workers without work.
+    More would cost as much as so many views do; with fewer, some workers fold nothing of a view.
     """
     workers_count = run.place.workers_in_all
     if asked_count is not None:
@@ -472,8 +473,8 @@ def _shards_count(asked_count: int | None, ledger: Ledger | None, run: Run) -> i
         return min(workers_count, SHARDS_MAX)
     if ledger.shards_count < workers_count and run.leads:
         LOG.warning(
-            "state is kept in %d shards, so no more of %d workers fold windows. Hint: set FRESHET_SHARDS=%d, and start"
-            " once with --rebuild",
+            "state is kept in %d shards, so no more of %d workers fold the windows of a view. Hint: set"
+            " FRESHET_SHARDS=%d, and start once with --rebuild",
             ledger.shards_count, workers_count, min(workers_count, SHARDS_MAX),
         )  # fmt: skip
     return ledger.shards_count

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import Dataflow
 
-from freshet.flows.edges.bytewax import Failure, KeyedSink, Place, PollSource, Reader, Stop, Workers, WorkerSink
+from freshet.flows.edges.bytewax import Failure, Place, PollSource, Reader, SingleSink, Stop, Workers, WorkerSink
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold, ShardInput
@@ -128,7 +128,7 @@ def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, s
     outcomes = op.flat_map_batch("outcomes", taken, failure.noting(_outcomes))
     op.output("rows", routed, WorkerSink(workers, lambda: _RowsWriter(stages, edges), failure))
     op.output("archive", taken, WorkerSink(workers, lambda: _ArchiveWriter(stages, edges), failure))
-    op.output("rejects", outcomes, KeyedSink(1, lambda _: 0, lambda _: _RejectWriter(edges), failure))
+    op.output("rejects", outcomes, SingleSink(lambda: _RejectWriter(edges), failure))
     return flow
 
 
@@ -258,9 +258,10 @@ class _RowsWriter:
         """Tell how far the shards are, and wait until all rows are written."""
         for (view, shard), epoch in self._newest.items():
             self._edges.journal.folded(f"{view}/{shard}", self._stages.folds[view][shard], epoch)
+        epoch = next(iter(self._newest.values()))  # one and the same for all
         self._newest = {}
         self._online.flush()
-        self._offline.flush()
+        self._offline.flush(epoch)
 
 
 class _OnlineWriter:
@@ -294,7 +295,7 @@ class _OnlineWriter:
 
 
 class _OfflineWriter:
-    """Gathers an epoch's rows into one parquet part a view."""
+    """Gathers a worker's rows of an epoch into one parquet part a view."""
 
     def __init__(self, edges: Edges) -> None:
         self._edges = edges
@@ -305,11 +306,11 @@ class _OfflineWriter:
         for batch in batches:
             self._waiting.setdefault(batch.view, []).append(batch.rows)
 
-    def flush(self) -> None:
-        """Stage the parts."""
+    def flush(self, epoch: int) -> None:
+        """Stage the parts, each named by its epoch."""
         for view, tables in self._waiting.items():
             table = pa.concat_tables(tables)
-            _stage(self._edges, view, table)
+            _stage(self._edges, view, table, epoch)
             self._edges.metrics.rows.labels(view, "offline").inc(table.num_rows)
         self._waiting = {}
 
@@ -338,12 +339,12 @@ class _ArchiveWriter:
             judge = self._stages.judges[place]
             self._edges.journal.judged(source_key(*place), judge, taken.partitions_count, taken.epoch)
         for stream, tables in self._waiting.items():
-            epoch = max(taken.epoch for taken in self._newest.values())
+            epoch = next(iter(self._newest.values())).epoch  # one and the same for all
             _stage(self._edges, archive_name(stream), pa.concat_tables(tables), epoch)
         self._newest, self._waiting = {}, {}
 
 
-def _stage(edges: Edges, name: str, table: pa.Table, epoch: int = 0) -> None:
+def _stage(edges: Edges, name: str, table: pa.Table, epoch: int) -> None:
     part = edges.offline.stage(name, table, epoch)
     if part is not None:
         edges.journal.tell(Update(parts={name: {part: table.num_rows}}))

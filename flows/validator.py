@@ -17,7 +17,7 @@ import bytewax.operators as op
 import pandas as pd
 from bytewax.dataflow import Dataflow
 
-from freshet.flows.edges.bytewax import Failure, KeyedSink, PollSource, Stop
+from freshet.flows.edges.bytewax import Failure, PollSource, SingleSink, Stop
 from freshet.flows.observer import Observer, Seen
 from freshet.flows.steps.alarms import Alarms
 from freshet.flows.steps.checks import checks_of
@@ -284,7 +284,7 @@ def build(project: str, edges: Edges) -> Dataflow:
     seen = op.flat_map_batch("look", rounds, edges.failure.noting(look))
     told = op.flat_map_batch("judge", seen, edges.failure.noting(judge))
     writer = _Writer(edges.rounds, edges.reporter)
-    op.output("report", told, KeyedSink(1, lambda _: 0, lambda _: writer, edges.failure))
+    op.output("report", told, SingleSink(lambda: writer, edges.failure))
     return flow
 
 

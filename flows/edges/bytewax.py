@@ -3,7 +3,7 @@
 Nothing is decided here. Of Bytewax only `input`, `flat_map_batch` and `output` are used; its windows, its Kafka
 connectors and its dynamic sinks lose data silently. All sinks are fixed-partitioned: only those take part in an epoch,
 so an epoch that closed is in every store. Which worker an item of a stateful step goes to is a matter of its key's
-hash; a sink's part is where it is listed, so what has state is one (`WorkerSink`), and its worker is chosen.
+hash; a sink's part is where it is listed, so what is to be one worker's is a sink (`WorkerSink`).
 """
 
 import argparse
@@ -213,7 +213,7 @@ class Place:
 class Workers:
     """The workers of a flow by number, each one thread: how many there are, and which of them asks."""
 
-    def __init__(self, place: Place = Place()) -> None:
+    def __init__(self, place: Place) -> None:
         self.count = place.workers_in_all
         self._place, self._threads, self._lock = place, dict[int, int](), threading.Lock()
 
@@ -281,26 +281,25 @@ class WorkerSink(FixedPartitionedSink[X, None], Generic[X]):
         return _SinkPart(self._open(), self._failure)
 
 
-class KeyedSink(FixedPartitionedSink[X, None], Generic[X]):
-    """A sink with one writer for each part; `part_of` says which part a key belongs to."""
+class SingleSink(FixedPartitionedSink[X, None], Generic[X]):
+    """A sink with one writer, in one worker of all."""
 
-    def __init__(
-        self,
-        parts_count: int,
-        part_of: Callable[[str], int],
-        open_writer: Callable[[int], Writer[X]],
-        failure: Failure,
-    ) -> None:
-        self._count, self.part_fn, self._open, self._failure = parts_count, part_of, open_writer, failure
+    def __init__(self, open_writer: Callable[[], Writer[X]], failure: Failure) -> None:
+        self._open, self._failure = open_writer, failure
 
     def list_parts(self) -> list[str]:
-        """Return the parts' names, which sort like their numbers: Bytewax picks a part by its place in that order."""
-        return [f"{part:06d}" for part in range(self._count)]
+        """Return the one part."""
+        return ["0"]
+
+    def part_fn(self, key: str) -> int:
+        """Return that every item belongs to it."""
+        del key
+        return 0
 
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _SinkPart[X]:
-        """Open one part."""
-        del step_id, resume_state
-        return _SinkPart(self._open(int(for_part)), self._failure)
+        """Open it."""
+        del step_id, for_part, resume_state
+        return _SinkPart(self._open(), self._failure)
 
 
 def place(arguments: Sequence[str], environment: Mapping[str, str]) -> Place:
@@ -364,10 +363,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 __all__ = [
     "Failure",
-    "KeyedSink",
     "Place",
     "PollSource",
     "Reader",
+    "SingleSink",
     "Stop",
     "WorkerSink",
     "Workers",

@@ -342,8 +342,8 @@ def _sign(ticket: Ticket) -> str | None:
 def written_often(view: View, rows: Iterable[tuple[str, pa.Table]], until: Mapping[Entity, int]) -> set[Entity]:
     """Return the entities that were written more than once until an epoch, as far as tables, each a part's, tell.
 
-    A part is what one commit wrote. An entity's first row has version 1, so one part whose rows all count more events
-    follows another.
+    A part is what one worker wrote in one epoch. An entity's first row has version 1, so one part whose rows all count
+    more events follows another.
     """
     parts_count: dict[Entity, int] = {}
     found: set[Entity] = set()

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -124,6 +125,8 @@ def test_threads_are_numbered_as_they_come_after_those_of_earlier_processes() ->
     other.join()
 
     assert numbers == [5]
+    with ThreadPoolExecutor(1) as threads, pytest.raises(AssertionError, match="a thread more than 2 workers"):
+        threads.submit(workers.own).result()
     assert workers.own() == 4
     assert workers.count == 6
     assert sorted(map(workers.key, range(11))) == [workers.key(number) for number in range(11)]
