@@ -4,7 +4,6 @@ import contextlib
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -117,16 +116,12 @@ def test_a_worker_is_given_what_is_for_it_by_number_and_keeps_what_is_its_own(pr
 
 def test_threads_are_numbered_as_they_come_after_those_of_earlier_processes() -> None:
     workers = Workers(Place(process=2, addresses=("a:1", "b:2", "c:3"), workers_count=2))
-    numbers = list[int]()
-    assert workers.own() == 4
+    with ThreadPoolExecutor(1) as second, ThreadPoolExecutor(1) as third:  # both are there until the end
+        assert workers.own() == 4
+        assert second.submit(workers.own).result() == 5
+        assert workers.own() == 4
+        with pytest.raises(AssertionError, match="a thread more than 2 workers"):
+            third.submit(workers.own).result()
 
-    other = threading.Thread(target=lambda: numbers.append(workers.own()))
-    other.start()
-    other.join()
-
-    assert numbers == [5]
-    with ThreadPoolExecutor(1) as threads, pytest.raises(AssertionError, match="a thread more than 2 workers"):
-        threads.submit(workers.own).result()
-    assert workers.own() == 4
     assert workers.count == 6
     assert sorted(map(workers.key, range(11))) == [workers.key(number) for number in range(11)]
