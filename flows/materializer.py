@@ -338,8 +338,8 @@ class _ArchiveWriter:
         for place, taken in self._newest.items():
             judge = self._stages.judges[place]
             self._edges.journal.judged(source_key(*place), judge, taken.partitions_count, taken.epoch)
+        epoch = next(iter(self._newest.values())).epoch  # one and the same for all
         for stream, tables in self._waiting.items():
-            epoch = next(iter(self._newest.values())).epoch  # one and the same for all
             _stage(self._edges, archive_name(stream), pa.concat_tables(tables), epoch)
         self._newest, self._waiting = {}, {}
 

@@ -5,12 +5,14 @@ after it; then another process goes on with what is left. What must hold at ever
 """
 
 import json
+import os
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
 from pydantic import AwareDatetime
@@ -32,6 +34,7 @@ from freshet.schemas.event import EVENT_TIME, NEVER_US, Event, Stream, archive_n
 from freshet.schemas.progress import Progress
 
 T = TypeVar("T")
+SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 START = datetime(2026, 3, 1, tzinfo=UTC)
 START_US = int(START.timestamp()) * 10**6
 STREAM = "clicks"
@@ -77,6 +80,15 @@ def declared_by(given: Given, text: str) -> Declared:
 
 class Crash(BaseException):
     """The process died. Nothing may catch it."""
+
+
+def touches(fate: str, one_in: int = 1) -> Iterator[int]:
+    """Give the touches that a fate is to befall, each in a run of its own, without end; with FRESHET_SOAK all of them.
+
+    Else deaths skip every second one: to die after a touch is to die before the next. Of runs with many touches one
+    moment in so many is taken.
+    """
+    return count(1, 1 if SOAK > 1 else one_in if fate == "fails" else 2 * one_in)
 
 
 @dataclass

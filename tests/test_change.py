@@ -2,12 +2,11 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from simulated import DECLARED, GIVEN, START_US, STREAM, WINDOW, Click, Crash, World
+from simulated import DECLARED, GIVEN, SOAK, START_US, STREAM, WINDOW, Click, Crash, World, touches
 from test_recompute import look
 
 from freshet.flows.edges.quality import Judge
@@ -15,7 +14,6 @@ from freshet.flows.testing import Given
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.finding import Outcome
 
-SOAK = int(os.environ.get("FRESHET_SOAK", "1"))
 FATES = ("fails", "dies before", "dies after")
 VIEW = "clicks_by_user"
 
@@ -233,14 +231,9 @@ WANTED: dict[str, tuple[Given, dict[str, Any]]] = {
 @pytest.mark.parametrize("fate", FATES)
 @pytest.mark.parametrize("wanted", WANTED)
 def test_a_crash_at_any_single_touch_of_a_change_harms_nothing(wanted: str, fate: str) -> None:
-    """The Nth call fails, or the process dies before or after it; then the flow is started, or it is applied again.
-
-    Every second N, but for FRESHET_SOAK: to die after one touch is to die before the next.
-    """
-    step = 1 if SOAK > 1 else 2
-    number, (given, asked) = 1 - step, WANTED[wanted]
-    while True:
-        number += step
+    """The Nth call fails, or the process dies before or after it; then the flow is started, or it is applied again."""
+    given, asked = WANTED[wanted]
+    for turn, number in enumerate(touches(fate)):
         world = World(1, events_count=25, is_live=False, at_first=0.6)
         world.run()
         begun = len(world.fates.names)
@@ -249,7 +242,7 @@ def test_a_crash_at_any_single_touch_of_a_change_harms_nothing(wanted: str, fate
             world.change(given, **asked)
         except (Crash, Unavailable):
             world.fates.at = {}
-            if number // step % 2:
+            if turn % 2:
                 world.run()  # whatever is in force by now
         whole, world.fates.at = len(world.fates.names) < begun + number, {}
         world.change(given, **asked)

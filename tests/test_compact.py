@@ -5,7 +5,6 @@ dictionary. A seed decides what the flow does between two touches of compaction,
 """
 
 import contextlib
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from simulated import touches
 
 from freshet.flows.compact import Choice, Compactor, Outside
 from freshet.flows.edges.compaction import CompactionFolder
@@ -33,7 +33,6 @@ from freshet.schemas.part import run_of
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.view import Feature, View
 
-SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ENTITY = (pa.field("user", pa.string()), pa.field("page", pa.int64()))
 VIEW = View(
@@ -334,11 +333,7 @@ def test_readers_see_every_row_once_while_the_flow_writes_dies_and_begins(
 
 @pytest.mark.parametrize("fate", ["dies before", "dies after"])
 def test_a_compaction_that_dies_at_any_touch_is_taken_up_by_the_next(tmp_path: Path, fate: str) -> None:
-    """Every second touch, but for FRESHET_SOAK: to die after one is to die before the next."""
-    step = 1 if SOAK > 1 else 2
-    number = 1 - step
-    while True:
-        number += step
+    for number in touches(fate):
         world = filled(tmp_path / str(number), number, FINAL if number % 4 < 2 else ALL, commits=4)
         world.fate = (number, fate)
         try:

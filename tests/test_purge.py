@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from simulated import GIVEN, START, STREAM, Crash, World
-from test_compact import SOAK, Touched, difference
+from simulated import GIVEN, START, STREAM, Crash, World, touches
+from test_compact import Touched, difference
 
 from freshet.flows.compact import Choice, Compactor
 from freshet.flows.compact import Outside as Compacting
@@ -182,11 +182,9 @@ def test_no_trace_is_left_others_rows_stay_and_the_flow_goes_on_as_if_the_entity
 
 @pytest.mark.parametrize("fate", ["dies before", "dies after"])
 def test_a_purge_that_dies_at_any_touch_is_completed_by_the_next(tmp_path: Path, fate: str) -> None:
-    """Every second touch, but for FRESHET_SOAK: to die after one is to die before the next."""
-    step = 1 if SOAK > 1 else 2
-    number, reached = 1 - step, True
+    numbers, reached = touches(fate), True
     while reached:
-        number, reached = number + step, False
+        number, reached = next(numbers), False
         world = filled(tmp_path / str(number), 1 + number // 2 % 2, events_count=20)
         ids, others = ids_of_a(world), of_others(world.offline.read(VIEW.name))
         count = [0]

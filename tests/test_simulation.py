@@ -6,13 +6,12 @@ A failure names the seed, the touch and its fate; `World(seed=…)` with those r
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from simulated import GIVEN, START, STREAM, Crash, Fates, World
+from simulated import GIVEN, SOAK, START, STREAM, Crash, Fates, World, touches
 
 from freshet.flows.edges.recovery import RecoveryFolder
 from freshet.flows.journal import Journal, Places
@@ -20,7 +19,6 @@ from freshet.schemas.errors import Refused, RejectLimit, StoreLost, Unavailable
 from freshet.schemas.event import CANARY_HEADER, archive_name
 from freshet.schemas.ledger import Ledger, ShardMark, source_key
 
-SOAK = int(os.environ.get("FRESHET_SOAK", "1"))
 FATES = ("fails", "dies before", "dies after")
 
 
@@ -78,13 +76,9 @@ def test_a_seed_decides_everything() -> None:
 def test_a_crash_at_any_single_touch_of_the_outside_harms_nothing(seed: int, fate: str) -> None:
     """The Nth call fails, or the process dies before or after it, for N = 1, 2, … until a run completes.
 
-    That is with FRESHET_SOAK. Else every second N: to die after one touch is to die before the next, so all moments come,
-    once; but of the seed that makes many calls a third of them.
+    Of the seed that makes many calls a third of the moments, but for FRESHET_SOAK.
     """
-    step = 1 if SOAK > 1 else 2 if seed == 1 else 6
-    number = 1 - step
-    while True:
-        number += step
+    for number in touches(fate, one_in=1 if seed == 1 else 3):
         world = World(seed, events_count=25, is_live=seed % 2 == 0, fates=Fates({number: fate}))
         world.run_until_done()
         world.check_done()

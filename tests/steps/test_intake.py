@@ -215,6 +215,7 @@ def test_what_goes_to_another_process_is_the_same_and_takes_nothing_along_that_i
         arrived = pickle.loads(text)
         assert arrived == sent
         assert pickle.dumps(arrived) == text
-    (read,) = intake.read(polls[:1])
-    alone = next(iter(read.inputs.values()))
-    assert len(pickle.dumps(given[0])) < len(pickle.dumps(replace(given[0], inputs=alone))) + 100
+    alone = [rows for poll in polls for read in intake.read([poll]) for rows in read.inputs.values()]
+    for sent, rows in zip(given, alone, strict=True):
+        assert len(pickle.dumps(sent)) == len(pickle.dumps(replace(sent, inputs=rows)))
+    assert len(pickle.dumps(given)) < 4 * len(pickle.dumps(given[: len(PIPELINE.plans)]))
