@@ -18,7 +18,8 @@ def split(inputs: pa.Table, view: View, shards_count: int) -> dict[int, pa.Table
     if shards_count == 1 or table.num_rows == 0:
         return {0: table} if table.num_rows else {}
     shards = hashes(table, view) % shards_count
-    return {int(shard): table.filter(pa.array(shards == shard)) for shard in np.unique(shards)}
+    counts = np.bincount(shards, minlength=shards_count)
+    return {shard: table.filter(pa.array(shards == shard)) for shard in np.flatnonzero(counts).tolist()}
 
 
 def hashes(table: pa.Table, view: View) -> npt.NDArray[np.int64]:

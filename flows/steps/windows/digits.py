@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from freshet.flows.steps.windows.segments import Ints
+from freshet.flows.steps.windows.segments import Ints, distinct
 
 Digits: TypeAlias = Mapping[int, Ints]
 
@@ -74,10 +74,10 @@ def of_doubles(values: npt.NDArray[np.float64]) -> dict[int, Ints]:
     first, carried_first = balanced(low << shift)
     second, carried_second = balanced((high << shift) + carried_first)
     found: dict[int, Ints] = {}
-    for base in np.unique(place[values != 0]):
+    for base in distinct(place[values != 0]).tolist():
         mine = (place == base) & (values != 0)
         for step, digit in enumerate((first, second, carried_second)):
-            column = found.setdefault(int(base) + step, np.zeros(len(values), np.int64))
+            column = found.setdefault(base + step, np.zeros(len(values), np.int64))
             column += np.where(mine, digit, 0)
     return {place: digit for place, digit in found.items() if digit.any()}
 

@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 
-from freshet.flows.steps.windows.segments import Ints, run_begins
+from freshet.flows.steps.windows.segments import Ints, distinct, run_begins
 
 NEVER_DUE_US = np.iinfo(np.int64).max
 _SLICE_US = 100_000
@@ -61,12 +61,12 @@ class DueSlots:
             index = heapq.heappop(self._order)
             entered = np.concatenate(self._slices.pop(index))
             self.entries_count -= len(entered)
-            slots = np.unique(entered)
+            slots = distinct(entered)
             instants = self._instants[slots]
             found.append(slots[instants <= clock_us])
             later.append(slots[(instants > clock_us) & (instants // _SLICE_US == index)])
         for slots in later:
             self._enter(slots)
-        due = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        due = distinct(np.concatenate(found)) if found else np.zeros(0, np.int64)
         self._instants[due] = NEVER_DUE_US
         return due

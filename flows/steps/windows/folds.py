@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from freshet.flows.steps.windows.segments import Changed, Column, Ints, Segments, ranges, running_before
+from freshet.flows.steps.windows.segments import Changed, Column, Ints, Segments, distinct, ranges, running_before
 
 _PANE = 32
 _SHORT = 2 * _PANE
@@ -118,7 +118,7 @@ class PaneFold:
                 panes[: min(size, len(self.panes[level]))] = self.panes[level][:size]
                 self.panes[level] = panes
             low, high = low // _PANE, -(-high // _PANE)
-            at = np.unique(ranges(low, high - low))
+            at = distinct(ranges(low, high - low))
             members = np.minimum(at[:, None] * _PANE + np.arange(_PANE), len(below) - 1)
             panes[at] = self.combine.reduce(below[members], axis=1)
             below = panes

@@ -32,6 +32,7 @@ from freshet.flows.steps.windows.segments import (
     Segments,
     ranges,
     run_begins,
+    without,
 )
 from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, NEVER_US
 from freshet.schemas.event import OFFSET as OFFSET_COLUMN
@@ -197,7 +198,7 @@ class WindowShard:
         touched = np.zeros(0, np.int64) if changed is None else changed.slots
         due = self._due.take(self.clock_us)
         if len(due):
-            due = np.setdiff1d(due, touched)
+            due = without(due, touched)
         for rows in _together(self._instants(changed, due, before)):
             yield from self._write(rows, now_us)
         self._set_due(np.append(touched, due))
