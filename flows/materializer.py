@@ -28,7 +28,7 @@ from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.intake import Intake, Taken
 from freshet.flows.steps.shards import split
-from freshet.flows.steps.sql import Finisher
+from freshet.flows.steps.sql import Finisher, engine
 from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.flows.write_behind import Submit, WriteBehind, at_once
 from freshet.schemas.errors import RejectLimit
@@ -133,11 +133,14 @@ def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, s
 
 
 class _Engines:
-    """What one worker computes with: a DuckDB serves one thread."""
+    """What one worker computes with: a DuckDB, which serves one thread."""
 
     def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
-        self.intakes = {made.stream.topic: Intake(made, pipeline.of_source(name)) for name, made in contracts.items()}
-        self.finishers = {plan.view.name: Finisher(plan) for plan in pipeline.plans}
+        database = engine()
+        self.intakes = {
+            made.stream.topic: Intake(made, pipeline.of_source(name), database) for name, made in contracts.items()
+        }
+        self.finishers = {plan.view.name: Finisher(plan, database) for plan in pipeline.plans}
 
 
 class _Stages:

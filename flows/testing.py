@@ -32,7 +32,7 @@ from freshet.flows.steps.fold import ShardFold, ShardInput
 from freshet.flows.steps.intake import Intake, Taken
 from freshet.flows.steps.oracle import Compared, compare, union_of
 from freshet.flows.steps.shards import split
-from freshet.flows.steps.sql import Finisher, compile_views
+from freshet.flows.steps.sql import Engine, Finisher, compile_views, engine
 from freshet.flows.steps.windows.segments import run_begins
 from freshet.schemas.declaration import read
 from freshet.schemas.errors import Problem, Refused, listed, nearest
@@ -144,12 +144,19 @@ class Given:
     @cached_property
     def intakes(self) -> Mapping[str, Intake]:
         """The first step, for each stream's topic."""
-        return {made.stream.topic: Intake(made, self.pipeline.of_source(name)) for name, made in self.contracts.items()}
+        return {
+            made.stream.topic: Intake(made, self.pipeline.of_source(name), self._database)
+            for name, made in self.contracts.items()
+        }
 
     @cached_property
     def finishers(self) -> Mapping[str, Finisher]:
         """The last step, for each view."""
-        return {plan.view.name: Finisher(plan) for plan in self.pipeline.plans}
+        return {plan.view.name: Finisher(plan, self._database) for plan in self.pipeline.plans}
+
+    @cached_property
+    def _database(self) -> Engine:
+        return engine()
 
 
 class Run:

@@ -4,6 +4,7 @@ Every call to the outside is a touch, numbered from 1. At a touch the call may f
 after it; then another process goes on with what is left. What must hold at every moment is checked at every touch.
 """
 
+import gc
 import json
 import os
 import random
@@ -34,6 +35,8 @@ from freshet.schemas.event import EVENT_TIME, NEVER_US, Event, Stream, archive_n
 from freshet.schemas.progress import Progress
 
 T = TypeVar("T")
+_WORLDS, _COLLECTED_WORLDS = count(1), 16
+"""After so many worlds Python's collector looks at all: what there was when a flow ran it takes for lasting."""
 SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 START = datetime(2026, 3, 1, tzinfo=UTC)
 START_US = int(START.timestamp()) * 10**6
@@ -180,6 +183,8 @@ class World:
     """How long no event happens, each time that another such share of them is there; the clock goes on at one stroke."""
 
     def __post_init__(self) -> None:
+        if next(_WORLDS) % _COLLECTED_WORLDS == 0:
+            gc.collect()
         self.chance = random.Random(self.seed)
         self.log = MemoryLog(lambda: self.now_us // 1000)
         self.log.create_topics({STREAM: self.partitions_count, f"{STREAM}.dlq": self.partitions_count})
@@ -201,6 +206,8 @@ class World:
         self._append(min([self.events_count // 2, *self.left]) if self.is_live else at_first)
         self.seen: dict[str, int] = {}
         self.told: dict[str, Progress] = {}
+        self._visible: dict[str, list[str]] = {}
+        self._archived = frozenset[tuple[int, int]]()
         self.fates.watch, self.fates.meanwhile = self.check_always, self.arrive
 
     def _made(self) -> list[tuple[int, bytes, str]]:
@@ -359,7 +366,7 @@ class World:
     def check_always(self) -> None:
         """No row is visible twice, none is taken back, no committed offset passes what is durable, no progress what is online."""
         for view in self.given.pipeline.views:
-            if self.offline.folder(view.name) not in self.offline.names:
+            if not self._has_news(view.name):
                 continue
             rows = self.offline.read(view.name).select([*view.entity_names, "event_timestamp", "_version"])
             assert rows.num_rows == rows.group_by(rows.column_names).aggregate([]).num_rows, "a row is visible twice"
@@ -406,9 +413,19 @@ class World:
         found = self.log.offsets("g").committed(STREAM, self.partitions_count)
         return {part: offset for part, offset in found.items() if offset is not None}
 
-    def archived(self) -> set[tuple[int, int]]:
-        if archive_name(STREAM) not in self.offline.names:
-            return set()
+    def archived(self) -> frozenset[tuple[int, int]]:
+        if self._has_news(archive_name(STREAM)):
+            self._archived = frozenset(self._read_archived())
+        return self._archived
+
+    def _has_news(self, name: str) -> bool:
+        """Say whether a folder has other visible parts than when this was asked before: parts never change."""
+        folder = self.offline.folder(name)
+        parts = [folder, *self.offline.visible_parts(name)] if folder in self.offline.names else []
+        before, self._visible[name] = self._visible.get(name, []), parts
+        return parts != before
+
+    def _read_archived(self) -> set[tuple[int, int]]:
         events = self.offline.read(archive_name(STREAM))
         places = list(zip(events["_partition"].to_pylist(), events["_offset"].to_pylist(), strict=True))
         assert len(places) == len(set(places)), "an event is archived twice"

@@ -315,10 +315,35 @@ ATTACKS = [
 def test_the_locked_engine_reaches_nothing_outside_itself(attack: str) -> None:
     secret = pa.table({"a": [1]})  # a Python variable is not a table
 
-    with engine() as connection, pytest.raises(duckdb.Error):
-        connection.execute(attack).fetchall()
+    with engine() as connection, engine(connection) as beside:
+        for one in (connection, beside):
+            with pytest.raises(duckdb.Error):
+                one.execute(attack).fetchall()
     assert secret.num_rows == 1
     assert not [name for name in os.listdir("/tmp") if name.startswith("freshet-attack")]  # noqa: PTH208
+
+
+def test_a_connection_beside_another_has_its_settings_and_sees_nothing_that_it_was_given() -> None:
+    names = (
+        "TimeZone",
+        "errors_as_json",
+        "threads",
+        "python_enable_replacements",
+        "lock_configuration",
+        "memory_limit",
+    )
+    settings = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
+
+    with engine() as connection, engine(connection) as beside:
+        connection.register("events", pa.table({"a": [1]}))
+        connection.execute("PREPARE one AS SELECT 1")
+
+        assert beside.execute(settings).fetchone() == connection.execute(settings).fetchone()
+        for statement in ("SELECT a FROM events", "EXECUTE one"):
+            with pytest.raises(duckdb.Error):
+                beside.execute(statement)
+        beside.register("events", pa.table({"a": [2]}))
+        assert [one.execute("SELECT a FROM events").fetchall() for one in (connection, beside)] == [[(1,)], [(2,)]]
 
 
 @pytest.mark.parametrize(

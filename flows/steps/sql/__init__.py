@@ -9,7 +9,7 @@
 """
 
 from freshet.flows.steps.sql.compile import compile_views
-from freshet.flows.steps.sql.engine import engine
+from freshet.flows.steps.sql.engine import Engine, engine
 from freshet.flows.steps.sql.rows import Arguments, Failure, Finisher, Projector
 
-__all__ = ["Arguments", "Failure", "Finisher", "Projector", "compile_views", "engine"]
+__all__ = ["Arguments", "Engine", "Failure", "Finisher", "Projector", "compile_views", "engine"]
