@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import pyarrow as pa
@@ -35,6 +36,7 @@ from freshet.flows.live_reader import Alignment, LiveReader, Partition
 from freshet.flows.materializer import Edges, Offline, build
 from freshet.flows.refill import refill
 from freshet.flows.settings import SHARDS_MAX
+from freshet.flows.steps.windows.frames import next_tick_us, tick_rules
 from freshet.flows.workspace import OnlineFilled, Workspace
 from freshet.flows.write_behind import at_once
 from freshet.schemas.errors import FreshetError, StoreLost
@@ -246,7 +248,11 @@ def assemble(
         epoch = journal.ledger.epoch + 1
         on_durable = metrics.epoch.set_to_current_time
         limit = settings.target + settings.epoch  # rows are online before their epoch ends
-        opened = LiveReader(key, partition, journal, alignment, on_durable, until, outside.now_us, limit, epoch=epoch)
+        rules = {rule for plan in pipeline.of_source(stream) for rule in tick_rules(plan)}
+        opened = LiveReader(
+            key, partition, journal, alignment, on_durable, until, outside.now_us, limit, partial(next_tick_us, rules),
+            epoch=epoch,
+        )  # fmt: skip
         readers.append(opened)
         return opened
 

@@ -17,7 +17,8 @@ from freshet.schemas.units import count_us
 _POLL_MESSAGES_MIN, _POLL_MESSAGES_MAX = 2000, 10_000
 """How many are asked for at once: the more come, the less each costs. While live, few are there."""
 _AHEAD_LIMIT_MS = 30_000
-_IDLE_US = 500_000
+_IDLE_US, _TICKS_APART_US = 500_000, 100_000
+"""How often time is told where nothing comes: at least, and at most."""
 
 
 class Partition(Protocol):
@@ -93,8 +94,8 @@ class LiveReader:
     """Reads one Kafka partition for the flow, an epoch after the other, and has the journal commit those that are done.
 
     With `until` it ends there; otherwise it goes on, and says now and then that it is at the partition's end: then time
-    may pass though no event comes. It has `caught_up` once all that the partition had at one moment was durable within
-    `limit`.
+    may pass though no event comes. `next_tick_us` tells at which instant after another that may make a row. It has
+    `caught_up` once all that the partition had at one moment was durable within `limit`.
 
     All that Kafka had in the partition at `through_us` is read; it only rises, and is None while nothing is known. A
     look that finds the partition at its end makes it the look's begin. Otherwise it is just before the newest message's
@@ -114,10 +115,12 @@ class LiveReader:
     until: int | None
     now_us: Callable[[], int]
     limit: timedelta
+    next_tick_us: Callable[[int], int]
     told_us: int = 0
     through_us: int | None = None
     epoch: int = 1
     caught_up: bool = False
+    _tick_us: int = 0
     _closed: int = 0
     _mark: tuple[int, int] = (0, 0)
     _wanted_count: int = _POLL_MESSAGES_MIN
@@ -155,11 +158,12 @@ class LiveReader:
         self.through_us = through_us if self.through_us is None else max(self.through_us, through_us)
 
     def _at_end(self, time_us: int) -> Poll | None:
-        """Say twice a second that nothing more was there; an outage is no such thing."""
-        partition = self.partition
-        if not (partition.at_end and partition.well) or time_us - self.told_us < _IDLE_US:
+        """Say twice a second that nothing more was there, and when that may make a row; an outage is no such thing."""
+        partition, silent_us = self.partition, time_us - self.told_us
+        is_due = silent_us >= _IDLE_US or (time_us >= self._tick_us and silent_us >= _TICKS_APART_US)
+        if not (partition.at_end and partition.well and is_due):
             return None
-        self.told_us = time_us
+        self.told_us, self._tick_us = time_us, self.next_tick_us(time_us)
         return Poll.of_nothing(
             partition.topic, partition.partition, partition.partitions_count, partition.end_offset, time_us
         )

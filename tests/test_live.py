@@ -24,7 +24,7 @@ from freshet.schemas.view import Feature, View
 class World:
     """A partition in memory, its reader, and a clock."""
 
-    def __init__(self, *, until: int | None = None) -> None:
+    def __init__(self, *, until: int | None = None, tick_every_us: int = 10**12) -> None:
         self.log, self.now_us = MemoryLog(), 1_000_000
         self.log.create_topics({"clicks": 1})
         places = Places(MemoryLedger(), MemoryRecovery(), MemoryOfflineStore())
@@ -33,7 +33,10 @@ class World:
         journal.on_through = lambda through: self.through_us.append(through["clicks/0"])
         partition = self.log.reader("clicks", 0)
         now_us, limit = (lambda: self.now_us), timedelta(seconds=2)
-        self.reader = LiveReader("clicks/0", partition, journal, Alignment(), lambda: None, until, now_us, limit)
+        self.reader = LiveReader(
+            "clicks/0", partition, journal, Alignment(), lambda: None, until, now_us, limit,
+            lambda after_us: (after_us // tick_every_us + 1) * tick_every_us,
+        )  # fmt: skip
 
     def polled(self, *, after_us: int = 0) -> Poll | None:
         self.now_us += after_us
@@ -76,6 +79,24 @@ def test_at_the_end_time_is_told_twice_a_second() -> None:
     times = [poll.caught_up_us for poll in told if poll is not None]
     assert times == [1_100_000, 1_600_000, 2_100_000, 2_600_000]
     assert all(poll is None or poll.values == [] for poll in told)
+
+
+def test_at_the_end_time_is_told_as_soon_as_it_may_make_a_row() -> None:
+    world = World(tick_every_us=300_000)
+
+    told = [world.polled(after_us=10_000) for _ in range(100)]
+
+    times = [poll.caught_up_us for poll in told if poll is not None]
+    assert times == [1_010_000, 1_200_000, 1_500_000, 1_800_000]
+
+
+def test_at_the_end_time_is_told_ten_times_a_second_at_most() -> None:
+    world = World(tick_every_us=1)
+
+    told = [world.polled(after_us=30_000) for _ in range(20)]
+
+    times = [poll.caught_up_us for poll in told if poll is not None]
+    assert times == [1_030_000, 1_150_000, 1_270_000, 1_390_000, 1_510_000]
 
 
 def test_in_an_outage_time_stands_still() -> None:

@@ -1,7 +1,11 @@
 """Where frames begin, and when time alone changes what they hold."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from freshet.flows.steps.windows.due import NEVER_DUE_US
 from freshet.flows.steps.windows.segments import Ints
 from freshet.schemas.plan import Range, ViewPlan
 
@@ -62,6 +66,16 @@ def tick_rules(plan: ViewPlan) -> tuple[TickRule, ...]:
         if frame.ending_us:
             rules[TickRule(frame.ending_us, frame.decay_us)] = None
     return tuple(rules)
+
+
+def next_tick_us(rules: Iterable[TickRule], clock_us: int) -> int:
+    """Return the first instant after a clock at which an event can make a row by one of the rules, whenever it was.
+
+    >>> next_tick_us([TickRule(11, 5), TickRule(11, 7)], 14), next_tick_us([TickRule(1, 1, resolution_us=60)], 14)
+    (15, 61)
+    """
+    clock = np.array([clock_us])
+    return min((int(rule.ticks(rule.first_after(clock))[0]) for rule in rules), default=NEVER_DUE_US)
 
 
 def _floor(values: Ints, step: int, origin: int = 0) -> Ints:
