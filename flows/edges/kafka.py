@@ -359,18 +359,19 @@ class PartitionReader:
         self._advance(int(offsets[-1]) + 1)
         self.end_offset = max(self.end_offset, self.position)
         headers = [message.headers() for message in messages]
+        some = any(headers)  # most producers send none
         return Poll(
             topic=self.topic,
             partition=self.partition,
             partitions_count=self.partitions_count,
             values=[message.value() for message in messages],
             keys=[message.key() for message in messages],
-            versions=[header(found, VERSION_HEADER) for found in headers],
+            versions=[header(found, VERSION_HEADER) for found in headers] if some else [None] * len(messages),
             timestamps_ms=np.array([message.timestamp()[1] for message in messages], np.int64),
             offsets=offsets,
             end_offset=self.end_offset,
             at_end=self.at_end,
-            headers=headers if any(headers) else None,
+            headers=headers if some else None,
         )
 
     def _heed(self, error: KafkaError) -> None:
