@@ -17,8 +17,10 @@ from freshet.schemas.units import count_us
 _POLL_MESSAGES_MIN, _POLL_MESSAGES_MAX = 2000, 10_000
 """How many are asked for at once: the more come, the less each costs. While live, few are there."""
 _AHEAD_LIMIT_MS = 30_000
-_IDLE_US, _TICKS_APART_US = 500_000, 100_000
-"""How often time is told where nothing comes: at least, and at most."""
+_IDLE_US = 500_000
+"""Where nothing comes, time is told after so long, whether a tick is due or not."""
+_TICKS_APART_US = 100_000
+"""Ticks that come closer are told of together."""
 
 
 class Partition(Protocol):
@@ -159,11 +161,11 @@ class LiveReader:
 
     def _at_end(self, time_us: int) -> Poll | None:
         """Say twice a second that nothing more was there, and when that may make a row; an outage is no such thing."""
-        partition, silent_us = self.partition, time_us - self.told_us
-        is_due = silent_us >= _IDLE_US or (time_us >= self._tick_us and silent_us >= _TICKS_APART_US)
-        if not (partition.at_end and partition.well and is_due):
+        partition, ticks = self.partition, time_us >= self._tick_us
+        if not (partition.at_end and partition.well and (ticks or time_us - self.told_us >= _IDLE_US)):
             return None
-        self.told_us, self._tick_us = time_us, self.next_tick_us(time_us)
+        soonest_us = time_us + _TICKS_APART_US if ticks else time_us
+        self.told_us, self._tick_us = time_us, max(self.next_tick_us(time_us), soonest_us)
         return Poll.of_nothing(
             partition.topic, partition.partition, partition.partitions_count, partition.end_offset, time_us
         )

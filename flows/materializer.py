@@ -133,7 +133,7 @@ def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, s
 
 
 class _Engines:
-    """What one worker computes with: a DuckDB, which serves one thread."""
+    """What one worker computes with; one DuckDB for all of it, since that serves one thread."""
 
     def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
         database = engine()

@@ -206,7 +206,7 @@ class World:
         self._append(min([self.events_count // 2, *self.left]) if self.is_live else at_first)
         self.seen: dict[str, int] = {}
         self.told: dict[str, Progress] = {}
-        self._visible: dict[str, list[str]] = {}
+        self._looked_at: dict[str, list[str]] = {}
         self._archived = frozenset[tuple[int, int]]()
         self.fates.watch, self.fates.meanwhile = self.check_always, self.arrive
 
@@ -366,13 +366,14 @@ class World:
     def check_always(self) -> None:
         """No row is visible twice, none is taken back, no committed offset passes what is durable, no progress what is online."""
         for view in self.given.pipeline.views:
-            if not self._has_news(view.name):
+            if not (parts := self._news(view.name)):
                 continue
             rows = self.offline.read(view.name).select([*view.entity_names, "event_timestamp", "_version"])
             assert rows.num_rows == rows.group_by(rows.column_names).aggregate([]).num_rows, "a row is visible twice"
             folder = self.offline.folder(view.name)
             assert rows.num_rows >= self.seen.get(folder, 0), "a row was taken back"
             self.seen[folder] = rows.num_rows
+            self._looked_at[view.name] = parts
         archived = self.archived()
         kept = archived | self.repeated | {(part, offset) for part, offset, _ in self.letters}
         for part, committed in self.committed().items():
@@ -383,7 +384,7 @@ class World:
             self._check_progress(progress, kept)
             self.told = progress
 
-    def _check_progress(self, progress: Mapping[str, Progress], kept: set[tuple[int, int]]) -> None:
+    def _check_progress(self, progress: Mapping[str, Progress], kept: frozenset[tuple[int, int]]) -> None:
         """What Kafka had by then is judged, and online rows count all of it that was accepted: no view forgets an event."""
         through_us = {int(key.rpartition("/")[2]): one.through_us for key, one in progress.items()}
         for key, one in progress.items():
@@ -414,16 +415,17 @@ class World:
         return {part: offset for part, offset in found.items() if offset is not None}
 
     def archived(self) -> frozenset[tuple[int, int]]:
-        if self._has_news(archive_name(STREAM)):
+        name = archive_name(STREAM)
+        if parts := self._news(name):
             self._archived = frozenset(self._read_archived())
+            self._looked_at[name] = parts
         return self._archived
 
-    def _has_news(self, name: str) -> bool:
-        """Say whether a folder has other visible parts than when this was asked before: parts never change."""
+    def _news(self, name: str) -> list[str]:
+        """Return which parts a folder has, if not those that were looked at last: a flow changes none, nor does a purge."""
         folder = self.offline.folder(name)
         parts = [folder, *self.offline.visible_parts(name)] if folder in self.offline.names else []
-        before, self._visible[name] = self._visible.get(name, []), parts
-        return parts != before
+        return [] if parts == self._looked_at.get(name) else parts
 
     def _read_archived(self) -> set[tuple[int, int]]:
         events = self.offline.read(archive_name(STREAM))

@@ -65,16 +65,16 @@ class Read:
 class Intake:
     """Takes the polls of one stream: reads them, many at once, and judges each by what came before.
 
-    Its DuckDB, a new one or `beside`'s, serves one thread.
+    A `database`, else a new one, serves one thread.
     """
 
-    def __init__(self, contract: Contract, plans: Sequence[ViewPlan], beside: Engine | None = None) -> None:
+    def __init__(self, contract: Contract, plans: Sequence[ViewPlan], database: Engine | None = None) -> None:
         self.contract = contract
         self._decoder = Decoder(contract)
         self._empty = Decoded(contract.schema.empty_table(), np.zeros(0, np.int64), ())
         self._nothing = {plan.view.name: plan.inputs.empty_table() for plan in plans}
-        database = beside or (engine() if plans else None)
-        self._projectors = {plan.view.name: Projector(plan, contract.name, database) for plan in plans}
+        shared = database or (engine() if plans else None)
+        self._projectors = {plan.view.name: Projector(plan, contract.name, shared) for plan in plans}
 
     def take(self, judge: PartitionJudge, poll: Poll) -> Taken:
         """Take one poll of the partition that `judge` judges."""

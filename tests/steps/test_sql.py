@@ -16,7 +16,7 @@ from pydantic import AwareDatetime
 from stack import until
 
 from freshet.flows.steps.sql import Finisher, Projector, compile_views, engine
-from freshet.flows.steps.sql.engine import deadline
+from freshet.flows.steps.sql.engine import connected, deadline
 from freshet.flows.steps.sql.functions import ALLOWED
 from freshet.flows.steps.sql.rows import _Prepared
 from freshet.schemas import declaration
@@ -315,7 +315,7 @@ ATTACKS = [
 def test_the_locked_engine_reaches_nothing_outside_itself(attack: str) -> None:
     secret = pa.table({"a": [1]})  # a Python variable is not a table
 
-    with engine() as connection, engine(connection) as beside:
+    with engine() as connection, connected(connection) as beside:
         for one in (connection, beside):
             with pytest.raises(duckdb.Error):
                 one.execute(attack).fetchall()
@@ -334,7 +334,7 @@ def test_a_connection_beside_another_has_its_settings_and_sees_nothing_that_it_w
     )
     settings = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
 
-    with engine() as connection, engine(connection) as beside:
+    with engine() as connection, connected(connection) as beside:
         connection.register("events", pa.table({"a": [1]}))
         connection.execute("PREPARE one AS SELECT 1")
 

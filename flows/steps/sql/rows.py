@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from freshet.flows.steps.sql.engine import BATCH_SECONDS_MAX, Engine, deadline, engine, explain
+from freshet.flows.steps.sql.engine import BATCH_SECONDS_MAX, Engine, connected, deadline, engine, explain
 from freshet.flows.steps.sql.parse import write
 from freshet.schemas.part import DECLARED
 from freshet.schemas.plan import ViewPlan
@@ -27,11 +27,11 @@ class Failure(NamedTuple):
 
 
 class Projector:
-    """Computes one view's `inputs` from events of a stream. Its DuckDB, a new one or `beside`'s, serves one thread."""
+    """Computes one view's `inputs` from events of a stream. A `database`, else a new one, serves one thread."""
 
-    def __init__(self, plan: ViewPlan, stream: str, beside: Engine | None = None) -> None:
+    def __init__(self, plan: ViewPlan, stream: str, database: Engine | None = None) -> None:
         self._plan, self._sql = plan, plan.inputs_sql[plan.view.sources.index(stream)]
-        self._connection = engine(beside)
+        self._connection = connected(database)
         self._prepared = _Prepared(self._connection, "events", self._sql)
         self._arguments = _arguments(self._connection, self._sql)
 
@@ -89,11 +89,11 @@ class Arguments:
 
 
 class Finisher:
-    """Computes one view's features from its window values. Its DuckDB, a new one or `beside`'s, serves one thread."""
+    """Computes one view's features from its window values. A `database`, else a new one, serves one thread."""
 
-    def __init__(self, plan: ViewPlan, beside: Engine | None = None) -> None:
+    def __init__(self, plan: ViewPlan, database: Engine | None = None) -> None:
         self._row_schema = plan.view.row_schema.with_metadata({DECLARED: plan.digest.encode()})
-        self._prepared = _Prepared(engine(beside), "rows", plan.finish_sql)
+        self._prepared = _Prepared(connected(database), "rows", plan.finish_sql)
 
     def finish(self, rows: pa.Table) -> pa.Table:
         """Return rows of the view's `row_schema`, in the order of the windowed rows; what fails is NULL.
