@@ -137,7 +137,7 @@ class Live:
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
         try:
-            with self.stop.on_signals(), undisturbed(), switching.soon():
+            with self.stop.on_signals():
                 bytewax.run(self.dataflow, self.edges.failure, epoch=self.settings.epoch, place=self.settings.place)
             self.finish()
         finally:
@@ -387,7 +387,8 @@ class Materializer:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
         server = self.serve()
         try:
-            self.live.run()
+            with undisturbed(), switching.soon():
+                self.live.run()
         finally:
             server.close()
             if self.lag is not None:

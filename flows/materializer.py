@@ -25,10 +25,10 @@ from bytewax.dataflow import Dataflow
 from freshet.flows.edges.bytewax import Failure, Place, PollSource, Reader, SingleSink, Stop, Workers, WorkerSink
 from freshet.flows.edges.metrics import Metrics
 from freshet.flows.steps.accept import PartitionJudge
+from freshet.flows.steps.engines import Engines
 from freshet.flows.steps.fold import ShardFold, ShardInput
-from freshet.flows.steps.intake import Intake, Taken
+from freshet.flows.steps.intake import Taken
 from freshet.flows.steps.shards import split
-from freshet.flows.steps.sql import Finisher, engine
 from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.flows.write_behind import Submit, WriteBehind, at_once
 from freshet.schemas.errors import RejectLimit
@@ -132,17 +132,6 @@ def build(pipeline: Pipeline, contracts: Mapping[str, Contract], edges: Edges, s
     return flow
 
 
-class _Engines:
-    """What one worker computes with; one DuckDB for all of it, since that serves one thread."""
-
-    def __init__(self, pipeline: Pipeline, contracts: Mapping[str, Contract]) -> None:
-        database = engine()
-        self.intakes = {
-            made.stream.topic: Intake(made, pipeline.of_source(name), database) for name, made in contracts.items()
-        }
-        self.finishers = {plan.view.name: Finisher(plan, database) for plan in pipeline.plans}
-
-
 class _Stages:
     """The steps of the flow, and the state of those partitions and shards that this process's workers have."""
 
@@ -156,16 +145,16 @@ class _Stages:
     ) -> None:
         self._pipeline, self._contracts, self._edges = pipeline, contracts, edges
         self._shards_count, self._workers = shards_count, workers
-        self._of_workers: dict[int, _Engines] = {}
+        self._of_workers: dict[int, Engines] = {}
         self._places = {view.name: number for number, view in enumerate(pipeline.views)}
         self.judges: dict[tuple[str, int], PartitionJudge] = {}
         self.folds: dict[str, dict[int, ShardFold]] = {view.name: {} for view in pipeline.views}
 
     @property
-    def _engines(self) -> _Engines:
+    def _engines(self) -> Engines:
         worker = self._workers.own()
         if worker not in self._of_workers:
-            self._of_workers[worker] = _Engines(self._pipeline, self._contracts)
+            self._of_workers[worker] = Engines(self._pipeline, self._contracts)
         return self._of_workers[worker]
 
     def view(self, name: str) -> View:

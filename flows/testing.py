@@ -28,11 +28,12 @@ from pydantic_core import to_json
 
 from freshet.flows.edges.project import Project
 from freshet.flows.steps.accept import PartitionJudge
+from freshet.flows.steps.engines import Engines
 from freshet.flows.steps.fold import ShardFold, ShardInput
-from freshet.flows.steps.intake import Intake, Taken
+from freshet.flows.steps.intake import Taken
 from freshet.flows.steps.oracle import Compared, compare, union_of
 from freshet.flows.steps.shards import split
-from freshet.flows.steps.sql import Engine, Finisher, compile_views, engine
+from freshet.flows.steps.sql import compile_views
 from freshet.flows.steps.windows.segments import run_begins
 from freshet.schemas.declaration import read
 from freshet.schemas.errors import Problem, Refused, listed, nearest
@@ -142,21 +143,9 @@ class Given:
         return Run(self, shards_count)
 
     @cached_property
-    def intakes(self) -> Mapping[str, Intake]:
-        """The first step, for each stream's topic."""
-        return {
-            made.stream.topic: Intake(made, self.pipeline.of_source(name), self._database)
-            for name, made in self.contracts.items()
-        }
-
-    @cached_property
-    def finishers(self) -> Mapping[str, Finisher]:
-        """The last step, for each view."""
-        return {plan.view.name: Finisher(plan, self._database) for plan in self.pipeline.plans}
-
-    @cached_property
-    def _database(self) -> Engine:
-        return engine()
+    def engines(self) -> Engines:
+        """What its steps compute with."""
+        return Engines(self.pipeline, self.contracts)
 
 
 class Run:
@@ -196,11 +185,11 @@ class Run:
         self._steps_count += 1
         for (view, shard), items in waiting.items():
             for rows in self.folds[view, shard].fold(items, now_us=self._steps_count * 10**9):
-                self.written[view].append(self.given.finishers[view].finish(rows.table))
+                self.written[view].append(self.given.engines.finishers[view].finish(rows.table))
                 self.online[view].append(rows.newest)
 
     def _take(self, poll: Poll) -> Taken:
-        intake = self.given.intakes[poll.topic]
+        intake = self.given.engines.intakes[poll.topic]
         judge = self.judges.setdefault((poll.topic, poll.partition), PartitionJudge(intake.contract.stream))
         taken = intake.take(judge, poll)
         self._partitions[poll.topic] = poll.partitions_count

@@ -13,7 +13,6 @@ several processes do, at one address.
 
 import argparse
 import dataclasses
-import gc
 import logging
 import os
 import signal
@@ -152,8 +151,6 @@ def _run(settings: Settings, run: Run) -> int:
             return START_AGAIN
         if opened.lets_go and not _applied(opened.workspace):
             return 0
-        del opened
-        gc.collect()  # of this run nothing is left in memory when the next one takes up its state
 
 
 def _applied(workspace: Workspace) -> bool:

@@ -4,7 +4,6 @@ Every call to the outside is a touch, numbered from 1. At a touch the call may f
 after it; then another process goes on with what is left. What must hold at every moment is checked at every touch.
 """
 
-import gc
 import json
 import os
 import random
@@ -35,8 +34,6 @@ from freshet.schemas.event import EVENT_TIME, NEVER_US, Event, Stream, archive_n
 from freshet.schemas.progress import Progress
 
 T = TypeVar("T")
-_WORLDS, _COLLECTED_WORLDS = count(1), 16
-"""After so many worlds Python's collector looks at all: what there was when a flow ran it takes for lasting."""
 SOAK = int(os.environ.get("FRESHET_SOAK") or 1)
 START = datetime(2026, 3, 1, tzinfo=UTC)
 START_US = int(START.timestamp()) * 10**6
@@ -183,8 +180,6 @@ class World:
     """How long no event happens, each time that another such share of them is there; the clock goes on at one stroke."""
 
     def __post_init__(self) -> None:
-        if next(_WORLDS) % _COLLECTED_WORLDS == 0:
-            gc.collect()
         self.chance = random.Random(self.seed)
         self.log = MemoryLog(lambda: self.now_us // 1000)
         self.log.create_topics({STREAM: self.partitions_count, f"{STREAM}.dlq": self.partitions_count})

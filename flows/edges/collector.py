@@ -16,7 +16,7 @@ def undisturbed() -> Iterator[None]:
     what a batch costs.
     """
     before = gc.get_threshold()
-    gc.collect(1)  # of what is older little is garbage, and to look for it is such a pause
+    gc.collect()
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS, *before[1:])
     try:

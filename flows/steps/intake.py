@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from freshet.flows.steps.accept import PartitionJudge
 from freshet.flows.steps.decode import Decoded, Decoder
-from freshet.flows.steps.sql import Engine, Projector, engine
+from freshet.flows.steps.sql import Engine, Projector
 from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import CANARY_HEADER, OFFSET, PARTITION, Contract
 from freshet.schemas.plan import ViewPlan
@@ -73,8 +73,7 @@ class Intake:
         self._decoder = Decoder(contract)
         self._empty = Decoded(contract.schema.empty_table(), np.zeros(0, np.int64), ())
         self._nothing = {plan.view.name: plan.inputs.empty_table() for plan in plans}
-        shared = database or (engine() if plans else None)
-        self._projectors = {plan.view.name: Projector(plan, contract.name, shared) for plan in plans}
+        self._projectors = {plan.view.name: Projector(plan, contract.name, database) for plan in plans}
 
     def take(self, judge: PartitionJudge, poll: Poll) -> Taken:
         """Take one poll of the partition that `judge` judges."""
