@@ -29,6 +29,7 @@ from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.collector import undisturbed
 from freshet.flows.edges.dead_letters import DeadLetters
 from freshet.flows.edges.metrics import Metrics, Server
+from freshet.flows.edges.partitions import Partitions
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.journal import Committed, Journal, LedgerStore, Mailbox, Parts, Places, States
 from freshet.flows.lag import LagExporter
@@ -354,13 +355,10 @@ def connect(workspace: Workspace, run: Run, states: States) -> Outside:
     """Reach all real parts; raises `Refused` and `Unavailable`."""
     cluster = workspace.kafka
 
-    def open_partition(topic: str, part: int, count: int, start: int | None) -> kafka.PartitionReader:
-        return kafka.PartitionReader(cluster, topic, part, count, start, accept_gap=run.accept_gap)
-
     offline = workspace.offline()
     return Outside(
         partitions_count=lambda topic: kafka.partitions_count(cluster, topic),
-        open_partition=open_partition,
+        open_partition=partial(Partitions(cluster).open, accept_gap=run.accept_gap),
         offsets=kafka.GroupOffsets(cluster, workspace.group),
         dead_letters=DeadLetters(cluster, workspace.group),
         online=workspace.online(run.patience_s),

@@ -24,7 +24,7 @@ _TICKS_APART_US = 100_000
 
 
 class Partition(Protocol):
-    """A Kafka partition that is read, as `kafka.PartitionReader` does."""
+    """A Kafka partition that is read, as `partitions.PartitionReader` does."""
 
     topic: str
     partition: int
@@ -105,8 +105,8 @@ class LiveReader:
     producers give (`CreateTime`) may lie. Of a partition that is behind, one that is too early makes it seem further
     behind, and one that is too late as if it were not: no later than the look's begin is believed.
 
-    The end is what the cluster said last. One that falls silent seems to have nothing new until it is asked, some ten
-    seconds later (edges/kafka.py): so long `through_us` rises though nothing is known.
+    The end is what the cluster said last, some milliseconds ago. One that falls silent seems to have nothing new until
+    it is asked, some ten seconds later (edges/partitions.py): so long `through_us` rises though nothing is known.
     """
 
     key: str

@@ -19,6 +19,7 @@ import numpy as np
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.dead_letters import Redriver
+from freshet.flows.edges.partitions import records
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.settings import Settings
 from freshet.flows.steps.intake import Intake
@@ -99,7 +100,7 @@ def _instant_ms(flag: str, text: str, now_us: int) -> int:
 
 def _gather(workspace: Workspace, stream: str, wanted: Wanted) -> Gathered:
     topic = workspace.contracts[stream].stream.topic
-    return gather(topic, kafka.records(workspace.kafka, dead_letter_topic(topic)), wanted)
+    return gather(topic, records(workspace.kafka, dead_letter_topic(topic)), wanted)
 
 
 def _list(words: argparse.Namespace, workspace: Workspace, streams: Sequence[str], wanted: Wanted) -> int:

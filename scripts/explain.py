@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from freshet.flows.edges.kafka import Log
+from freshet.flows.edges.partitions import Log
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.explain import Explainer, Outside
 from freshet.flows.settings import Settings

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from freshet.flows.edges.compaction import CompactionFolder
-from freshet.flows.edges.kafka import Log
+from freshet.flows.edges.partitions import Log
 from freshet.flows.edges.recovery import LedgerFile, RecoveryFolder
 from freshet.flows.edges.served import ServedFiles
 from freshet.flows.edges.standings import Standings

@@ -22,6 +22,7 @@ import redis
 
 from freshet.flows import settings
 from freshet.flows.edges import kafka, valkey
+from freshet.flows.edges.partitions import records
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.steps.oracle import compare
@@ -218,7 +219,7 @@ def check(workspace: Workspace, sent_count: int) -> None:
     online = OnlineStore(workspace.online_url, workspace.pipeline.project, workspace.pipeline.views)
     events = offline.read(archive_name(STREAM))
     topic = dead_letter_topic(workspace.contracts[STREAM].stream.topic)
-    letters = {value for poll in kafka.records(workspace.kafka, topic) for value in poll.values}
+    letters = {value for poll in records(workspace.kafka, topic) for value in poll.values}
     assert events.num_rows + len(letters) == sent_count
     ledger = LedgerFile(workspace.offline_root).read()
     assert ledger is not None

@@ -27,7 +27,7 @@ MAY_ALSO = {"flows/edges/quality.py": "freshet.flows.steps.statistics"}
 """The one step that an edge knows: the judge counts with our own arithmetic."""
 
 PARTS = {
-    "kafka": ("canaries", "dead_letters", "findings", "publisher", "standings"),
+    "kafka": ("canaries", "dead_letters", "findings", "partitions", "publisher", "standings"),
     "redis": ("redis_reads",),
     "parquet": ("compaction", "served"),
 }
@@ -37,7 +37,9 @@ PART_OF = {f"flows/edges/{part}.py": f"flows.edges.{edge}" for edge, parts in PA
 BEHIND_ONE_EDGE = {
     "feast": {"flows/edges/feast.py"},
     "great_expectations": {"flows/edges/quality.py"},
-    "confluent_kafka": {f"flows/edges/{part}.py" for part in ("kafka", "broker", "publisher", "standings")},
+    "confluent_kafka": {
+        f"flows/edges/{part}.py" for part in ("kafka", "broker", "partitions", "publisher", "standings")
+    },
     "redis": {f"flows/edges/{part}.py" for part in ("redis", "redis_reads", "store_config", "valkey")},
     "httptools": {"flows/edges/http.py"},
     "bytewax": {

@@ -16,6 +16,7 @@ from freshet.flows import settings
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.dead_letters import DeadLetters
+from freshet.flows.edges.partitions import records
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.workspace import Workspace
 from freshet.schemas.event import VERSION_HEADER
@@ -87,7 +88,7 @@ class Stack:
     def records(self) -> list[Record]:
         return [
             Record(self.topic, key, value, tuple((poll.headers[index] if poll.headers else None) or ()), int(at))
-            for poll in kafka.records(kafka.Kafka(self.address), self.topic)
+            for poll in records(kafka.Kafka(self.address), self.topic)
             for index, (key, value, at) in enumerate(zip(poll.keys, poll.values, poll.timestamps_ms, strict=True))
         ]
 

@@ -17,7 +17,7 @@ import pytest
 from confluent_kafka import Producer
 from stack import LIMIT_S, PARTITIONS, REPO, SEED, STREAM, Stack, prepared
 
-from freshet.flows.edges import kafka
+from freshet.flows.edges.partitions import records
 from freshet.flows.steps.oracle import compare
 from freshet.schemas.event import archive_name
 from freshet.schemas.record import header
@@ -99,7 +99,7 @@ def test_every_piece_of_garbage_is_a_dead_letter_with_a_right_reason(stack: Stac
     peaks_mb = peaks(stack.start("--until-end"))
 
     letters: Counter[tuple[str, Reason]] = Counter()
-    for poll in kafka.records(workspace.kafka, dead_letter_topic(topic)):
+    for poll in records(workspace.kafka, dead_letter_topic(topic)):
         assert poll.headers is not None
         for key, value, headers in zip(poll.keys, poll.values, poll.headers, strict=True):
             found = reject_of(key, value, headers, 0)

@@ -17,6 +17,7 @@ from stack import FRESHET, Server, Stack, free_ports, prepared, until
 
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
+from freshet.flows.edges.partitions import records
 from freshet.flows.edges.redis import OnlineStore
 from freshet.flows.workspace import Workspace
 from freshet.schemas.event import CANARY_HEADER
@@ -72,7 +73,7 @@ def metric(stack: Stack, name: str, **labels: str) -> float:
 def news(stack: Stack) -> list[dict[str, Any]]:
     """Return what was published of this project's findings."""
     project = stack.workspace.pipeline.project
-    polled = list(kafka.records(stack.workspace.kafka, FINDINGS_TOPIC))
+    polled = list(records(stack.workspace.kafka, FINDINGS_TOPIC))
     pairs = [pair for poll in polled for pair in zip(poll.keys, poll.values, strict=True)]
     told = [(key.decode(), json.loads(value)) for key, value in pairs if key and value]
     assert all(key == f"{alarm['project']}/{alarm['check']}" for key, alarm in told)
@@ -262,7 +263,7 @@ def test_canaries_that_the_user_agrees_to_are_seen_in_both_stores_of_every_parti
     )
 
     assert [] == news(stack)
-    sent = [poll for poll in kafka.records(stack.workspace.kafka, topic) if poll.headers]
+    sent = [poll for poll in records(stack.workspace.kafka, topic) if poll.headers]
     marked = [key for poll in sent for key, own in zip(poll.keys, poll.headers or (), strict=True) if _is_canary(own)]
     assert count == len({*marked})
     assert all(key is not None and key.startswith(b"canary-") for key in marked)

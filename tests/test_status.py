@@ -94,7 +94,7 @@ def test_when_the_last_event_came_is_told_of_an_idle_topic_though_the_flow_is_do
 
 
 def test_partitions_without_a_leader_are_said_beside_kafka(project: Path, kafka_of_project: Broker) -> None:
-    kafka_of_project.lead(TOPIC, 3, is_led=False)
+    kafka_of_project.lead(TOPIC, 3, None)
 
     found = looked(project, brokers=kafka_of_project.address).parts[0]
 

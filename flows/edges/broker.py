@@ -10,7 +10,7 @@ each line of its input with `ok` or with what went wrong:
 
     topic NAME PARTITIONS    make a topic
     lead NAME PARTITION ID   have broker ID lead a partition, or none, if it is -1
-    down, up                 drop all connections and refuse new ones; accept them again
+    down ID, up ID           have broker ID drop all connections and refuse new ones; accept them again
     elect NAME PARTITION     begin a new epoch of the partition's leader
     end of input             ends the child, so it never outlives its parent
 """
@@ -41,7 +41,7 @@ _REASON_BYTES = 500
 class Broker:
     """A broker of our own. Close it, or leave its `with` block, and everything in it is gone.
 
-    `address` is `127.0.0.1:PORT`; the port is chosen by the system. `pid` is the child's.
+    `address` is `127.0.0.1:PORT`, or several with commas between; ports are chosen by the system. `pid` is the child's.
     """
 
     def __init__(self, child: "subprocess.Popen[str]", said: IO[bytes]) -> None:
@@ -50,10 +50,10 @@ class Broker:
         self.address = ""
 
     @classmethod
-    def start(cls) -> Self:
-        """Start one; raises `Unavailable` with what the child said if it does not come up."""
+    def start(cls, brokers_count: int = 1) -> Self:
+        """Start one, or a cluster of several; raises `Unavailable` with what the child said if it does not come up."""
         said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the broker; a pipe that nobody drains would fill
-        command = [sys.executable, "-P", "-m", "freshet.flows.edges.broker"]
+        command = [sys.executable, "-P", "-m", "freshet.flows.edges.broker", str(brokers_count)]
         child = subprocess.Popen(  # noqa: S603  # our own module
             command,
             stdin=subprocess.PIPE,
@@ -77,17 +77,17 @@ class Broker:
         assert partitions_count > 0, "a topic with partitions"
         self._ask(f"topic {name} {partitions_count}")
 
-    def lead(self, topic: str, partition: int, *, is_led: bool) -> None:
-        """Take a partition its leader away, as the loss of a cluster's broker does, or give it back."""
-        self._ask(f"lead {topic} {partition} {_BROKER_ID if is_led else _NOBODY_ID}")
+    def lead(self, topic: str, partition: int, broker_id: int | None) -> None:
+        """Have one of the brokers lead a partition; or none, as after the loss of one. Then nobody may read it."""
+        self._ask(f"lead {topic} {partition} {_NOBODY_ID if broker_id is None else broker_id}")
 
-    def down(self) -> None:
-        """Drop every connection and refuse new ones, as an outage does; what was written stays."""
-        self._ask("down")
+    def down(self, broker_id: int = _BROKER_ID) -> None:
+        """Drop every connection of a broker and refuse new ones, as an outage does; what was written stays."""
+        self._ask(f"down {broker_id}")
 
-    def up(self) -> None:
+    def up(self, broker_id: int = _BROKER_ID) -> None:
         """End the outage."""
-        self._ask("up")
+        self._ask(f"up {broker_id}")
 
     def elect(self, topic: str, partition: int) -> None:
         """Begin a new epoch of a partition's leader, as a broker that comes back does; here it is the same one."""
@@ -179,10 +179,10 @@ def _obey(library: ctypes.CDLL, cluster: int, line: str) -> str:
         case ["lead", name, partition, broker_id]:
             leads = library.rd_kafka_mock_partition_set_leader
             code = leads(cluster, name.encode(), int(partition), int(broker_id))
-        case ["down"]:
-            code = library.rd_kafka_mock_broker_set_down(cluster, _BROKER_ID)
-        case ["up"]:
-            code = library.rd_kafka_mock_broker_set_up(cluster, _BROKER_ID)
+        case ["down", broker_id]:
+            code = library.rd_kafka_mock_broker_set_down(cluster, int(broker_id))
+        case ["up", broker_id]:
+            code = library.rd_kafka_mock_broker_set_up(cluster, int(broker_id))
         case ["elect", name, partition]:
             code = library.rd_kafka_mock_partition_set_leader(cluster, name.encode(), int(partition), _BROKER_ID)
         case _:
@@ -191,13 +191,13 @@ def _obey(library: ctypes.CDLL, cluster: int, line: str) -> str:
 
 
 def main() -> None:
-    """Host one cluster until standard input ends."""
+    """Host one cluster, of as many brokers as the command says, until standard input ends."""
     library = _library()
     reason = ctypes.create_string_buffer(256)
     settings = library.rd_kafka_conf_new()
     library.rd_kafka_conf_set(settings, b"log_level", b"2", reason, len(reason))  # no warning that it has no brokers
     client = library.rd_kafka_new(_PRODUCER, settings, reason, len(reason))
-    cluster = library.rd_kafka_mock_cluster_new(client, 1) if client else None
+    cluster = library.rd_kafka_mock_cluster_new(client, int(sys.argv[1])) if client else None
     if not cluster:
         sys.exit(reason.value.decode() or "librdkafka made no mock cluster")
     library.rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, _REBALANCE_DELAY_MS)

@@ -1,4 +1,4 @@
-"""Kafka: partitions read by assignment, offsets kept under a group without members, and a producer that checks.
+"""Kafka: how it is reached, offsets kept under a group without members, and a producer that checks; `partitions` reads.
 
 librdkafka's defaults that would lose or split data are set otherwise: a read from an offset that is gone is an error
 (not a jump to the end), the partitioner is Java's murmur2, production is idempotent and waits for every report.
@@ -15,9 +15,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-import numpy as np
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     OFFSET_INVALID,
     Consumer,
     KafkaError,
@@ -32,34 +30,17 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from freshet.schemas.errors import Problem, Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event
-from freshet.schemas.poll import Poll
-from freshet.schemas.record import NO_TIME_MS, Record, header
+from freshet.schemas.record import NO_TIME_MS, Record
 from freshet.schemas.rejects import dead_letter_topic
 from freshet.schemas.undelivered import named
 
 LOG = logging.getLogger("freshet")
 
 _ANSWER_LIMIT_S = 10.0
-_PROBE_LIMIT_S = 0.5
-_PROBE_PAUSE_S_MAX = 5.0
-_QUIET_S = 10.0
-"""After so long without a word about a partition, the cluster is asked."""
-_RENEWAL_S = 10.0
-"""So long a client may be at a loss, from its making on, before it is made anew."""
-_STALL_S = 30.0
-"""So long messages that are there may fail to come before the client is made anew."""
 _ASK_AGAIN_S = 0.05
 _OVERDUE_S = 5.0
 """So much later than it should librdkafka may give up a message: it looks for such once a second."""
-_GROUPLESS = "freshet-no-group"
-# The embedded broker answers an empty fetch no sooner; and each partition has a queue of its own. A broker that has
-# just started may not know its topics yet: librdkafka believes it, and asks again by itself only after five minutes.
-_FETCH = {
-    "fetch.wait.max.ms": 10,
-    "queued.max.messages.kbytes": 16384,
-    "topic.metadata.refresh.interval.ms": 5000,
-}
-_OFFSET_GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001  # the client's own name
+GROUPLESS = "freshet-no-group"
 _HINTS = {
     r"SASL authentication|Authentication failed": "user and password are FRESHET_KAFKA_SASL_USERNAME and …_PASSWORD",
     "certificate verify failed": "FRESHET_KAFKA_SSL_CA_LOCATION names the file of the CA that signed its certificate",
@@ -81,7 +62,6 @@ GAP_HINT = (
     " which reads on at the first offset that is there"
 )
 """What to do when a resume offset is gone."""
-_READ_MESSAGES = 2000
 LARGER = "raise message.max.bytes, here and at the broker"
 
 T = TypeVar("T")
@@ -130,20 +110,30 @@ class Kafka:
 
 
 class Heard:
-    """What a client said in passing since all was well: the root cause behind a bare `timed out`."""
+    """What a client said in passing since all was well, and when: the root cause behind a bare `timed out`."""
 
     def __init__(self) -> None:
-        self.newest = ""
+        self.newest, self._at = "", 0.0
 
     def __call__(self, error: KafkaError) -> None:
         """Note an error, as librdkafka's callback."""
         # That all brokers are down follows the reason for which the last one is, and says less.
         if error.code() != KafkaError._ALL_BROKERS_DOWN or not self.newest:  # noqa: SLF001  # the client's own name
             self.newest = error.str()
+        self._at = time.monotonic()
+
+    def since(self, at: float) -> str:
+        """Return what was said last, if that was after an instant of the monotonic clock."""
+        return self.newest if self._at > at else ""
 
     def behind(self, error: KafkaException) -> str:
         """Return an error with its cause."""
-        return f"{error.args[0].str()} ({self.newest})" if self.newest else str(error.args[0].str())
+        return with_cause(error, self.newest)
+
+
+def with_cause(error: KafkaException, cause: str) -> str:
+    """Return what an error says, and its cause where one is known."""
+    return f"{error.args[0].str()} ({cause})" if cause else str(error.args[0].str())
 
 
 class Client:
@@ -189,24 +179,23 @@ class Client:
         low, high = self.ask(lambda consumer, limit_s: consumer.get_watermark_offsets(part, timeout=limit_s))
         return int(low), int(high)
 
+    def partitions_count(self, topic: str) -> int:
+        """Return how many partitions a topic has; raises `Refused` for one that is not there. The client makes none."""
+        metadata = self.ask(lambda consumer, limit_s: consumer.list_topics(topic, timeout=limit_s)).topics[topic]
+        if metadata.error is not None or not metadata.partitions:
+            why = metadata.error.str() if metadata.error else "it has no partitions"
+            hint = "run `freshet apply`, which makes it"
+            raise Refused([Problem("topic", topic, f"cannot be read at {self.kafka.brokers}", why, hint)])
+        return len(metadata.partitions)
+
 
 def partitions_count(kafka: Kafka, topic: str) -> int:
     """Return how many partitions a topic has; raises `Unavailable`, or `Refused` for a topic that is not there."""
-    client = Client(kafka, group_id=_GROUPLESS, allow_auto_create_topics=False)
+    client = Client(kafka, group_id=GROUPLESS, allow_auto_create_topics=False)
     try:
-        return _partitions_count(client, topic)
+        return client.partitions_count(topic)
     finally:
         client.consumer.close()
-
-
-def _partitions_count(client: Client, topic: str) -> int:
-    """Ask a client that makes no topics."""
-    metadata = client.ask(lambda consumer, limit_s: consumer.list_topics(topic, timeout=limit_s)).topics[topic]
-    if metadata.error is not None or not metadata.partitions:
-        why = metadata.error.str() if metadata.error else "it has no partitions"
-        hint = "run `freshet apply`, which makes it"
-        raise Refused([Problem("topic", topic, f"cannot be read at {client.kafka.brokers}", why, hint)])
-    return len(metadata.partitions)
 
 
 def create_topics(kafka: Kafka, topics: Mapping[str, int]) -> dict[str, str]:
@@ -264,222 +253,6 @@ def _await_topic(kafka: Kafka, admin: AdminClient, topic: str, count: int) -> No
         if time.monotonic() > deadline:
             raise kafka.unavailable(f"topic {topic} with {count} partitions was made, but has no leader")
         time.sleep(_ASK_AGAIN_S)
-
-
-class PartitionReader:
-    """Reads one partition, from an offset or from its beginning.
-
-    `position` is the offset that is read next, `end_offset` the one after the last message that is known to be there.
-    With `accept_gap` a start that is gone is moved to the first offset that is there; otherwise it is `Refused`.
-
-    librdkafka's client is not trusted to say that it is cut off: where it is quiet the cluster is asked, and a client
-    that stays at a loss, or to which messages that are there do not come, is made anew.
-    """
-
-    def __init__(
-        self,
-        kafka: Kafka,
-        topic: str,
-        partition: int,
-        count: int,
-        start_offset: int | None = None,
-        *,
-        accept_gap: bool = False,
-    ) -> None:
-        self.topic, self.partition, self.partitions_count = topic, partition, count
-        self._client = Client(
-            kafka,
-            _FETCH,
-            group_id=_GROUPLESS,
-            enable_auto_offset_store=False,
-            auto_offset_reset="error",
-            enable_partition_eof=True,
-        )
-        self._failing_since: float | None = None
-        self._probe_at = 0.0
-        try:
-            low, self.end_offset = self._client.watermarks(topic, partition)
-            self.position = low if start_offset is None else start_offset
-            if not low <= self.position <= self.end_offset:
-                if not accept_gap:
-                    self._refuse_position(low, self.end_offset)
-                self.position = start_offset = low
-        except (Refused, Unavailable):
-            self.close()
-            raise
-        self._start = OFFSET_BEGINNING if start_offset is None else start_offset
-        self._assign()
-
-    def _assign(self) -> None:
-        """Have the client read on."""
-        self._client.consumer.assign([TopicPartition(self.topic, self.partition, self._start)])
-        self._made_at = self._came_at = self._heard_at = time.monotonic()
-
-    @property
-    def at_end(self) -> bool:
-        """Whether everything that is known to be there was read."""
-        return self.position >= self.end_offset
-
-    @property
-    def well(self) -> bool:
-        """Whether nothing that the cluster said, or left unsaid, is being waited out."""
-        return self._failing_since is None
-
-    @property
-    def trouble(self) -> str:
-        """What is being waited out; nothing if all is well."""
-        said = self._client.heard.newest or "no answer"
-        return "" if self.well else f'kafka "{self._client.kafka.brokers}" is not available: {said}'
-
-    def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
-        """Return what is there, at most so many messages; None if nothing is.
-
-        An outage is waited out as long as the cluster's patience says, then raised as `Unavailable`; a position that
-        is no longer in the partition is `Refused`.
-        """
-        good: list[Message] = []
-        for message in self._client.consumer.consume(messages_count, wait_s):
-            error = message.error()
-            if error is None:
-                good.append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # the client's own name for it
-                self._advance(message.offset())  # past a transaction's markers, which are no message
-            else:
-                self._heed(error)
-        if good:
-            self._be_well()
-        elif self._client.heard.newest or not self.well or time.monotonic() - self._heard_at > _QUIET_S:
-            self._probe()
-        _, high = self._client.consumer.get_watermark_offsets(self._place, cached=True)
-        self.end_offset = max(self.end_offset, int(high))
-        return self._as_poll(good) if good else None
-
-    def _as_poll(self, messages: Sequence[Message]) -> Poll:
-        offsets = np.array([message.offset() for message in messages], np.int64)
-        self._advance(int(offsets[-1]) + 1)
-        self.end_offset = max(self.end_offset, self.position)
-        headers = [message.headers() for message in messages]
-        some = any(headers)  # most producers send none
-        return Poll(
-            topic=self.topic,
-            partition=self.partition,
-            partitions_count=self.partitions_count,
-            values=[message.value() for message in messages],
-            keys=[message.key() for message in messages],
-            versions=[header(found, VERSION_HEADER) for found in headers] if some else [None] * len(messages),
-            timestamps_ms=np.array([message.timestamp()[1] for message in messages], np.int64),
-            offsets=offsets,
-            end_offset=self.end_offset,
-            at_end=self.at_end,
-            headers=headers if some else None,
-        )
-
-    def _heed(self, error: KafkaError) -> None:
-        """Raise what waiting does not mend; remember the rest, which librdkafka tries again by itself."""
-        if error.code() in _OFFSET_GONE:
-            self._refuse_position(*self._client.watermarks(self.topic, self.partition))
-        if error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            raise self._client.kafka.unavailable(f"{self.topic}/{self.partition}: {error.str()}")
-        self._client.heard(error)
-
-    def _probe(self) -> None:
-        """Ask whether all is well: an idle partition brings no message to tell by, and librdkafka may not know."""
-        now = time.monotonic()
-        if self.well and self._client.heard.newest:
-            self._failing_since = now
-        if now < self._probe_at:
-            return
-        limit_s = min(_PROBE_LIMIT_S, self._client.kafka.patience_s)
-        try:
-            _, high = self._client.consumer.get_watermark_offsets(self._place, timeout=limit_s)
-        except KafkaException as error:
-            since = self._failing_since = now if self._failing_since is None else self._failing_since
-            if now - since > self._client.kafka.patience_s:
-                cause = self._client.heard.behind(error)
-                raise self._client.kafka.unavailable(f"{self.topic}/{self.partition}: {cause}") from error
-            self._probe_at = now + min(now - since, _PROBE_PAUSE_S_MAX)  # twice as long each time
-            if now - max(since, self._made_at) > _RENEWAL_S:
-                self._renew()
-        else:
-            self._be_well()
-            self.end_offset = max(self.end_offset, int(high))
-            if not self.at_end and now - self._came_at > _STALL_S:
-                self._renew()
-
-    def _be_well(self) -> None:
-        self._failing_since, self._client.heard.newest = None, ""
-        self._heard_at = time.monotonic()
-
-    def _renew(self) -> None:
-        """Go on with a new client where this one was."""
-        LOG.warning("%s/%d: its client is at a loss, and made anew at %d", self.topic, self.partition, self.position)
-        self._client.renew()
-        self._assign()
-
-    def _advance(self, position: int) -> None:
-        """Note how far was read."""
-        self.position = self._start = max(self.position, position)
-        self._came_at = time.monotonic()
-
-    @property
-    def _place(self) -> TopicPartition:
-        return TopicPartition(self.topic, self.partition)
-
-    def _refuse_position(self, low: int, high: int) -> NoReturn:
-        fact = f"partition {self.partition} does not have the offset {self.position} that is to be read next"
-        raise Refused([Problem("topic", self.topic, fact, f"offsets from {low} up to {high}", GAP_HINT)])
-
-    def close(self) -> None:
-        """Let go of the partition."""
-        self._client.consumer.close()
-
-
-def records(kafka: Kafka, topic: str) -> Iterator[Poll]:
-    """Give all that is in a topic by now, one partition after another.
-
-    Raises `Unavailable`, and `Refused` for a topic that is not there.
-    """
-    count = partitions_count(kafka, topic)
-    for partition in range(count):
-        yield from _read(PartitionReader(kafka, topic, partition, count), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """A cluster's messages, as whoever looks for some of them reads them."""
-
-    kafka: Kafka
-
-    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Return, by partition, the offset of the first message that is there and the one after the last.
-
-        Raises `Unavailable`, and `Refused` for a topic that is not there.
-        """
-        client = Client(self.kafka, group_id=_GROUPLESS, allow_auto_create_topics=False)
-        try:
-            count = _partitions_count(client, topic)
-            return {partition: client.watermarks(topic, partition) for partition in range(count)}
-        finally:
-            client.consumer.close()
-
-    def span(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Poll]:
-        """Give what a partition still has from an offset up to another, which is not after its end, or a bit more.
-
-        Raises `Unavailable`.
-        """
-        return _read(PartitionReader(self.kafka, topic, partition, 0, start, accept_gap=True), stop)
-
-
-def _read(reader: PartitionReader, stop: int | None) -> Iterator[Poll]:
-    """Give what a reader finds up to an offset, or to where its partition ends now; then let go of it."""
-    until = reader.end_offset if stop is None else stop
-    try:
-        while reader.position < until:
-            # The client waits for as many as it is asked for.
-            polled = reader.poll(min(_READ_MESSAGES, until - reader.position), _ASK_AGAIN_S)
-            yield from [] if polled is None else [polled]
-    finally:
-        reader.close()
 
 
 class GroupOffsets:

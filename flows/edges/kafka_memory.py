@@ -167,7 +167,7 @@ class MemoryLog:
 
 
 class MemoryReader:
-    """Reads one partition, as `kafka.PartitionReader` does."""
+    """Reads one partition, as `partitions.PartitionReader` does."""
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from freshet.flows import settings
 from freshet.flows.edges import kafka
 from freshet.flows.edges.collector import undisturbed
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.partitions import PartitionReader, Partitions
 from freshet.flows.edges.redis import _REPLACE, OnlineStore
 from freshet.flows.live_reader import wanted_count
 from freshet.flows.steps.accept import PartitionJudge
@@ -78,9 +79,10 @@ class Clock:
 
 
 @contextlib.contextmanager
-def readers(cluster: kafka.Kafka, topic: str) -> Iterator[list[kafka.PartitionReader]]:
+def readers(cluster: kafka.Kafka, topic: str) -> Iterator[list[PartitionReader]]:
     """Open all partitions, as the flow does."""
-    opened = [kafka.PartitionReader(cluster, topic, partition, PARTITIONS) for partition in range(PARTITIONS)]
+    partitions = Partitions(cluster)
+    opened = [partitions.open(topic, partition, PARTITIONS) for partition in range(PARTITIONS)]
     try:
         yield opened
     finally:
@@ -88,24 +90,17 @@ def readers(cluster: kafka.Kafka, topic: str) -> Iterator[list[kafka.PartitionRe
             reader.close()
 
 
-def consume(opened: Sequence[kafka.PartitionReader], clock: Clock) -> int:
-    """Consume into nothing, with the clients that the flow has; return how many messages there were."""
-    count = 0
-    left = {reader.partition: reader.end_offset for reader in opened if reader.end_offset}
-    events_count = sum(left.values())
+def consume(opened: Sequence[PartitionReader], clock: Clock) -> int:
+    """Consume into nothing, with the client that the flow has; return how many messages there were."""
+    count, events_count = 0, sum(reader.end_offset for reader in opened)
     with clock.on("consume", events_count):
-        while left:
-            for reader in opened:
-                for message in reader._client.consumer.consume(POLL_MESSAGES, 0):  # noqa: SLF001  # beneath what it makes of them
-                    if message.error() is None:
-                        count += 1
-                        if message.offset() + 1 >= left[reader.partition]:
-                            del left[reader.partition]
+        while count < events_count:
+            count += sum(message.error() is None for message in opened[0].client.consumer.consume(POLL_MESSAGES, 0))
     assert count == events_count, "each was read once"
     return count
 
 
-def polled(opened: Sequence[kafka.PartitionReader], events_count: int, clock: Clock) -> list[Poll]:
+def polled(opened: Sequence[PartitionReader], events_count: int, clock: Clock) -> list[Poll]:
     """Read as the flow does, all partitions in turns."""
     found: list[Poll] = []
     with clock.on("poll", events_count):

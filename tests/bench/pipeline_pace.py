@@ -68,7 +68,7 @@ class Load:
         self._redis = redis.Redis.from_url(self.workspace.online_url)
         self._producer = self.workspace.kafka.client(
             Producer,
-            {"linger.ms": 1, "queue.buffering.max.messages": 1_000_000},
+            {"linger.ms": 5, "queue.buffering.max.messages": 1_000_000},
             partitioner=PARTITIONER,
             enable_idempotence=True,
         )

@@ -18,7 +18,7 @@ import yaml
 from results import ANY, COLD, EFFECT_LIMIT_S, HOT, Case, is_localised
 
 from freshet.flows import settings
-from freshet.flows.edges import kafka
+from freshet.flows.edges.partitions import records
 from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.scrape import Samples, total
 from freshet.schemas.finding import FINDINGS_TOPIC, Cause
@@ -146,7 +146,7 @@ class Rig:
     def news(self) -> list[tuple[float, dict[str, Any]]]:
         """Return the findings that opened since the last call, each with when Kafka had it."""
         found = []
-        for poll in kafka.records(self.workspace.kafka, FINDINGS_TOPIC):
+        for poll in records(self.workspace.kafka, FINDINGS_TOPIC):
             for offset, at_ms, value in zip(poll.offsets.tolist(), poll.timestamps_ms, poll.values, strict=True):
                 if value is not None and offset > self._newest_offset:
                     self._newest_offset = offset

@@ -12,6 +12,7 @@ from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.canaries import CanaryWriter
 from freshet.flows.edges.kafka_memory import MemoryLog
+from freshet.flows.edges.partitions import records
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.event import CANARY_HEADER
 from freshet.schemas.poll import Poll
@@ -43,7 +44,7 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
     def create(topic: str) -> object:
         return kafka.create_topics(known, {topic: COUNT}) if broker is None else broker.create_topic(topic, COUNT)
 
-    return Cluster(lambda: CanaryWriter(known), create, lambda topic: kafka.records(known, topic))
+    return Cluster(lambda: CanaryWriter(known), create, lambda topic: records(known, topic))
 
 
 def canaries(topic: str, sequence: int) -> list[Record]:

@@ -14,6 +14,7 @@ from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.dead_letters import DeadLetters, Redriver
 from freshet.flows.edges.kafka_memory import MemoryLog
+from freshet.flows.edges.partitions import Log, records
 from freshet.flows.steps.redrive import Letter, Wanted, gather
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.poll import Poll
@@ -65,13 +66,13 @@ class RealCluster:
         return Redriver(self.kafka, group)
 
     def records(self, topic: str) -> Iterator[Poll]:
-        return kafka.records(self.kafka, topic)
+        return records(self.kafka, topic)
 
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
-        return kafka.Log(self.kafka).bounds(topic)
+        return Log(self.kafka).bounds(topic)
 
     def span(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Poll]:
-        return kafka.Log(self.kafka).span(topic, partition, start, stop)
+        return Log(self.kafka).span(topic, partition, start, stop)
 
 
 @pytest.fixture(params=["twin", "embedded", pytest.param("real", marks=pytest.mark.kafka)])

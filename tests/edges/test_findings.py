@@ -14,6 +14,7 @@ from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.findings import Findings
 from freshet.flows.edges.kafka_memory import MemoryLog
+from freshet.flows.edges.partitions import records
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.finding import FINDINGS_TOPIC, Alarm, Cause, Finding, Status
 from freshet.schemas.poll import Poll
@@ -45,7 +46,7 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
     address = request.getfixturevalue("real_kafka") if broker is None else broker.address
     known = kafka.Kafka(address)
     kafka.create_topics(known, {FINDINGS_TOPIC: 1})
-    return Cluster(lambda project: Findings(known, project), lambda topic: kafka.records(known, topic))
+    return Cluster(lambda project: Findings(known, project), lambda topic: records(known, topic))
 
 
 def published(cluster: Cluster, project: str) -> list[tuple[str, object]]:

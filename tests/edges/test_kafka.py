@@ -24,6 +24,7 @@ from stack import until
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.kafka_memory import MemoryLog
+from freshet.flows.edges.partitions import Partitions
 from freshet.flows.edges.standings import Standings
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event, Stream, contract
@@ -84,8 +85,8 @@ class RealCluster:
     def partitions_count(self, topic: str) -> int:
         return kafka.partitions_count(self.kafka, topic)
 
-    def reader(self, topic: str, partition: int, start_offset: int | None = None) -> kafka.PartitionReader:
-        return kafka.PartitionReader(self.kafka, topic, partition, self.partitions_count(topic), start_offset)
+    def reader(self, topic: str, partition: int, start_offset: int | None = None) -> Reader:
+        return Partitions(self.kafka).open(topic, partition, self.partitions_count(topic), start_offset)
 
     def producer(self, contract: Contract) -> kafka.Producer:
         return kafka.Producer(self.kafka, contract)
@@ -394,7 +395,7 @@ def test_partitions_without_a_leader_are_named_until_they_have_one(broker: Broke
     broker.create_topic(topic, 4)
     standings = Standings(kafka.Kafka(broker.address), "g")
     for partition in (1, 3):
-        broker.lead(topic, partition, is_led=False)
+        broker.lead(topic, partition, None)
 
     said = f"no leader for {topic}/1, {topic}/3 \\(2 of 4 partitions\\). Hint: a broker of the cluster is down"
     for ask in (lambda: standings.of(topic, 4), lambda: standings.newest_at_s(topic, dict.fromkeys(range(4), 1))):
@@ -402,7 +403,7 @@ def test_partitions_without_a_leader_are_named_until_they_have_one(broker: Broke
             ask()
 
     for partition in (1, 3):
-        broker.lead(topic, partition, is_led=True)
+        broker.lead(topic, partition, 1)
     until(lambda: not refuses(lambda: standings.of(topic, 4)))
     standings.close()
 
@@ -746,7 +747,7 @@ def test_a_reader_overtaken_while_it_reads_is_refused(broker: Broker, topic: str
     server = embedded(broker)
     server.append(topic, 0, b"first")
     slow = kafka.Kafka(broker.address, {"queued.max.messages.kbytes": "1"})  # reads hardly ahead of its polls
-    reader = kafka.PartitionReader(slow, topic, 0, 1)
+    reader = Partitions(slow).open(topic, 0, 1)
     for _ in range(12):  # the embedded broker keeps 5 MiB
         server.append(topic, 0, b"x" * 900_000)
 
@@ -781,7 +782,7 @@ def publish(cluster: kafka.Kafka) -> None:
     [
         lambda cluster: kafka.partitions_count(cluster, "t"),
         lambda cluster: kafka.create_topics(cluster, {"t": 1}),
-        lambda cluster: kafka.PartitionReader(cluster, "t", 0, 1),
+        lambda cluster: Partitions(cluster).open("t", 0, 1),
         lambda cluster: kafka.GroupOffsets(cluster, "g").committed("t", 1),
         lambda cluster: kafka.GroupOffsets(cluster, "g").end_offsets("t", 1),
         lambda cluster: Standings(cluster, "g").of("t", 1),
@@ -832,7 +833,7 @@ def test_events_that_were_not_delivered_are_named(impatient: tuple[Broker, kafka
 
 def test_an_outage_while_reading_ends_in_unavailable(impatient: tuple[Broker, kafka.Kafka, str]) -> None:
     broker, cluster, topic = impatient
-    reader = kafka.PartitionReader(cluster, topic, 0, 1)
+    reader = Partitions(cluster).open(topic, 0, 1)
     read(reader, 1)
     broker.down()
 
@@ -850,7 +851,7 @@ def patient(broker: Broker) -> kafka.Kafka:
 def test_an_outage_that_passes_is_forgotten_even_where_no_message_comes(topic: str) -> None:
     with Broker.start() as own:
         own.create_topic(topic, 1)
-        reader = kafka.PartitionReader(patient(own), topic, 0, 1)
+        reader = Partitions(patient(own)).open(topic, 0, 1)
         reader.poll(1, 0.05)
         own.down()
         poll_until(reader, lambda: not reader.well)
@@ -884,7 +885,7 @@ class Stranded:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a reader wait shorter, though longer than a client may take to begin."""
     for name, limit_s in {"_QUIET_S": 0.1, "_RENEWAL_S": 2.0, "_STALL_S": 2.0}.items():
-        monkeypatch.setattr(f"freshet.flows.edges.kafka.{name}", limit_s)
+        monkeypatch.setattr(f"freshet.flows.edges.partitions.{name}", limit_s)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -894,10 +895,10 @@ def test_a_client_that_lost_every_broker_without_a_word_is_not_well_and_reads_on
     broker.create_topic(topic, 1)
     server = embedded(broker)
     server.append(topic, 0, b"before")
-    reader = kafka.PartitionReader(kafka.Kafka(broker.address), topic, 0, 1)
+    reader = Partitions(kafka.Kafka(broker.address)).open(topic, 0, 1)
     read(reader, 1)
-    reader._client.consumer.close()  # noqa: SLF001  # librdkafka is seldom so
-    reader._client.consumer = Stranded()  # noqa: SLF001
+    reader.client.consumer.close()
+    reader.client.consumer = Stranded()  # librdkafka is seldom so
     server.append(topic, 0, b"after")
 
     poll_until(reader, lambda: not reader.well)
@@ -912,13 +913,125 @@ def test_a_client_to_which_nothing_is_delivered_though_it_is_there_is_made_anew(
     broker.create_topic(topic, 1)
     server = embedded(broker)
     server.append(topic, 0, b"before")
-    reader = kafka.PartitionReader(kafka.Kafka(broker.address), topic, 0, 1)
+    reader = Partitions(kafka.Kafka(broker.address)).open(topic, 0, 1)
     read(reader, 1)
-    reader._client.consumer.unassign()  # noqa: SLF001  # so that it is answered, and reads nothing
+    reader.client.consumer.unassign()  # so that it is answered, and reads nothing
     server.append(topic, 0, b"after")
 
     assert read(reader, 1)[0].values == [b"after"]
     reader.close()
+
+
+def test_what_comes_of_a_partition_while_others_are_asked_for_waits_for_it_in_order(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 3)
+    server = embedded(broker)
+    for number in range(30):
+        server.append(topic, number % 3, str(number).encode())
+    partitions = Partitions(server.kafka)
+    first, second, third = (partitions.open(topic, partition, 3) for partition in range(3))
+
+    assert [value for poll in read(third, 10) for value in poll.values] == [
+        b"%d" % number for number in range(2, 30, 3)
+    ]
+    third.close()  # the others are read on
+    server.append(topic, 1, b"more")
+    for partition, reader, count in ((0, first, 10), (1, second, 11)):
+        found = read(reader, count)
+        assert [offset for poll in found for offset in poll.offsets.tolist()] == list(range(count))
+        assert {poll.partition for poll in found} == {partition}
+    assert (first.at_end, second.at_end) == (True, True)
+    for reader in (first, second):
+        reader.close()
+
+
+def test_a_partition_that_nobody_asks_for_is_fetched_no_further_than_it_may_and_then_read_on(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_MAX", 100)
+    broker.create_topic(topic, 2)
+    server = embedded(broker)
+    producer = RawProducer(server.kafka.config())
+    for number in range(3000):
+        producer.produce(topic, b"%d" % number, partition=0)
+    assert producer.flush(LIMIT_S) == 0
+    partitions = Partitions(server.kafka)
+    left, asked = (partitions.open(topic, partition, 2) for partition in range(2))
+    poll_until(asked, lambda: left.is_paused)
+    server.append(topic, 1, b"here")
+
+    assert read(asked, 1)[0].values == [b"here"]
+    assert len(left.waiting) <= 200, "a hundred, and what came with the last of them"
+    found = read(left, 3000)
+    assert [value for poll in found for value in poll.values] == [b"%d" % number for number in range(3000)]
+    assert not left.is_paused
+    for reader in (left, asked):
+        reader.close()
+
+
+def test_a_new_client_reads_every_partition_on_where_it_was(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 2)
+    server = embedded(broker)
+    for number in range(20):
+        server.append(topic, number % 2, b"%d" % number)
+    partitions = Partitions(server.kafka)
+    first, second = (partitions.open(topic, partition, 2) for partition in range(2))
+    before = read(first, 4)  # and those of the second may wait here
+    partitions.renew(first.client)
+
+    for reader, polls in ((first, before), (second, [])):
+        offsets = [offset for poll in polls for offset in poll.offsets.tolist()]
+        while len(offsets) < 10:
+            offsets += [offset for poll in read(reader, 1) for offset in poll.offsets.tolist()]
+        assert offsets == list(range(10))
+        reader.close()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_loss_of_a_broker_stops_the_partitions_it_leads_and_no_others(topic: str) -> None:
+    with Broker.start(brokers_count=2) as own:
+        own.create_topic(topic, 2)
+        for partition in range(2):
+            own.lead(topic, partition, partition + 1)
+        server, partitions = embedded(own), Partitions(patient(own))
+        first, second = (partitions.open(topic, partition, 2) for partition in range(2))
+        for partition, reader in enumerate((first, second)):
+            server.append(topic, partition, b"before")
+            assert read(reader, 1)[0].values == [b"before"]
+
+        own.down(2)
+        poll_until(second, lambda: not second.well)
+        begun_at = partitions.begun_at
+        poll_until(second, lambda: partitions.begun_at > begun_at)  # a new client does not mend it
+        server.append(topic, 0, b"meanwhile")
+        assert read(first, 1)[0].values == [b"meanwhile"]
+        assert (first.well, second.well) == (True, False)
+
+        own.up(2)
+        poll_until(second, lambda: second.well)
+        server.append(topic, 1, b"after")
+        assert read(second, 1)[0].values == [b"after"]
+        for reader in (first, second):
+            reader.close()
+
+
+def test_an_error_of_one_partition_is_that_one_s_alone(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 2)
+    server = embedded(broker)
+    server.append(topic, 0, b"first")
+    slow = kafka.Kafka(broker.address, {"queued.max.messages.kbytes": "1"})  # reads hardly ahead of its polls
+    partitions = Partitions(slow)
+    overtaken, other = (partitions.open(topic, partition, 2) for partition in range(2))
+    for _ in range(12):  # the embedded broker keeps 5 MiB of a partition
+        server.append(topic, 0, b"x" * 900_000)
+    server.append(topic, 1, b"here")
+
+    assert read(other, 1)[0].values == [b"here"]
+    with pytest.raises(Refused, match=f'"{topic}" partition 0 does not have the offset'):
+        read(overtaken, 13)
+    server.append(topic, 1, b"still")
+    assert read(other, 1)[0].values == [b"still"]
+    for reader in (overtaken, other):
+        reader.close()
 
 
 def test_a_question_that_fails_is_not_asked_of_the_same_client_again(broker: Broker, topic: str) -> None:
@@ -945,7 +1058,7 @@ def test_events_sent_during_an_outage_that_passes_are_delivered_once_and_in_orde
                     own.down()
                 if number == 200:
                     own.up()
-        reader = kafka.PartitionReader(patient(own), topic, 0, 1)
+        reader = Partitions(patient(own)).open(topic, 0, 1)
         values = [value for poll in read(reader, 300) for value in poll.values if value is not None]
 
         assert [stream.model.model_validate_json(value).model_dump()["count"] for value in values] == list(range(300))

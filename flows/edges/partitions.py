@@ -1,0 +1,353 @@
+"""Kafka's partitions as they are read: any number by one client, each from an offset of its own."""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
+
+from freshet.flows.edges.kafka import GAP_HINT, GROUPLESS, Client, Kafka, partitions_count, with_cause
+from freshet.schemas.errors import Problem, Refused, Unavailable
+from freshet.schemas.event import VERSION_HEADER
+from freshet.schemas.poll import Poll
+from freshet.schemas.record import header
+
+LOG = logging.getLogger("freshet")
+
+# What comes in a few milliseconds is fetched together: otherwise nearly each event is asked for by itself, and by this
+# a broker is as busy as by all else. The embedded broker answers an empty fetch no sooner than it may. A queue that is
+# full is looked at again soon, not after librdkafka's second. A broker that has just started may not know its topics
+# yet: librdkafka believes it, and asks again by itself only after five minutes.
+_FETCH = {
+    "fetch.wait.max.ms": 5,
+    "fetch.min.bytes": 65536,
+    "fetch.queue.backoff.ms": 10,
+    "queued.max.messages.kbytes": 65536,
+    "topic.metadata.refresh.interval.ms": 5000,
+}
+_OFFSET_GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001  # the client's own name
+_WAITING_MAX = 10_000
+"""So many messages of a partition may wait here, because others are asked for, before it is fetched no further."""
+_PROBE_LIMIT_S = 0.5
+_PROBE_PAUSE_S_MAX = 5.0
+_QUIET_S = 10.0
+"""After so long without a word about a partition, the cluster is asked."""
+_RENEWAL_S = 10.0
+"""So long a client may be at a loss, from its making on, before it is made anew."""
+_STALL_S = 30.0
+"""So long messages that are there may fail to come before the client is made anew."""
+_READ_MESSAGES, _READ_WAIT_S = 2000, 0.05
+
+
+class Partitions:
+    """All the partitions that a process reads, by one client: it is made with the first, and closed with the last.
+
+    What a client costs, its threads, its connections and its fetches, it costs once. Workers may share it.
+    """
+
+    def __init__(self, kafka: Kafka) -> None:
+        self.kafka, self.lock = kafka, threading.RLock()
+        self.begun_at = 0.0
+        """When the client was made, or began to read one more partition; by the monotonic clock."""
+        self._readers: dict[tuple[str, int], PartitionReader] = {}
+        self._client: Client | None = None
+
+    def open(
+        self, topic: str, partition: int, count: int, start_offset: int | None = None, *, accept_gap: bool = False
+    ) -> "PartitionReader":
+        """Begin to read a partition, one of `count`, from an offset or from its beginning.
+
+        With `accept_gap` a start that is gone is moved to the first offset that is there; otherwise it is `Refused`.
+        Raises `Unavailable`.
+        """
+        with self.lock:
+            client = self._made()
+            try:
+                low, high = client.watermarks(topic, partition)
+                start = low if start_offset is None else start_offset
+                if not low <= start <= high:
+                    if not accept_gap:
+                        _refuse_position(topic, partition, start, low, high)
+                    start = start_offset = low
+            except (Refused, Unavailable):
+                self._close_unused()
+                raise
+            first = OFFSET_BEGINNING if start_offset is None else start_offset
+            reader = PartitionReader(self, client, (topic, partition), count, start, high, first)
+            self._readers[topic, partition] = reader
+            client.consumer.incremental_assign([reader.place])
+            self.begun_at = time.monotonic()
+            return reader
+
+    def _made(self) -> Client:
+        if self._client is None:
+            self._client = Client(
+                self.kafka,
+                _FETCH,
+                group_id=GROUPLESS,
+                enable_auto_offset_store=False,
+                auto_offset_reset="error",
+                enable_partition_eof=True,
+            )
+        return self._client
+
+    def take(self, reader: "PartitionReader", messages_count: int, wait_s: float) -> list[Message]:
+        """Return what is there of a partition, at most so many messages, errors among them.
+
+        What comes of others meanwhile waits until they are asked for.
+        """
+        consumer = reader.client.consumer
+        asks = not reader.waiting
+        while asks:
+            came = consumer.consume(messages_count, wait_s)
+            for (topic, partition), some in itertools.groupby(came, _place_of):
+                self._hand_out(topic, partition, list(some))
+            asks = not reader.waiting and len(came) == messages_count  # its own may be behind those of others
+        taken, reader.waiting = reader.waiting[:messages_count], reader.waiting[messages_count:]
+        if reader.is_paused and not reader.waiting:
+            consumer.resume([reader.place])
+            reader.is_paused, reader.came_at = False, time.monotonic()
+        return taken
+
+    def _hand_out(self, topic: str | None, partition: int, messages: list[Message]) -> None:
+        """Give messages to whom they are for; errors that are of no partition to all."""
+        reader = self._readers.get((topic or "", partition))
+        whose = list(self._readers.values()) if topic is None or partition < 0 else [reader] if reader else []
+        for one in whose:
+            one.waiting += messages
+            if len(one.waiting) > _WAITING_MAX and not one.is_paused:  # it is fetched again from behind these
+                one.client.consumer.pause([one.place])
+                one.is_paused = True
+
+    def renew(self, client: Client) -> None:
+        """Go on with a new client where each reader is."""
+        client.renew()
+        for reader in self._readers.values():
+            reader.waiting, reader.is_paused = [], False
+        client.consumer.assign([reader.place for reader in self._readers.values()])
+        self.begun_at = time.monotonic()
+
+    def release(self, reader: "PartitionReader") -> None:
+        """Read a partition no more."""
+        with self.lock:
+            if self._readers.pop((reader.topic, reader.partition), None) is not None and self._readers:
+                reader.client.consumer.incremental_unassign([reader.place])
+            self._close_unused()
+
+    def _close_unused(self) -> None:
+        if not self._readers and self._client is not None:
+            self._client.consumer.close()
+            self._client = None
+
+
+def _place_of(message: Message) -> tuple[str | None, int]:
+    return message.topic(), message.partition()
+
+
+class PartitionReader:
+    """Reads one partition, as `Partitions.open` makes it.
+
+    `position` is the offset that is read next, `end_offset` the one after the last message that is known to be there.
+
+    librdkafka's client is not trusted to say that it is cut off: where it is quiet the cluster is asked, and a client
+    that stays at a loss, or to which messages that are there do not come, is made anew.
+    """
+
+    def __init__(
+        self,
+        partitions: Partitions,
+        client: Client,
+        of: tuple[str, int],
+        count: int,
+        start: int,
+        end_offset: int,
+        first: int,
+    ) -> None:
+        self.topic, self.partition = of
+        self.partitions_count, self.position, self.end_offset = count, start, end_offset
+        self.client, self.waiting, self.is_paused = client, list[Message](), False
+        self.came_at = self._well_at = time.monotonic()
+        self._partitions, self._first, self._said = partitions, first, ""
+        self._failing_since: float | None = None
+        self._probe_at = 0.0
+
+    @property
+    def place(self) -> TopicPartition:
+        """The partition, and where a client goes on with it."""
+        return TopicPartition(self.topic, self.partition, self._first)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything that is known to be there was read."""
+        return self.position >= self.end_offset
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing that the cluster said, or left unsaid, is being waited out."""
+        return self._failing_since is None
+
+    @property
+    def trouble(self) -> str:
+        """What is being waited out; nothing if all is well."""
+        return (
+            ""
+            if self.well
+            else f'kafka "{self._partitions.kafka.brokers}" is not available: {self._cause or "no answer"}'
+        )
+
+    @property
+    def _cause(self) -> str:
+        """What the client said, since all was well here, that is not: of the partition, or of the brokers."""
+        return self._said or self.client.heard.since(self._well_at)
+
+    def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
+        """Return what is there, at most so many messages; None if nothing is.
+
+        An outage is waited out as long as the cluster's patience says, then raised as `Unavailable`; a position that
+        is no longer in the partition is `Refused`.
+        """
+        with self._partitions.lock:
+            good: list[Message] = []
+            for message in self._partitions.take(self, messages_count, wait_s):
+                error = message.error()
+                if error is None:
+                    good.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # the client's own name for it
+                    self._advance(message.offset())  # past a transaction's markers, which are no message
+                else:
+                    self._heed(error)
+            if good:
+                self._be_well()
+            elif self._cause or not self.well or time.monotonic() - self._well_at > _QUIET_S:
+                self._probe()
+            _, high = self.client.consumer.get_watermark_offsets(self.place, cached=True)
+            self.end_offset = max(self.end_offset, int(high))
+        return self._as_poll(good) if good else None
+
+    def _as_poll(self, messages: Sequence[Message]) -> Poll:
+        offsets = np.array([message.offset() for message in messages], np.int64)
+        self._advance(int(offsets[-1]) + 1)
+        self.end_offset = max(self.end_offset, self.position)
+        headers = [message.headers() for message in messages]
+        some = any(headers)  # most producers send none
+        return Poll(
+            topic=self.topic,
+            partition=self.partition,
+            partitions_count=self.partitions_count,
+            values=[message.value() for message in messages],
+            keys=[message.key() for message in messages],
+            versions=[header(found, VERSION_HEADER) for found in headers] if some else [None] * len(messages),
+            timestamps_ms=np.array([message.timestamp()[1] for message in messages], np.int64),
+            offsets=offsets,
+            end_offset=self.end_offset,
+            at_end=self.at_end,
+            headers=headers if some else None,
+        )
+
+    def _heed(self, error: KafkaError) -> None:
+        """Raise what waiting does not mend; remember the rest, which librdkafka tries again by itself."""
+        if error.code() in _OFFSET_GONE:
+            low, high = self.client.watermarks(self.topic, self.partition)
+            _refuse_position(self.topic, self.partition, self.position, low, high)
+        if error.fatal() or error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise self._partitions.kafka.unavailable(f"{self.topic}/{self.partition}: {error.str()}")
+        self._said = error.str()
+
+    def _probe(self) -> None:
+        """Ask whether all is well: an idle partition brings no message to tell by, and librdkafka may not know."""
+        now, kafka = time.monotonic(), self._partitions.kafka
+        if self.well and self._cause:
+            self._failing_since = now
+        if now < self._probe_at:
+            return
+        limit_s = min(_PROBE_LIMIT_S, kafka.patience_s)
+        try:
+            _, high = self.client.consumer.get_watermark_offsets(self.place, timeout=limit_s)
+        except KafkaException as error:
+            since = self._failing_since = now if self._failing_since is None else self._failing_since
+            if now - since > kafka.patience_s:
+                said = with_cause(error, self._cause)
+                raise kafka.unavailable(f"{self.topic}/{self.partition}: {said}") from error
+            self._probe_at = now + min(now - since, _PROBE_PAUSE_S_MAX)  # twice as long each time
+            if now - max(since, self._partitions.begun_at) > _RENEWAL_S:
+                self._renew()
+        else:
+            self._be_well()
+            self.end_offset = max(self.end_offset, int(high))
+            if not self.at_end and now - max(self.came_at, self._partitions.begun_at) > _STALL_S:
+                self._renew()
+
+    def _be_well(self) -> None:
+        self._failing_since, self._said, self._well_at = None, "", time.monotonic()
+
+    def _renew(self) -> None:
+        LOG.warning("%s/%d: its client is at a loss, and made anew at %d", self.topic, self.partition, self.position)
+        self._partitions.renew(self.client)
+
+    def _advance(self, position: int) -> None:
+        """Note how far was read."""
+        self.position = self._first = max(self.position, position)
+        self.came_at = time.monotonic()
+
+    def close(self) -> None:
+        """Let go of the partition."""
+        self._partitions.release(self)
+
+
+def _refuse_position(topic: str, partition: int, position: int, low: int, high: int) -> NoReturn:
+    """Raise that a position is not among the offsets that are there."""
+    fact = f"partition {partition} does not have the offset {position} that is to be read next"
+    raise Refused([Problem("topic", topic, fact, f"offsets from {low} up to {high}", GAP_HINT)])
+
+
+def records(kafka: Kafka, topic: str) -> Iterator[Poll]:
+    """Give all that is in a topic by now, one partition after another.
+
+    Raises `Unavailable`, and `Refused` for a topic that is not there.
+    """
+    count = partitions_count(kafka, topic)
+    for partition in range(count):
+        yield from _read(Partitions(kafka).open(topic, partition, count), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A cluster's messages, as whoever looks for some of them reads them."""
+
+    kafka: Kafka
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return, by partition, the offset of the first message that is there and the one after the last.
+
+        Raises `Unavailable`, and `Refused` for a topic that is not there.
+        """
+        client = Client(self.kafka, group_id=GROUPLESS, allow_auto_create_topics=False)
+        try:
+            count = client.partitions_count(topic)
+            return {partition: client.watermarks(topic, partition) for partition in range(count)}
+        finally:
+            client.consumer.close()
+
+    def span(self, topic: str, partition: int, start: int, stop: int) -> Iterator[Poll]:
+        """Give what a partition still has from an offset up to another, which is not after its end, or a bit more.
+
+        Raises `Unavailable`.
+        """
+        return _read(Partitions(self.kafka).open(topic, partition, 0, start, accept_gap=True), stop)
+
+
+def _read(reader: PartitionReader, stop: int | None) -> Iterator[Poll]:
+    """Give what a reader finds up to an offset, or to where its partition ends now; then let go of it."""
+    until = reader.end_offset if stop is None else stop
+    try:
+        while reader.position < until:
+            # The client waits for as many as it is asked for.
+            polled = reader.poll(min(_READ_MESSAGES, until - reader.position), _READ_WAIT_S)
+            yield from [] if polled is None else [polled]
+    finally:
+        reader.close()
