@@ -100,13 +100,14 @@ class LiveReader:
     `caught_up` once all that the partition had at one moment was durable within `limit`.
 
     All that Kafka had in the partition at `through_us` is read; it only rises, and is None while nothing is known. A
-    look that finds the partition at its end makes it the look's begin. Otherwise it is just before the newest message's
-    time: no message is in Kafka before the broker's time of it, so all that was there then is read. Times that
-    producers give (`CreateTime`) may lie. Of a partition that is behind, one that is too early makes it seem further
-    behind, and one that is too late as if it were not: no later than the look's begin is believed.
+    look that finds the partition at its end makes it the begin of the look before: what came since may be on its way.
+    Otherwise it is just before the newest message's time: no message is in Kafka before the broker's time of it, so all
+    that was there then is read. Times that producers give (`CreateTime`) may lie. Of a partition that is behind, one
+    that is too early makes it seem further behind, and one that is too late as if it were not: no later than the look's
+    begin is believed.
 
-    The end is what the cluster said last, some milliseconds ago. One that falls silent seems to have nothing new until
-    it is asked, some ten seconds later (edges/partitions.py): so long `through_us` rises though nothing is known.
+    The end is what the cluster said last. One that falls silent seems to have nothing new until it is asked, some ten
+    seconds later (edges/partitions.py): so long `through_us` rises though nothing is known.
     """
 
     key: str
@@ -123,6 +124,7 @@ class LiveReader:
     epoch: int = 1
     caught_up: bool = False
     _tick_us: int = 0
+    _looked_us: int | None = None
     _closed: int = 0
     _mark: tuple[int, int] = (0, 0)
     _wanted_count: int = _POLL_MESSAGES_MIN
@@ -151,13 +153,15 @@ class LiveReader:
 
     def _learn_through(self, begun_us: int, polled: Poll | None) -> None:
         """Learn until when everything is read, by a look that began then; an outage tells nothing."""
+        before_us, self._looked_us = self._looked_us, begun_us
         if self.partition.at_end and self.partition.well:
-            through_us = begun_us
+            through_us = before_us
         elif polled is not None and polled.timestamps_ms[-1] >= 0:  # it has a time
             through_us = min(int(polled.timestamps_ms[-1]) * 1000 - 1, begun_us)  # others may have the same
         else:
             return
-        self.through_us = through_us if self.through_us is None else max(self.through_us, through_us)
+        if through_us is not None:
+            self.through_us = max(through_us, through_us if self.through_us is None else self.through_us)
 
     def _at_end(self, time_us: int) -> Poll | None:
         """Say twice a second that nothing more was there, and when that may make a row; an outage is no such thing."""

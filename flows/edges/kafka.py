@@ -6,7 +6,6 @@ librdkafka's defaults that would lose or split data are set otherwise: a read fr
 
 import contextlib
 import functools
-import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,8 +32,6 @@ from freshet.schemas.event import VERSION_HEADER, Contract, Event
 from freshet.schemas.record import NO_TIME_MS, Record
 from freshet.schemas.rejects import dead_letter_topic
 from freshet.schemas.undelivered import named
-
-LOG = logging.getLogger("freshet")
 
 _ANSWER_LIMIT_S = 10.0
 _ASK_AGAIN_S = 0.05
@@ -137,24 +134,34 @@ def with_cause(error: KafkaException, cause: str) -> str:
 
 
 class Client:
-    """A consumer that is asked questions; a question without an answer is `Unavailable`, with the root cause."""
+    """A consumer that is asked questions; a question without an answer is `Unavailable`, with the root cause.
 
-    def __init__(self, kafka: Kafka, tuned: Mapping[str, Any] | None = None, **fixed: Any) -> None:
+    `begin` is given each consumer that takes the place of another.
+    """
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        tuned: Mapping[str, Any] | None = None,
+        begin: Callable[[Consumer], None] = lambda _: None,
+        **fixed: Any,
+    ) -> None:
         self.kafka, self.heard = kafka, Heard()
-        self._tuned, self._fixed = tuned, fixed
+        self._tuned, self._begin, self._fixed = tuned, begin, fixed
         self.consumer = self._made()
 
     def _made(self) -> Consumer:
         return self.kafka.client(Consumer, self._tuned, error_cb=self.heard, enable_auto_commit=False, **self._fixed)
 
     def renew(self) -> None:
-        """Make the client anew; nothing is assigned to it.
+        """Make the client anew.
 
         One that is told by a broker that starts or stops that the cluster has no brokers drops every one it knew, and
         then connects to none any more. Source: https://github.com/confluentinc/librdkafka/issues/5301.
         """
         self.consumer.close()
         self.consumer = self._made()
+        self._begin(self.consumer)
 
     def ask(self, question: Callable[[Consumer, float], T]) -> T:
         """Return the answer; the question is given the consumer and a limit in seconds.

@@ -4,15 +4,15 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from freshet.flows.edges.kafka import GAP_HINT, GROUPLESS, Client, Kafka, partitions_count, with_cause
-from freshet.schemas.errors import Problem, Refused, Unavailable
+from freshet.schemas.errors import Problem, Refused
 from freshet.schemas.event import VERSION_HEADER
 from freshet.schemas.poll import Poll
 from freshet.schemas.record import header
@@ -20,19 +20,21 @@ from freshet.schemas.record import header
 LOG = logging.getLogger("freshet")
 
 # What comes in a few milliseconds is fetched together: otherwise nearly each event is asked for by itself, and by this
-# a broker is as busy as by all else. The embedded broker answers an empty fetch no sooner than it may. A queue that is
-# full is looked at again soon, not after librdkafka's second. A broker that has just started may not know its topics
-# yet: librdkafka believes it, and asks again by itself only after five minutes.
+# a broker is as busy as by all else. The embedded broker answers an empty fetch no sooner than it may. The client has
+# one queue for all partitions: more is fetched while little is in it, so that none waits long behind others, and soon,
+# not after librdkafka's second. A broker that has just started may not know its topics yet: librdkafka believes it, and
+# asks again by itself only after five minutes.
 _FETCH = {
     "fetch.wait.max.ms": 5,
     "fetch.min.bytes": 65536,
     "fetch.queue.backoff.ms": 10,
+    "queued.min.messages": 10_000,
     "queued.max.messages.kbytes": 65536,
     "topic.metadata.refresh.interval.ms": 5000,
 }
 _OFFSET_GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001  # the client's own name
-_WAITING_MAX = 10_000
-"""So many messages of a partition may wait here, because others are asked for, before it is fetched no further."""
+_WAITING_MAX, _WAITING_BYTES_MAX = 20_000, 1 << 24
+"""So much of a partition may wait here, because others are asked for, before it is fetched no further."""
 _PROBE_LIMIT_S = 0.5
 _PROBE_PAUSE_S_MAX = 5.0
 _QUIET_S = 10.0
@@ -47,13 +49,12 @@ _READ_MESSAGES, _READ_WAIT_S = 2000, 0.05
 class Partitions:
     """All the partitions that a process reads, by one client: it is made with the first, and closed with the last.
 
-    What a client costs, its threads, its connections and its fetches, it costs once. Workers may share it.
+    What a client costs, its threads, its connections and its fetches, it costs once. Workers may share it: whatever is
+    done with it is done under its lock.
     """
 
     def __init__(self, kafka: Kafka) -> None:
         self.kafka, self.lock = kafka, threading.RLock()
-        self.begun_at = 0.0
-        """When the client was made, or began to read one more partition; by the monotonic clock."""
         self._readers: dict[tuple[str, int], PartitionReader] = {}
         self._client: Client | None = None
 
@@ -65,78 +66,75 @@ class Partitions:
         With `accept_gap` a start that is gone is moved to the first offset that is there; otherwise it is `Refused`.
         Raises `Unavailable`.
         """
+        assert (topic, partition) not in self._readers, f"{topic}/{partition} is read already"
         with self.lock:
-            client = self._made()
+            if self._client is None:
+                self._client = Client(
+                    self.kafka,
+                    _FETCH,
+                    self._begin,
+                    group_id=GROUPLESS,
+                    enable_auto_offset_store=False,
+                    auto_offset_reset="error",
+                    enable_partition_eof=True,
+                )
             try:
-                low, high = client.watermarks(topic, partition)
-                start = low if start_offset is None else start_offset
-                if not low <= start <= high:
+                low, high = self._client.watermarks(topic, partition)
+                position = low if start_offset is None else start_offset
+                if not low <= position <= high:
                     if not accept_gap:
-                        _refuse_position(topic, partition, start, low, high)
-                    start = start_offset = low
-            except (Refused, Unavailable):
+                        _refuse_position(topic, partition, position, low, high)
+                    position = start_offset = low
+                first = OFFSET_BEGINNING if start_offset is None else start_offset
+                reader = PartitionReader(self, self._client, TopicPartition(topic, partition, first), count)
+                reader.position, reader.end_offset = position, high
+                self._client.consumer.incremental_assign([reader.place])
+                self._readers[topic, partition] = reader
+            finally:
                 self._close_unused()
-                raise
-            first = OFFSET_BEGINNING if start_offset is None else start_offset
-            reader = PartitionReader(self, client, (topic, partition), count, start, high, first)
-            self._readers[topic, partition] = reader
-            client.consumer.incremental_assign([reader.place])
-            self.begun_at = time.monotonic()
             return reader
 
-    def _made(self) -> Client:
-        if self._client is None:
-            self._client = Client(
-                self.kafka,
-                _FETCH,
-                group_id=GROUPLESS,
-                enable_auto_offset_store=False,
-                auto_offset_reset="error",
-                enable_partition_eof=True,
-            )
-        return self._client
-
-    def take(self, reader: "PartitionReader", messages_count: int, wait_s: float) -> list[Message]:
-        """Return what is there of a partition, at most so many messages, errors among them.
-
-        What comes of others meanwhile waits until they are asked for.
-        """
-        consumer = reader.client.consumer
-        asks = not reader.waiting
-        while asks:
-            came = consumer.consume(messages_count, wait_s)
-            for (topic, partition), some in itertools.groupby(came, _place_of):
-                self._hand_out(topic, partition, list(some))
-            asks = not reader.waiting and len(came) == messages_count  # its own may be behind those of others
-        taken, reader.waiting = reader.waiting[:messages_count], reader.waiting[messages_count:]
-        if reader.is_paused and not reader.waiting:
-            consumer.resume([reader.place])
-            reader.is_paused, reader.came_at = False, time.monotonic()
-        return taken
-
-    def _hand_out(self, topic: str | None, partition: int, messages: list[Message]) -> None:
-        """Give messages to whom they are for; errors that are of no partition to all."""
-        reader = self._readers.get((topic or "", partition))
-        whose = list(self._readers.values()) if topic is None or partition < 0 else [reader] if reader else []
-        for one in whose:
-            one.waiting += messages
-            if len(one.waiting) > _WAITING_MAX and not one.is_paused:  # it is fetched again from behind these
-                one.client.consumer.pause([one.place])
-                one.is_paused = True
-
-    def renew(self, client: Client) -> None:
-        """Go on with a new client where each reader is."""
-        client.renew()
+    def _begin(self, consumer: Consumer) -> None:
+        """Have a new consumer read on where each reader is."""
         for reader in self._readers.values():
-            reader.waiting, reader.is_paused = [], False
-        client.consumer.assign([reader.place for reader in self._readers.values()])
-        self.begun_at = time.monotonic()
+            reader.begin()
+        consumer.assign([reader.place for reader in self._readers.values()])
+
+    def pull(self, reader: "PartitionReader", messages_count: int, wait_s: float) -> None:
+        """Hand out what is there, until a reader has something of its own or nothing is left."""
+        while not reader.has_waiting:
+            came = reader.client.consumer.consume(messages_count, wait_s)
+            for (topic, partition), some in itertools.groupby(came, _place_of):
+                messages = list(some)
+                for whose in self._whose(topic, partition):
+                    whose.give(messages)
+            if len(came) < messages_count:
+                return
+
+    def _whose(self, topic: str | None, partition: int | None) -> Iterable["PartitionReader"]:
+        """Return for whom a message is; an error that is of no partition is for all of its topic, or for all."""
+        if topic is not None and partition is not None:
+            reader = self._readers.get((topic, partition))
+            return [] if reader is None else [reader]
+        return [reader for reader in self._readers.values() if topic in {None, reader.topic}]
+
+    def renew(self, reader: "PartitionReader") -> None:
+        """Go on with a new client; where others are read well by this one, only begin that one partition again."""
+        if any(other.well for other in self._readers.values() if other is not reader):
+            reader.client.consumer.incremental_unassign([reader.place])
+            reader.begin()
+            reader.client.consumer.incremental_assign([reader.place])
+        else:
+            reader.client.renew()
 
     def release(self, reader: "PartitionReader") -> None:
-        """Read a partition no more."""
+        """Read a partition no more; releasing it twice is releasing it once."""
         with self.lock:
-            if self._readers.pop((reader.topic, reader.partition), None) is not None and self._readers:
-                reader.client.consumer.incremental_unassign([reader.place])
+            if self._readers.get((reader.topic, reader.partition)) is reader:
+                del self._readers[reader.topic, reader.partition]
+                if self._readers:
+                    reader.client.consumer.resume([reader.place])  # librdkafka remembers a pause beyond an assignment
+                    reader.client.consumer.incremental_unassign([reader.place])
             self._close_unused()
 
     def _close_unused(self) -> None:
@@ -145,7 +143,7 @@ class Partitions:
             self._client = None
 
 
-def _place_of(message: Message) -> tuple[str | None, int]:
+def _place_of(message: Message) -> tuple[str | None, int | None]:
     return message.topic(), message.partition()
 
 
@@ -158,33 +156,54 @@ class PartitionReader:
     that stays at a loss, or to which messages that are there do not come, is made anew.
     """
 
-    def __init__(
-        self,
-        partitions: Partitions,
-        client: Client,
-        of: tuple[str, int],
-        count: int,
-        start: int,
-        end_offset: int,
-        first: int,
-    ) -> None:
-        self.topic, self.partition = of
-        self.partitions_count, self.position, self.end_offset = count, start, end_offset
-        self.client, self.waiting, self.is_paused = client, list[Message](), False
-        self.came_at = self._well_at = time.monotonic()
-        self._partitions, self._first, self._said = partitions, first, ""
+    def __init__(self, partitions: Partitions, client: Client, place: TopicPartition, count: int) -> None:
+        self.topic, self.partition, self.partitions_count = place.topic, place.partition, count
+        self.position = self.end_offset = 0
+        self.client, self.is_paused = client, False
+        self._partitions, self._first = partitions, place.offset
+        self._waiting, self._waiting_bytes, self._is_end_known = list[Message](), 0, True
+        self._begun_at = self._came_at = self._well_at = time.monotonic()
         self._failing_since: float | None = None
-        self._probe_at = 0.0
+        self._probe_at, self._said = 0.0, ""
 
     @property
     def place(self) -> TopicPartition:
         """The partition, and where a client goes on with it."""
         return TopicPartition(self.topic, self.partition, self._first)
 
+    def begin(self) -> None:
+        """Learn that the client begins to fetch again, at `place`: what waited here comes again, and its end."""
+        self._waiting, self._waiting_bytes, self.is_paused, self._is_end_known = [], 0, False, False
+        self._begun_at = time.monotonic()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether something came that was not taken yet."""
+        return bool(self._waiting)
+
+    def give(self, messages: Sequence[Message]) -> None:
+        """Have messages wait here, in order; of a partition of which much does nothing more is fetched for a while."""
+        self._waiting += messages
+        self._waiting_bytes += sum(map(len, messages))
+        self._is_end_known = True  # the broker's answer that brought them says it
+        is_much = len(self._waiting) > _WAITING_MAX or self._waiting_bytes > _WAITING_BYTES_MAX
+        if is_much and not self.is_paused:  # what the client has of it beyond these is dropped, and fetched again
+            self.client.consumer.pause([self.place])
+            self.is_paused = True
+
+    def _taken(self, messages_count: int) -> Sequence[Message]:
+        """Take what waits, at most so many; once nothing does, more is fetched."""
+        taken, self._waiting = self._waiting[:messages_count], self._waiting[messages_count:]
+        self._waiting_bytes -= sum(map(len, taken))
+        if self.is_paused and not self._waiting:
+            self.client.consumer.resume([self.place])
+            self.begin()
+        return taken
+
     @property
     def at_end(self) -> bool:
-        """Whether everything that is known to be there was read."""
-        return self.position >= self.end_offset
+        """Whether everything was read that is known to be there, which is not known while it is not fetched."""
+        return self._is_end_known and self.position >= self.end_offset
 
     @property
     def well(self) -> bool:
@@ -194,11 +213,8 @@ class PartitionReader:
     @property
     def trouble(self) -> str:
         """What is being waited out; nothing if all is well."""
-        return (
-            ""
-            if self.well
-            else f'kafka "{self._partitions.kafka.brokers}" is not available: {self._cause or "no answer"}'
-        )
+        said = self._cause or "no answer"
+        return "" if self.well else f'kafka "{self._partitions.kafka.brokers}" is not available: {said}'
 
     @property
     def _cause(self) -> str:
@@ -212,8 +228,9 @@ class PartitionReader:
         is no longer in the partition is `Refused`.
         """
         with self._partitions.lock:
+            self._partitions.pull(self, messages_count, wait_s)
             good: list[Message] = []
-            for message in self._partitions.take(self, messages_count, wait_s):
+            for message in self._taken(messages_count):
                 error = message.error()
                 if error is None:
                     good.append(message)
@@ -274,25 +291,25 @@ class PartitionReader:
                 said = with_cause(error, self._cause)
                 raise kafka.unavailable(f"{self.topic}/{self.partition}: {said}") from error
             self._probe_at = now + min(now - since, _PROBE_PAUSE_S_MAX)  # twice as long each time
-            if now - max(since, self._partitions.begun_at) > _RENEWAL_S:
+            if now - max(since, self._begun_at) > _RENEWAL_S:
                 self._renew()
         else:
             self._be_well()
-            self.end_offset = max(self.end_offset, int(high))
-            if not self.at_end and now - max(self.came_at, self._partitions.begun_at) > _STALL_S:
+            self.end_offset, self._is_end_known = max(self.end_offset, int(high)), True
+            if not self.at_end and now - max(self._came_at, self._begun_at) > _STALL_S:
                 self._renew()
 
     def _be_well(self) -> None:
         self._failing_since, self._said, self._well_at = None, "", time.monotonic()
 
     def _renew(self) -> None:
-        LOG.warning("%s/%d: its client is at a loss, and made anew at %d", self.topic, self.partition, self.position)
-        self._partitions.renew(self.client)
+        LOG.warning("%s/%d: its client is at a loss, and begins anew at %d", self.topic, self.partition, self.position)
+        self._partitions.renew(self)
 
     def _advance(self, position: int) -> None:
         """Note how far was read."""
         self.position = self._first = max(self.position, position)
-        self.came_at = time.monotonic()
+        self._came_at = time.monotonic()
 
     def close(self) -> None:
         """Let go of the partition."""

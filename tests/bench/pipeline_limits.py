@@ -95,7 +95,7 @@ def consume(opened: Sequence[PartitionReader], clock: Clock) -> int:
     count, events_count = 0, sum(reader.end_offset for reader in opened)
     with clock.on("consume", events_count):
         while count < events_count:
-            count += sum(message.error() is None for message in opened[0].client.consumer.consume(POLL_MESSAGES, 0))
+            count += sum(message.error() is None for message in opened[0].client.consumer.consume(POLL_MESSAGES, 0.1))
     assert count == events_count, "each was read once"
     return count
 

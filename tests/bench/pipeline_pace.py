@@ -27,6 +27,8 @@ EVENT, CORRECTION, DECAY = "event", "correction", "decay"
 DECAY_WINDOW_S, DECAY_EVERY_S = 5, 1
 """A window so short that rows by time alone come while one waits."""
 SAMPLES_PER_S = 100.0
+LINGER_MS = 5
+"""So long an event waits for others to be sent with: as by Freshet's own `Producer`, and by librdkafka's default."""
 LATE_S = (0.5, 5.0)
 """By how much events are late that correct a row."""
 _PAUSE_S, _READABLE_LIMIT_S = 0.002, 120.0
@@ -68,7 +70,7 @@ class Load:
         self._redis = redis.Redis.from_url(self.workspace.online_url)
         self._producer = self.workspace.kafka.client(
             Producer,
-            {"linger.ms": 5, "queue.buffering.max.messages": 1_000_000},
+            {"linger.ms": LINGER_MS, "queue.buffering.max.messages": 1_000_000},
             partitioner=PARTITIONER,
             enable_idempotence=True,
         )

@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -24,7 +24,7 @@ from stack import until
 from freshet.flows.edges import kafka
 from freshet.flows.edges.broker import Broker
 from freshet.flows.edges.kafka_memory import MemoryLog
-from freshet.flows.edges.partitions import Partitions
+from freshet.flows.edges.partitions import PartitionReader, Partitions
 from freshet.flows.edges.standings import Standings
 from freshet.schemas.errors import Refused, Unavailable
 from freshet.schemas.event import VERSION_HEADER, Contract, Event, Stream, contract
@@ -960,10 +960,86 @@ def test_a_partition_that_nobody_asks_for_is_fetched_no_further_than_it_may_and_
     server.append(topic, 1, b"here")
 
     assert read(asked, 1)[0].values == [b"here"]
-    assert len(left.waiting) <= 200, "a hundred, and what came with the last of them"
+    assert len(left._waiting) <= 200, "a hundred, and what came with the last of them"  # noqa: SLF001  # memory
     found = read(left, 3000)
     assert [value for poll in found for value in poll.values] == [b"%d" % number for number in range(3000)]
     assert not left.is_paused
+    for reader in (left, asked):
+        reader.close()
+
+
+def paused(broker: Broker, topic: str, count: int) -> tuple[PartitionReader, PartitionReader]:
+    """Readers of two partitions: of the first so many messages have come, and it is fetched no further; the second."""
+    broker.create_topic(topic, 2)
+    server = embedded(broker)
+    for number in range(count):
+        server.append(topic, 0, b"%d" % number)
+    partitions = Partitions(server.kafka)
+    left, asked = (partitions.open(topic, partition, 2) for partition in range(2))
+    poll_until(asked, lambda: left.is_paused)
+    return left, asked
+
+
+def test_a_partition_that_was_fetched_no_further_is_at_its_end_once_that_was_looked_for_again(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_MAX", 19)
+    left, asked = paused(broker, topic, 20)
+    for number in range(20, 30):
+        embedded(broker).append(topic, 0, b"%d" % number)
+
+    offsets, were_at_end = list[int](), list[int]()
+    while len(offsets) < 30:
+        polled = left.poll(100, 0.05)
+        offsets += [] if polled is None else polled.offsets.tolist()
+        were_at_end += [len(offsets)] if left.at_end else []
+    assert (offsets, set(were_at_end)) == (list(range(30)), {30})
+    poll_until(left, lambda: left.at_end)
+    for reader in (left, asked):
+        reader.close()
+
+
+def test_where_nothing_new_came_to_a_partition_that_was_fetched_no_further_its_end_is_known_again(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_MAX", 19)
+    left, asked = paused(broker, topic, 20)
+
+    assert [len(poll.values) for poll in read(left, 20)] == [20]
+    assert not left.at_end
+    poll_until(left, lambda: left.at_end)
+    assert left.position == 20
+    for reader in (left, asked):
+        reader.close()
+
+
+def test_a_partition_that_was_let_go_while_it_was_fetched_no_further_can_be_read_again(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_MAX", 19)
+    left, asked = paused(broker, topic, 20)
+    left.close()
+
+    again = asked._partitions.open(topic, 0, 2, 5)  # noqa: SLF001  # the same client's
+    assert [offset for poll in read(again, 15) for offset in poll.offsets.tolist()] == list(range(5, 20))
+    for reader in (again, asked):
+        reader.close()
+
+
+def test_little_of_a_partition_that_nobody_asks_for_waits_where_messages_are_large(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_BYTES_MAX", 1000)
+    broker.create_topic(topic, 2)
+    server = embedded(broker)
+    for _ in range(20):
+        server.append(topic, 0, b"x" * 100)
+    partitions = Partitions(server.kafka)
+    left, asked = (partitions.open(topic, partition, 2) for partition in range(2))
+    poll_until(asked, lambda: left.is_paused)
+
+    poll_until(left, lambda: left.at_end)
+    assert (left.position, left.is_paused) == (20, False)
     for reader in (left, asked):
         reader.close()
 
@@ -975,19 +1051,65 @@ def test_a_new_client_reads_every_partition_on_where_it_was(broker: Broker, topi
         server.append(topic, number % 2, b"%d" % number)
     partitions = Partitions(server.kafka)
     first, second = (partitions.open(topic, partition, 2) for partition in range(2))
-    before = read(first, 4)  # and those of the second may wait here
-    partitions.renew(first.client)
+    offsets: dict[PartitionReader, list[int]] = {first: [], second: []}
+    while not second.has_waiting:
+        polled = first.poll(3, 0.05)
+        offsets[first] += [] if polled is None else polled.offsets.tolist()
+    assert first.client is second.client
 
-    for reader, polls in ((first, before), (second, [])):
-        offsets = [offset for poll in polls for offset in poll.offsets.tolist()]
-        while len(offsets) < 10:
-            offsets += [offset for poll in read(reader, 1) for offset in poll.offsets.tolist()]
-        assert offsets == list(range(10))
+    first.client.renew()
+
+    assert (first.at_end, second.at_end) == (False, False), "not before the new client has looked"
+    for reader, found in offsets.items():
+        while len(found) < 10:
+            found += [offset for poll in read(reader, 1) for offset in poll.offsets.tolist()]
+        assert found == list(range(10))
+        poll_until(reader, lambda reader=reader: reader.at_end)
+    for reader in offsets:
         reader.close()
 
 
+def test_a_partition_that_cannot_be_opened_leaves_the_others_as_they_are(topic: str) -> None:
+    with Broker.start() as own:
+        own.create_topic(topic, 2)
+        partitions = Partitions(kafka.Kafka(own.address, patience_s=IMPATIENT_S))
+        first = partitions.open(topic, 0, 2)
+        own.down()
+        with pytest.raises(Unavailable):
+            partitions.open(topic, 1, 2)
+        own.up()
+        embedded(own).append(topic, 0, b"here")
+
+        assert read(first, 1)[0].values == [b"here"]
+        first.close()
+
+
+def test_two_threads_read_by_one_client(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 4)
+    server = embedded(broker)
+    producer = RawProducer(server.kafka.config())
+    for number in range(8000):
+        producer.produce(topic, b"%d" % number, partition=number % 4)
+    assert producer.flush(LIMIT_S) == 0
+    partitions = Partitions(server.kafka)
+
+    def read_two(of: tuple[int, int]) -> list[list[int]]:
+        readers = [partitions.open(topic, partition, 4) for partition in of]
+        polls = [read(reader, 2000) for reader in readers]
+        for reader in readers:
+            reader.close()
+        return [[offset for poll in some for offset in poll.offsets.tolist()] for some in polls]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = [offsets for some in threads.map(read_two, [(0, 1), (2, 3)]) for offsets in some]
+
+    assert found == [list(range(2000))] * 4
+
+
 @pytest.mark.usefixtures("hasty")
-def test_the_loss_of_a_broker_stops_the_partitions_it_leads_and_no_others(topic: str) -> None:
+def test_the_loss_of_a_broker_stops_the_partitions_it_leads_and_no_others(
+    topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with Broker.start(brokers_count=2) as own:
         own.create_topic(topic, 2)
         for partition in range(2):
@@ -1000,8 +1122,9 @@ def test_the_loss_of_a_broker_stops_the_partitions_it_leads_and_no_others(topic:
 
         own.down(2)
         poll_until(second, lambda: not second.well)
-        begun_at = partitions.begun_at
-        poll_until(second, lambda: partitions.begun_at > begun_at)  # a new client does not mend it
+        consumer = second.client.consumer
+        poll_until(second, lambda: "begins anew" in caplog.text)  # which does not mend it
+        assert second.client.consumer is consumer, "the other partition is read on by it"
         server.append(topic, 0, b"meanwhile")
         assert read(first, 1)[0].values == [b"meanwhile"]
         assert (first.well, second.well) == (True, False)
