@@ -19,6 +19,8 @@ _POLL_MESSAGES_MIN, _POLL_MESSAGES_MAX = 2000, 10_000
 _AHEAD_LIMIT_MS = 30_000
 _IDLE_US = 500_000
 """Where nothing comes, time is told after so long, whether a tick is due or not."""
+_ON_ITS_WAY_US = 50_000
+"""So long what is in Kafka may be on its way to here: what comes in some milliseconds is fetched together."""
 _TICKS_APART_US = 100_000
 """Ticks that come closer are told of together."""
 
@@ -100,11 +102,11 @@ class LiveReader:
     `caught_up` once all that the partition had at one moment was durable within `limit`.
 
     All that Kafka had in the partition at `through_us` is read; it only rises, and is None while nothing is known. A
-    look that finds the partition at its end makes it the begin of the look before: what came since may be on its way.
-    Otherwise it is just before the newest message's time: no message is in Kafka before the broker's time of it, so all
-    that was there then is read. Times that producers give (`CreateTime`) may lie. Of a partition that is behind, one
-    that is too early makes it seem further behind, and one that is too late as if it were not: no later than the look's
-    begin is believed.
+    look that finds the partition at its end makes it the begin of the look before, but no less than 50 ms ago: what
+    came since may be on its way. It is also just before the newest message's time: no message is in Kafka before the
+    broker's time of it, so all that was there then is read. Times that producers give (`CreateTime`) may lie. Of a
+    partition that is behind, one that is too early makes it seem further behind, and one that is too late as if it were
+    not: no later than the look's begin is believed.
 
     The end is what the cluster said last. One that falls silent seems to have nothing new until it is asked, some ten
     seconds later (edges/partitions.py): so long `through_us` rises though nothing is known.
@@ -124,14 +126,15 @@ class LiveReader:
     epoch: int = 1
     caught_up: bool = False
     _tick_us: int = 0
-    _looked_us: int | None = None
+    _looked_us: int = 0
     _closed: int = 0
     _mark: tuple[int, int] = (0, 0)
     _wanted_count: int = _POLL_MESSAGES_MIN
 
     def __post_init__(self) -> None:
         """Begin to look whether it keeps up."""
-        self._mark = self.partition.end_offset, self.now_us()
+        self._looked_us = self.now_us()
+        self._mark = self.partition.end_offset, self._looked_us
 
     def poll(self) -> Poll | None:
         """Return what came since, unless this partition must let others catch up."""
@@ -140,7 +143,10 @@ class LiveReader:
         begun_us = self.now_us()
         polled = self.partition.poll(self._wanted_count)
         self._learn_through(begun_us, polled)
-        if polled is None or polled.at_end:
+        if polled is None:
+            if self.partition.at_end or not self.partition.well:  # else it is behind, with nothing here at the moment
+                self.alignment.read(self.key, None)
+        elif polled.at_end:
             self.alignment.read(self.key, None)
         else:
             self.alignment.read(self.key, int(polled.timestamps_ms[-1]))
@@ -153,15 +159,12 @@ class LiveReader:
 
     def _learn_through(self, begun_us: int, polled: Poll | None) -> None:
         """Learn until when everything is read, by a look that began then; an outage tells nothing."""
-        before_us, self._looked_us = self._looked_us, begun_us
+        known_us = [] if self.through_us is None else [self.through_us]
         if self.partition.at_end and self.partition.well:
-            through_us = before_us
-        elif polled is not None and polled.timestamps_ms[-1] >= 0:  # it has a time
-            through_us = min(int(polled.timestamps_ms[-1]) * 1000 - 1, begun_us)  # others may have the same
-        else:
-            return
-        if through_us is not None:
-            self.through_us = max(through_us, through_us if self.through_us is None else self.through_us)
+            known_us.append(min(self._looked_us, begun_us - _ON_ITS_WAY_US))
+        if polled is not None and polled.timestamps_ms[-1] >= 0:  # it has a time
+            known_us.append(min(int(polled.timestamps_ms[-1]) * 1000 - 1, begun_us))  # others may have the same
+        self.through_us, self._looked_us = max(known_us, default=None), begun_us
 
     def _at_end(self, time_us: int) -> Poll | None:
         """Say twice a second that nothing more was there, and when that may make a row; an outage is no such thing."""

@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from freshet.flows.edges.kafka_memory import MemoryLog
+from freshet.flows.edges.kafka_memory import MemoryLog, MemoryReader
 from freshet.flows.edges.parquet import MemoryOfflineStore
 from freshet.flows.edges.recovery import MemoryLedger, MemoryRecovery, RecoveryFolder
 from freshet.flows.edges.redis import MemoryOnlineStore
@@ -19,6 +20,19 @@ from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import Feature, View
+
+
+class Hesitant:
+    """A partition of which nothing is here yet, though more is there."""
+
+    def __init__(self, of: MemoryReader) -> None:
+        self._of = of
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+    def poll(self, messages_count: int, wait_s: float = 0.0) -> None:
+        """Bring nothing."""
 
 
 class World:
@@ -149,6 +163,7 @@ def test_a_run_that_ends_at_what_is_there_lets_no_time_pass() -> None:
 
 
 def test_of_a_partition_that_is_idle_all_is_known_up_to_the_begin_of_the_look_before_the_last() -> None:
+    """The first is looked back from to when it was opened."""
     world = World()
 
     told = []
@@ -156,8 +171,11 @@ def test_of_a_partition_that_is_idle_all_is_known_up_to_the_begin_of_the_look_be
         world.polled(after_us=100_000)
         world.now_us += 7  # while nobody looks
         told.append(world.through())
+    world.polled(after_us=2_000)
+    told.append(world.through())
 
-    assert told == [None, 1_100_000, 1_200_007, 1_300_014]
+    assert told == [1_000_000, 1_100_000, 1_200_007, 1_300_014, 1_352_028]
+    assert told[-1] == world.now_us - 50_000, "what came since may be on its way"
 
 
 def test_of_a_partition_that_is_behind_all_is_known_that_came_before_what_was_read() -> None:
@@ -169,21 +187,53 @@ def test_of_a_partition_that_is_behind_all_is_known_that_came_before_what_was_re
     world.polled()
     assert world.through() == 2_499_000 - 1
     assert world.through() == 2_499_000 - 1  # no look, nothing new
-    world.polled(after_us=5)
-    assert world.through() == 9_000_000, "when the look before began: what came since may be on its way"
+    world.polled(after_us=100_000)
+    assert world.through() == 9_000_000
+
+
+def test_a_partition_that_is_behind_holds_those_ahead_also_while_nothing_of_it_is_here() -> None:
+    world, alignment = World(), Alignment()
+    world.reader.alignment = alignment
+    for time_ms in range(2001):  # one more than a look takes
+        world.log.append("clicks", 0, b"a", timestamp_ms=time_ms)
+    world.polled()
+    alignment.read("clicks/1", 10**6)
+    assert alignment.must_wait("clicks/1")
+
+    last = world.log.reader("clicks", 0, 2000)
+    world.reader.partition = Hesitant(last)
+    assert world.polled() is None
+    assert alignment.must_wait("clicks/1")
+
+    world.reader.partition = last
+    assert world.polled() is not None
+    assert not alignment.must_wait("clicks/1"), "it is at its end"
+
+
+def test_a_partition_in_an_outage_holds_nobody() -> None:
+    world, alignment = World(), Alignment()
+    world.reader.alignment = alignment
+    for time_ms in range(2001):
+        world.log.append("clicks", 0, b"a", timestamp_ms=time_ms)
+    world.polled()
+    alignment.read("clicks/1", 10**6)
+    world.log.well = False
+
+    assert world.polled() is None
+
+    assert not alignment.must_wait("clicks/1")
 
 
 def test_an_epoch_tells_nothing_of_what_is_read_after_it() -> None:
     world = World()
-    world.polled(after_us=5)
-    world.polled(after_us=5)
+    world.polled(after_us=100_000)
     world.reader.close_epoch()
-    world.polled(after_us=100)
+    world.polled(after_us=100_000)
 
     world.reader.epoch_durable()
 
-    assert world.through_us == [1_000_005]
-    assert world.through() == 1_000_010
+    assert world.through_us == [1_000_000]
+    assert world.through() == 1_100_000
 
 
 def test_what_another_process_tells_of_a_later_epoch_waits_for_it(tmp_path: Path) -> None:
@@ -218,21 +268,19 @@ def test_of_a_partition_of_which_nothing_is_read_or_no_message_has_a_time_nothin
 @pytest.mark.parametrize("time_ms", [100, 10**9])
 def test_times_that_producers_made_up_take_nothing_back_and_tell_of_no_future(time_ms: int) -> None:
     world = World()
-    world.polled()
-    world.polled()
+    world.polled(after_us=50_000)
     assert world.through() == 1_000_000
     for _ in range(2001):
         world.log.append("clicks", 0, b"a", timestamp_ms=time_ms)
 
     world.polled(after_us=50)
 
-    assert world.through() == (1_000_000 if time_ms == 100 else 1_000_050)
+    assert world.through() == (1_000_000 if time_ms == 100 else 1_050_050)
 
 
 def test_in_an_outage_nothing_more_is_known() -> None:
     world = World()
-    world.polled()
-    world.polled()
+    world.polled(after_us=50_000)
     world.log.well = False
 
     world.polled(after_us=10**6)

@@ -118,24 +118,31 @@ class Partitions:
             return [] if reader is None else [reader]
         return [reader for reader in self._readers.values() if topic in {None, reader.topic}]
 
-    def renew(self, reader: "PartitionReader") -> None:
-        """Go on with a new client; where others are read well by this one, only begin that one partition again."""
-        if any(other.well for other in self._readers.values() if other is not reader):
-            reader.client.consumer.incremental_unassign([reader.place])
-            reader.begin()
-            reader.client.consumer.incremental_assign([reader.place])
-        else:
-            reader.client.renew()
+    def begin_alone(self, reader: "PartitionReader") -> None:
+        """Have the client begin one partition again."""
+        self._unassign(reader)
+        reader.begin()
+        reader.client.consumer.incremental_assign([reader.place])
+
+    def are_others_well(self, reader: "PartitionReader", since: float) -> bool:
+        """Say whether any other partition was read well after an instant of the monotonic clock."""
+        return any(other.well_at > since for other in self._readers.values() if other is not reader)
 
     def release(self, reader: "PartitionReader") -> None:
         """Read a partition no more; releasing it twice is releasing it once."""
         with self.lock:
             if self._readers.get((reader.topic, reader.partition)) is reader:
                 del self._readers[reader.topic, reader.partition]
-                if self._readers:
-                    reader.client.consumer.resume([reader.place])  # librdkafka remembers a pause beyond an assignment
-                    reader.client.consumer.incremental_unassign([reader.place])
-            self._close_unused()
+                try:
+                    if self._readers:
+                        self._unassign(reader)
+                finally:
+                    self._close_unused()
+
+    @staticmethod
+    def _unassign(reader: "PartitionReader") -> None:
+        reader.client.consumer.resume([reader.place])  # librdkafka remembers a pause beyond an assignment
+        reader.client.consumer.incremental_unassign([reader.place])
 
     def _close_unused(self) -> None:
         if not self._readers and self._client is not None:
@@ -162,8 +169,9 @@ class PartitionReader:
         self.client, self.is_paused = client, False
         self._partitions, self._first = partitions, place.offset
         self._waiting, self._waiting_bytes, self._is_end_known = list[Message](), 0, True
-        self._begun_at = self._came_at = self._well_at = time.monotonic()
+        self.well_at = self._begun_at = self._came_at = time.monotonic()
         self._failing_since: float | None = None
+        self._began_alone = False
         self._probe_at, self._said = 0.0, ""
 
     @property
@@ -219,7 +227,7 @@ class PartitionReader:
     @property
     def _cause(self) -> str:
         """What the client said, since all was well here, that is not: of the partition, or of the brokers."""
-        return self._said or self.client.heard.since(self._well_at)
+        return self._said or self.client.heard.since(self.well_at)
 
     def poll(self, messages_count: int, wait_s: float = 0.0) -> Poll | None:
         """Return what is there, at most so many messages; None if nothing is.
@@ -240,11 +248,11 @@ class PartitionReader:
                     self._heed(error)
             if good:
                 self._be_well()
-            elif self._cause or not self.well or time.monotonic() - self._well_at > _QUIET_S:
+            elif self._cause or not self.well or time.monotonic() - self.well_at > _QUIET_S:
                 self._probe()
             _, high = self.client.consumer.get_watermark_offsets(self.place, cached=True)
             self.end_offset = max(self.end_offset, int(high))
-        return self._as_poll(good) if good else None
+            return self._as_poll(good) if good else None
 
     def _as_poll(self, messages: Sequence[Message]) -> Poll:
         offsets = np.array([message.offset() for message in messages], np.int64)
@@ -292,24 +300,31 @@ class PartitionReader:
                 raise kafka.unavailable(f"{self.topic}/{self.partition}: {said}") from error
             self._probe_at = now + min(now - since, _PROBE_PAUSE_S_MAX)  # twice as long each time
             if now - max(since, self._begun_at) > _RENEWAL_S:
-                self._renew()
+                self._begin_again(since)
         else:
             self._be_well()
             self.end_offset, self._is_end_known = max(self.end_offset, int(high)), True
-            if not self.at_end and now - max(self._came_at, self._begun_at) > _STALL_S:
-                self._renew()
+            if self.at_end:
+                self._came_at = now
+            elif now - max(self._came_at, self._begun_at) > _STALL_S:
+                self._begin_again(self._came_at)
 
     def _be_well(self) -> None:
-        self._failing_since, self._said, self._well_at = None, "", time.monotonic()
+        self._failing_since, self._said, self.well_at = None, "", time.monotonic()
 
-    def _renew(self) -> None:
+    def _begin_again(self, since: float) -> None:
+        """Read on as anew: alone, the first time, if others were read well since; otherwise by a new client."""
         LOG.warning("%s/%d: its client is at a loss, and begins anew at %d", self.topic, self.partition, self.position)
-        self._partitions.renew(self)
+        self._began_alone = not self._began_alone and self._partitions.are_others_well(self, since)
+        if self._began_alone:
+            self._partitions.begin_alone(self)
+        else:
+            self.client.renew()
 
     def _advance(self, position: int) -> None:
         """Note how far was read."""
         self.position = self._first = max(self.position, position)
-        self._came_at = time.monotonic()
+        self._came_at, self._began_alone = time.monotonic(), False
 
     def close(self) -> None:
         """Let go of the partition."""

@@ -1123,7 +1123,12 @@ def test_the_loss_of_a_broker_stops_the_partitions_it_leads_and_no_others(
         own.down(2)
         poll_until(second, lambda: not second.well)
         consumer = second.client.consumer
-        poll_until(second, lambda: "begins anew" in caplog.text)  # which does not mend it
+
+        def begun_anew() -> bool:
+            polled = [reader.poll(100, 0.05) for reader in (first, second)]
+            return polled == [None, None] and "begins anew" in caplog.text
+
+        until(begun_anew)  # which does not mend it
         assert second.client.consumer is consumer, "the other partition is read on by it"
         server.append(topic, 0, b"meanwhile")
         assert read(first, 1)[0].values == [b"meanwhile"]
