@@ -143,12 +143,9 @@ class LiveReader:
         begun_us = self.now_us()
         polled = self.partition.poll(self._wanted_count)
         self._learn_through(begun_us, polled)
-        if polled is None:
-            if self.partition.at_end or not self.partition.well:  # else it is behind, with nothing here at the moment
-                self.alignment.read(self.key, None)
-        elif polled.at_end:
+        if self.partition.at_end or not self.partition.well:
             self.alignment.read(self.key, None)
-        else:
+        elif polled is not None:  # else it is as far behind as before, with nothing here at the moment
             self.alignment.read(self.key, int(polled.timestamps_ms[-1]))
             self._wanted_count = wanted_count(polled.timestamps_ms)
         if self.until is None:

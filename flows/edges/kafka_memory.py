@@ -54,6 +54,8 @@ class MemoryLog:
         self._now_ms = now_ms
         self.well = True
         """Whether it answers; while it does not, readers find nothing, and know why."""
+        self.delivers = True
+        """Whether what is there comes; while it is on its way, readers find nothing, and know that it is there."""
         self._topics: dict[str, list[_Partition]] = {}
         self._committed: dict[tuple[str, str, int], _Commit] = {}
 
@@ -213,7 +215,9 @@ class MemoryReader:
         del wait_s
         if not self._read.low <= self.position <= self.end_offset:
             self._refuse_position()
-        records = self._read.records[self.position : self.position + messages_count] if self.well else []
+        records = self._read.records[self.position : self.position + messages_count]
+        if not (self.well and self._log.delivers):
+            records = []
         if not records:
             return None
         offsets = np.arange(self.position, self.position + len(records), dtype=np.int64)

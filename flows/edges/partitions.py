@@ -33,8 +33,6 @@ _FETCH = {
     "topic.metadata.refresh.interval.ms": 5000,
 }
 _OFFSET_GONE = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001  # the client's own name
-_WAITING_MAX, _WAITING_BYTES_MAX = 20_000, 1 << 24
-"""So much of a partition may wait here, because others are asked for, before it is fetched no further."""
 _PROBE_LIMIT_S = 0.5
 _PROBE_PAUSE_S_MAX = 5.0
 _QUIET_S = 10.0
@@ -50,11 +48,13 @@ class Partitions:
     """All the partitions that a process reads, by one client: it is made with the first, and closed with the last.
 
     What a client costs, its threads, its connections and its fetches, it costs once. Workers may share it: whatever is
-    done with it is done under its lock.
+    done with it is done under its lock. Of a partition of which more than `waiting_max` messages, or
+    `waiting_bytes_max`, wait here, because others are asked for, no more is fetched.
     """
 
-    def __init__(self, kafka: Kafka) -> None:
+    def __init__(self, kafka: Kafka, *, waiting_max: int = 20_000, waiting_bytes_max: int = 1 << 24) -> None:
         self.kafka, self.lock = kafka, threading.RLock()
+        self.waiting_max, self.waiting_bytes_max = waiting_max, waiting_bytes_max
         self._readers: dict[tuple[str, int], PartitionReader] = {}
         self._client: Client | None = None
 
@@ -194,7 +194,8 @@ class PartitionReader:
         self._waiting += messages
         self._waiting_bytes += sum(map(len, messages))
         self._is_end_known = True  # the broker's answer that brought them says it
-        is_much = len(self._waiting) > _WAITING_MAX or self._waiting_bytes > _WAITING_BYTES_MAX
+        of = self._partitions
+        is_much = len(self._waiting) > of.waiting_max or self._waiting_bytes > of.waiting_bytes_max
         if is_much and not self.is_paused:  # what the client has of it beyond these is dropped, and fetched again
             self.client.consumer.pause([self.place])
             self.is_paused = True
@@ -202,7 +203,7 @@ class PartitionReader:
     def _taken(self, messages_count: int) -> Sequence[Message]:
         """Take what waits, at most so many; once nothing does, more is fetched."""
         taken, self._waiting = self._waiting[:messages_count], self._waiting[messages_count:]
-        self._waiting_bytes -= sum(map(len, taken))
+        self._waiting_bytes = sum(map(len, self._waiting))  # mostly of none
         if self.is_paused and not self._waiting:
             self.client.consumer.resume([self.place])
             self.begin()
@@ -211,7 +212,7 @@ class PartitionReader:
     @property
     def at_end(self) -> bool:
         """Whether everything was read that is known to be there, which is not known while it is not fetched."""
-        return self._is_end_known and self.position >= self.end_offset
+        return self._is_end_known and not self._waiting and self.position >= self.end_offset
 
     @property
     def well(self) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -922,151 +922,145 @@ def test_a_client_to_which_nothing_is_delivered_though_it_is_there_is_made_anew(
     reader.close()
 
 
+@contextlib.contextmanager
+def opened(partitions: Partitions, topic: str, count: int) -> Iterator[list[PartitionReader]]:
+    """All partitions of a topic, by one client."""
+    readers = [partitions.open(topic, partition, count) for partition in range(count)]
+    try:
+        yield readers
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def offsets_of(polls: Iterable[Poll]) -> list[int]:
+    return [offset for poll in polls for offset in poll.offsets.tolist()]
+
+
+def publish_to(server: RealCluster, topic: str, count: int, partitions_count: int) -> None:
+    """Write so many messages to the partitions in turns."""
+    producer = RawProducer(server.kafka.config())
+    for number in range(count):
+        producer.produce(topic, b"%d" % number, partition=number % partitions_count)
+    assert producer.flush(LIMIT_S) == 0
+
+
 def test_what_comes_of_a_partition_while_others_are_asked_for_waits_for_it_in_order(broker: Broker, topic: str) -> None:
     broker.create_topic(topic, 3)
     server = embedded(broker)
-    for number in range(30):
-        server.append(topic, number % 3, str(number).encode())
-    partitions = Partitions(server.kafka)
-    first, second, third = (partitions.open(topic, partition, 3) for partition in range(3))
+    publish_to(server, topic, 30, 3)
 
-    assert [value for poll in read(third, 10) for value in poll.values] == [
-        b"%d" % number for number in range(2, 30, 3)
-    ]
-    third.close()  # the others are read on
-    server.append(topic, 1, b"more")
-    for partition, reader, count in ((0, first, 10), (1, second, 11)):
-        found = read(reader, count)
-        assert [offset for poll in found for offset in poll.offsets.tolist()] == list(range(count))
-        assert {poll.partition for poll in found} == {partition}
-    assert (first.at_end, second.at_end) == (True, True)
-    for reader in (first, second):
-        reader.close()
+    with opened(Partitions(server.kafka), topic, 3) as (first, second, third):
+        assert [value for poll in read(third, 10) for value in poll.values] == [
+            b"%d" % number for number in range(2, 30, 3)
+        ]
+        third.close()  # the others are read on
+        server.append(topic, 1, b"more")
+        for partition, reader, count in ((0, first, 10), (1, second, 11)):
+            found = read(reader, count)
+            assert offsets_of(found) == list(range(count))
+            assert {poll.partition for poll in found} == {partition}
+        assert (first.at_end, second.at_end) == (True, True)
+
+
+def test_a_partition_of_which_something_waits_is_not_at_its_end(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 2)
+    server = embedded(broker)
+    with opened(Partitions(server.kafka), topic, 2) as (asked, other):
+        assert other.at_end
+        server.append(topic, 1, b"new")
+        poll_until(asked, lambda: other.has_waiting)
+
+        assert not other.at_end
+
+
+@contextlib.contextmanager
+def paused(broker: Broker, topic: str, count: int, **limits: int) -> Iterator[list[PartitionReader]]:
+    """Readers of two partitions: of the first so many messages are there, and it is fetched no further; the second."""
+    broker.create_topic(topic, 2)
+    server = embedded(broker)
+    publish_to(server, topic, count, 1)
+    with opened(Partitions(server.kafka, **limits), topic, 2) as readers:
+        left, asked = readers
+        poll_until(asked, lambda: left.is_paused)
+        yield readers
 
 
 def test_a_partition_that_nobody_asks_for_is_fetched_no_further_than_it_may_and_then_read_on(
-    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, topic: str
 ) -> None:
-    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_MAX", 100)
-    broker.create_topic(topic, 2)
-    server = embedded(broker)
-    producer = RawProducer(server.kafka.config())
-    for number in range(3000):
-        producer.produce(topic, b"%d" % number, partition=0)
-    assert producer.flush(LIMIT_S) == 0
-    partitions = Partitions(server.kafka)
-    left, asked = (partitions.open(topic, partition, 2) for partition in range(2))
-    poll_until(asked, lambda: left.is_paused)
-    server.append(topic, 1, b"here")
+    with paused(broker, topic, 3000, waiting_max=100) as (left, asked):
+        embedded(broker).append(topic, 1, b"here")
 
-    assert read(asked, 1)[0].values == [b"here"]
-    assert len(left._waiting) <= 200, "a hundred, and what came with the last of them"  # noqa: SLF001  # memory
-    found = read(left, 3000)
-    assert [value for poll in found for value in poll.values] == [b"%d" % number for number in range(3000)]
-    assert not left.is_paused
-    for reader in (left, asked):
-        reader.close()
-
-
-def paused(broker: Broker, topic: str, count: int) -> tuple[PartitionReader, PartitionReader]:
-    """Readers of two partitions: of the first so many messages have come, and it is fetched no further; the second."""
-    broker.create_topic(topic, 2)
-    server = embedded(broker)
-    for number in range(count):
-        server.append(topic, 0, b"%d" % number)
-    partitions = Partitions(server.kafka)
-    left, asked = (partitions.open(topic, partition, 2) for partition in range(2))
-    poll_until(asked, lambda: left.is_paused)
-    return left, asked
+        assert read(asked, 1)[0].values == [b"here"]
+        assert len(left._waiting) <= 200, "a hundred, and what came with the last of them"  # noqa: SLF001  # memory
+        found = read(left, 3000)
+        assert [value for poll in found for value in poll.values] == [b"%d" % number for number in range(3000)]
+        assert not left.is_paused
 
 
 def test_a_partition_that_was_fetched_no_further_is_at_its_end_once_that_was_looked_for_again(
-    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, topic: str
 ) -> None:
-    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_MAX", 19)
-    left, asked = paused(broker, topic, 20)
-    for number in range(20, 30):
-        embedded(broker).append(topic, 0, b"%d" % number)
+    with paused(broker, topic, 20, waiting_max=19) as (left, _):
+        for number in range(20, 30):
+            embedded(broker).append(topic, 0, b"%d" % number)
 
-    offsets, were_at_end = list[int](), list[int]()
-    while len(offsets) < 30:
-        polled = left.poll(100, 0.05)
-        offsets += [] if polled is None else polled.offsets.tolist()
-        were_at_end += [len(offsets)] if left.at_end else []
-    assert (offsets, set(were_at_end)) == (list(range(30)), {30})
-    poll_until(left, lambda: left.at_end)
-    for reader in (left, asked):
-        reader.close()
+        offsets, were_at_end = list[int](), list[int]()
+        while len(offsets) < 30:
+            polled = left.poll(100, 0.05)
+            offsets += [] if polled is None else polled.offsets.tolist()
+            were_at_end += [len(offsets)] if left.at_end else []
+        assert (offsets, set(were_at_end)) == (list(range(30)), {30})
+        poll_until(left, lambda: left.at_end)
 
 
 def test_where_nothing_new_came_to_a_partition_that_was_fetched_no_further_its_end_is_known_again(
-    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, topic: str
 ) -> None:
-    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_MAX", 19)
-    left, asked = paused(broker, topic, 20)
-
-    assert [len(poll.values) for poll in read(left, 20)] == [20]
-    assert not left.at_end
-    poll_until(left, lambda: left.at_end)
-    assert left.position == 20
-    for reader in (left, asked):
-        reader.close()
+    with paused(broker, topic, 20, waiting_max=19) as (left, _):
+        assert [len(poll.values) for poll in read(left, 20)] == [20]
+        assert not left.at_end
+        poll_until(left, lambda: left.at_end)
+        assert left.position == 20
 
 
 def test_a_partition_that_was_let_go_while_it_was_fetched_no_further_can_be_read_again(
-    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, topic: str
 ) -> None:
-    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_MAX", 19)
-    left, asked = paused(broker, topic, 20)
-    left.close()
+    with paused(broker, topic, 20, waiting_max=19) as (left, asked):
+        left.close()
 
-    again = asked._partitions.open(topic, 0, 2, 5)  # noqa: SLF001  # the same client's
-    assert [offset for poll in read(again, 15) for offset in poll.offsets.tolist()] == list(range(5, 20))
-    for reader in (again, asked):
-        reader.close()
+        again = asked._partitions.open(topic, 0, 2, 5)  # noqa: SLF001  # the same client's
+        assert offsets_of(read(again, 15)) == list(range(5, 20))
+        again.close()
 
 
-def test_little_of_a_partition_that_nobody_asks_for_waits_where_messages_are_large(
-    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("freshet.flows.edges.partitions._WAITING_BYTES_MAX", 1000)
-    broker.create_topic(topic, 2)
-    server = embedded(broker)
-    for _ in range(20):
-        server.append(topic, 0, b"x" * 100)
-    partitions = Partitions(server.kafka)
-    left, asked = (partitions.open(topic, partition, 2) for partition in range(2))
-    poll_until(asked, lambda: left.is_paused)
-
-    poll_until(left, lambda: left.at_end)
-    assert (left.position, left.is_paused) == (20, False)
-    for reader in (left, asked):
-        reader.close()
+def test_little_of_a_partition_that_nobody_asks_for_waits_where_messages_are_large(broker: Broker, topic: str) -> None:
+    with paused(broker, topic, 20, waiting_bytes_max=10) as (left, _):
+        poll_until(left, lambda: left.at_end)
+        assert (left.position, left.is_paused) == (20, False)
 
 
 def test_a_new_client_reads_every_partition_on_where_it_was(broker: Broker, topic: str) -> None:
     broker.create_topic(topic, 2)
     server = embedded(broker)
-    for number in range(20):
-        server.append(topic, number % 2, b"%d" % number)
-    partitions = Partitions(server.kafka)
-    first, second = (partitions.open(topic, partition, 2) for partition in range(2))
-    offsets: dict[PartitionReader, list[int]] = {first: [], second: []}
-    while not second.has_waiting:
-        polled = first.poll(3, 0.05)
-        offsets[first] += [] if polled is None else polled.offsets.tolist()
-    assert first.client is second.client
+    publish_to(server, topic, 20, 2)
+    with opened(Partitions(server.kafka), topic, 2) as (first, second):
+        offsets: dict[PartitionReader, list[int]] = {first: [], second: []}
+        while not second.has_waiting:
+            polled = first.poll(3, 0.05)
+            offsets[first] += [] if polled is None else polled.offsets.tolist()
+        assert first.client is second.client
 
-    first.client.renew()
+        first.client.renew()
 
-    assert (first.at_end, second.at_end) == (False, False), "not before the new client has looked"
-    for reader, found in offsets.items():
-        while len(found) < 10:
-            found += [offset for poll in read(reader, 1) for offset in poll.offsets.tolist()]
-        assert found == list(range(10))
-        poll_until(reader, lambda reader=reader: reader.at_end)
-    for reader in offsets:
-        reader.close()
+        assert (first.at_end, second.at_end) == (False, False), "not before the new client has looked"
+        for reader, found in offsets.items():
+            while len(found) < 10:
+                found.extend(offsets_of(read(reader, 1)))
+            assert found == list(range(10))
+            poll_until(reader, lambda reader=reader: reader.at_end)
 
 
 def test_a_partition_that_cannot_be_opened_leaves_the_others_as_they_are(topic: str) -> None:
@@ -1087,10 +1081,7 @@ def test_a_partition_that_cannot_be_opened_leaves_the_others_as_they_are(topic: 
 def test_two_threads_read_by_one_client(broker: Broker, topic: str) -> None:
     broker.create_topic(topic, 4)
     server = embedded(broker)
-    producer = RawProducer(server.kafka.config())
-    for number in range(8000):
-        producer.produce(topic, b"%d" % number, partition=number % 4)
-    assert producer.flush(LIMIT_S) == 0
+    publish_to(server, topic, 8000, 4)
     partitions = Partitions(server.kafka)
 
     def read_two(of: tuple[int, int]) -> list[list[int]]:
@@ -1098,7 +1089,7 @@ def test_two_threads_read_by_one_client(broker: Broker, topic: str) -> None:
         polls = [read(reader, 2000) for reader in readers]
         for reader in readers:
             reader.close()
-        return [[offset for poll in some for offset in poll.offsets.tolist()] for some in polls]
+        return [offsets_of(some) for some in polls]
 
     with ThreadPoolExecutor(2) as threads:
         found = [offsets for some in threads.map(read_two, [(0, 1), (2, 3)]) for offsets in some]
@@ -1110,12 +1101,12 @@ def test_two_threads_read_by_one_client(broker: Broker, topic: str) -> None:
 def test_the_loss_of_a_broker_stops_the_partitions_it_leads_and_no_others(
     topic: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Broker.start(brokers_count=2) as own:
+    with Broker.start(brokers_count=2) as own, contextlib.ExitStack() as readers:
         own.create_topic(topic, 2)
         for partition in range(2):
             own.lead(topic, partition, partition + 1)
-        server, partitions = embedded(own), Partitions(patient(own))
-        first, second = (partitions.open(topic, partition, 2) for partition in range(2))
+        server = embedded(own)
+        first, second = readers.enter_context(opened(Partitions(patient(own)), topic, 2))
         for partition, reader in enumerate((first, second)):
             server.append(topic, partition, b"before")
             assert read(reader, 1)[0].values == [b"before"]
@@ -1138,8 +1129,6 @@ def test_the_loss_of_a_broker_stops_the_partitions_it_leads_and_no_others(
         poll_until(second, lambda: second.well)
         server.append(topic, 1, b"after")
         assert read(second, 1)[0].values == [b"after"]
-        for reader in (first, second):
-            reader.close()
 
 
 def test_an_error_of_one_partition_is_that_one_s_alone(broker: Broker, topic: str) -> None:
@@ -1147,19 +1136,16 @@ def test_an_error_of_one_partition_is_that_one_s_alone(broker: Broker, topic: st
     server = embedded(broker)
     server.append(topic, 0, b"first")
     slow = kafka.Kafka(broker.address, {"queued.max.messages.kbytes": "1"})  # reads hardly ahead of its polls
-    partitions = Partitions(slow)
-    overtaken, other = (partitions.open(topic, partition, 2) for partition in range(2))
-    for _ in range(12):  # the embedded broker keeps 5 MiB of a partition
-        server.append(topic, 0, b"x" * 900_000)
-    server.append(topic, 1, b"here")
+    with opened(Partitions(slow), topic, 2) as (overtaken, other):
+        for _ in range(12):  # the embedded broker keeps 5 MiB of a partition
+            server.append(topic, 0, b"x" * 900_000)
+        server.append(topic, 1, b"here")
 
-    assert read(other, 1)[0].values == [b"here"]
-    with pytest.raises(Refused, match=f'"{topic}" partition 0 does not have the offset'):
-        read(overtaken, 13)
-    server.append(topic, 1, b"still")
-    assert read(other, 1)[0].values == [b"still"]
-    for reader in (overtaken, other):
-        reader.close()
+        assert read(other, 1)[0].values == [b"here"]
+        with pytest.raises(Refused, match=f'"{topic}" partition 0 does not have the offset'):
+            read(overtaken, 13)
+        server.append(topic, 1, b"still")
+        assert read(other, 1)[0].values == [b"still"]
 
 
 def test_a_question_that_fails_is_not_asked_of_the_same_client_again(broker: Broker, topic: str) -> None:
