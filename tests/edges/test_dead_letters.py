@@ -315,7 +315,7 @@ def test_a_broker_that_is_not_there_is_named_with_the_root_cause() -> None:
 
 def test_letters_that_an_outage_loses_are_unavailable() -> None:
     with Broker.start() as own:
-        server = RealCluster(kafka.Kafka(own.address, patience_s=1.0), own.create_topic)
+        server = RealCluster(kafka.Kafka(own.address, patience_s=10.0), own.create_topic)  # waited out at the end
         topic = made(server)
         sink = server.dead_letters(GROUP)
         sink.put([reject(topic, 1)])

@@ -759,14 +759,15 @@ def test_a_reader_overtaken_while_it_reads_is_refused(broker: Broker, topic: str
 # Outages
 
 
-IMPATIENT_S = 1.0
+IMPATIENT_S = 1.0  # nothing is there: all of it is waited out
+OUTAGE_S = 10.0  # a broker is there and then goes: it answers in time on a busy machine, and this is waited out
 
 
 @pytest.fixture
 def impatient() -> Iterator[tuple[Broker, kafka.Kafka, str]]:
-    """A broker that may go down, a client that waits a second for it, and a topic with one message."""
+    """A broker that may go down, a client that waits some seconds for it, and a topic with one message."""
     with Broker.start() as own:
-        cluster = kafka.Kafka(own.address, patience_s=IMPATIENT_S)
+        cluster = kafka.Kafka(own.address, patience_s=OUTAGE_S)
         own.create_topic("t", 1)
         RealCluster(cluster).append("t", 0, b"before")
         yield own, cluster, "t"
@@ -1066,7 +1067,7 @@ def test_a_new_client_reads_every_partition_on_where_it_was(broker: Broker, topi
 def test_a_partition_that_cannot_be_opened_leaves_the_others_as_they_are(topic: str) -> None:
     with Broker.start() as own:
         own.create_topic(topic, 2)
-        partitions = Partitions(kafka.Kafka(own.address, patience_s=IMPATIENT_S))
+        partitions = Partitions(kafka.Kafka(own.address, patience_s=OUTAGE_S))
         first = partitions.open(topic, 0, 2)
         own.down()
         with pytest.raises(Unavailable):
