@@ -48,13 +48,14 @@ class Partitions:
     """All the partitions that a process reads, by one client: it is made with the first, and closed with the last.
 
     What a client costs, its threads, its connections and its fetches, it costs once. Workers may share it: whatever is
-    done with it is done under its lock. Of a partition of which more than `waiting_max` messages, or
-    `waiting_bytes_max`, wait here, because others are asked for, no more is fetched.
+    done with it is done under its lock. Messages of partitions that are not asked for wait here: `waiting_max` of
+    them, and `waiting_bytes_max`, of which each partition has an equal share. One that has more waiting is fetched no
+    further, so what waits takes no more memory however many partitions there are.
     """
 
-    def __init__(self, kafka: Kafka, *, waiting_max: int = 20_000, waiting_bytes_max: int = 1 << 24) -> None:
+    def __init__(self, kafka: Kafka, *, waiting_max: int = 160_000, waiting_bytes_max: int = 1 << 27) -> None:
         self.kafka, self.lock = kafka, threading.RLock()
-        self.waiting_max, self.waiting_bytes_max = waiting_max, waiting_bytes_max
+        self._waiting_max, self._waiting_bytes_max = waiting_max, waiting_bytes_max
         self._readers: dict[tuple[str, int], PartitionReader] = {}
         self._client: Client | None = None
 
@@ -117,6 +118,11 @@ class Partitions:
             reader = self._readers.get((topic, partition))
             return [] if reader is None else [reader]
         return [reader for reader in self._readers.values() if topic in {None, reader.topic}]
+
+    def is_much(self, messages_count: int, bytes_count: int) -> bool:
+        """Say whether of one partition more waits than its share."""
+        parts = len(self._readers)
+        return messages_count * parts > self._waiting_max or bytes_count * parts > self._waiting_bytes_max
 
     def begin_alone(self, reader: "PartitionReader") -> None:
         """Have the client begin one partition again."""
@@ -194,8 +200,7 @@ class PartitionReader:
         self._waiting += messages
         self._waiting_bytes += sum(map(len, messages))
         self._is_end_known = True  # the broker's answer that brought them says it
-        of = self._partitions
-        is_much = len(self._waiting) > of.waiting_max or self._waiting_bytes > of.waiting_bytes_max
+        is_much = self._partitions.is_much(len(self._waiting), self._waiting_bytes)
         if is_much and not self.is_paused:  # what the client has of it beyond these is dropped, and fetched again
             self.client.consumer.pause([self.place])
             self.is_paused = True

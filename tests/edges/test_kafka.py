@@ -990,11 +990,11 @@ def paused(broker: Broker, topic: str, count: int, **limits: int) -> Iterator[li
 def test_a_partition_that_nobody_asks_for_is_fetched_no_further_than_it_may_and_then_read_on(
     broker: Broker, topic: str
 ) -> None:
-    with paused(broker, topic, 3000, waiting_max=100) as (left, asked):
+    with paused(broker, topic, 3000, waiting_max=200) as (left, asked):
         embedded(broker).append(topic, 1, b"here")
 
         assert read(asked, 1)[0].values == [b"here"]
-        assert len(left._waiting) <= 200, "a hundred, and what came with the last of them"  # noqa: SLF001  # memory
+        assert len(left._waiting) <= 200, "half of what may wait of both, and what came with the last of them"  # noqa: SLF001  # memory
         found = read(left, 3000)
         assert [value for poll in found for value in poll.values] == [b"%d" % number for number in range(3000)]
         assert not left.is_paused
@@ -1003,7 +1003,7 @@ def test_a_partition_that_nobody_asks_for_is_fetched_no_further_than_it_may_and_
 def test_a_partition_that_was_fetched_no_further_is_at_its_end_once_that_was_looked_for_again(
     broker: Broker, topic: str
 ) -> None:
-    with paused(broker, topic, 20, waiting_max=19) as (left, _):
+    with paused(broker, topic, 20, waiting_max=39) as (left, _):
         for number in range(20, 30):
             embedded(broker).append(topic, 0, b"%d" % number)
 
@@ -1019,7 +1019,7 @@ def test_a_partition_that_was_fetched_no_further_is_at_its_end_once_that_was_loo
 def test_where_nothing_new_came_to_a_partition_that_was_fetched_no_further_its_end_is_known_again(
     broker: Broker, topic: str
 ) -> None:
-    with paused(broker, topic, 20, waiting_max=19) as (left, _):
+    with paused(broker, topic, 20, waiting_max=39) as (left, _):
         assert [len(poll.values) for poll in read(left, 20)] == [20]
         assert not left.at_end
         poll_until(left, lambda: left.at_end)
@@ -1029,7 +1029,7 @@ def test_where_nothing_new_came_to_a_partition_that_was_fetched_no_further_its_e
 def test_a_partition_that_was_let_go_while_it_was_fetched_no_further_can_be_read_again(
     broker: Broker, topic: str
 ) -> None:
-    with paused(broker, topic, 20, waiting_max=19) as (left, asked):
+    with paused(broker, topic, 20, waiting_max=39) as (left, asked):
         left.close()
 
         again = asked._partitions.open(topic, 0, 2, 5)  # noqa: SLF001  # the same client's
@@ -1041,6 +1041,17 @@ def test_little_of_a_partition_that_nobody_asks_for_waits_where_messages_are_lar
     with paused(broker, topic, 20, waiting_bytes_max=10) as (left, _):
         poll_until(left, lambda: left.at_end)
         assert (left.position, left.is_paused) == (20, False)
+
+
+def test_the_more_partitions_are_read_the_less_waits_of_each(broker: Broker, topic: str) -> None:
+    broker.create_topic(topic, 4)
+    server = embedded(broker)
+    publish_to(server, topic, 20, 1)
+    with opened(Partitions(server.kafka, waiting_max=60), topic, 2) as (left, asked):
+        poll_until(asked, lambda: left.has_waiting)
+        assert not left.is_paused
+    with opened(Partitions(server.kafka, waiting_max=60), topic, 4) as (left, asked, *_):
+        poll_until(asked, lambda: left.is_paused)
 
 
 def test_a_new_client_reads_every_partition_on_where_it_was(broker: Broker, topic: str) -> None:
