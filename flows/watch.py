@@ -150,6 +150,8 @@ class Watch:
         self._runs = Runs()
         self._durable: Ledger | None = None
         """The newest ledger all of whose parts were visible."""
+        self._told: Mapping[str, int] = {}
+        """The parts that it names, with their numbers of rows; none once another generation may have them merged."""
         self.canary_lines: list[CanaryLine] = []
         """What this round saw of canaries."""
         self._is_counted = False
@@ -173,22 +175,25 @@ class Watch:
         offline, found = self._outside.offline, dict[str, None]()
         while True:
             generation = offline.generation(self.view.name)
-            more, staged, after = self._listed(ledger)
+            more, staged, missed, after = self._listed(ledger)
             found |= dict.fromkeys(more)
-            if offline.generation(self.view.name) == generation:  # else parts of two were met
+            if offline.generation(self.view.name) == generation and (not missed or after == ledger):
                 break
+            ledger = (
+                after  # parts of two generations were met, or those of a commit that is no more the last are merged
+            )
         new = [part for part in found if part in self._parts]
         if generation != self._generation:  # parts of another one are not gone, but merged
-            self._generation = generation
+            self._generation, self._told = generation, {}
             self._gone.clear()
         self._runs.note(new, self._outside.ends, ledger)
         if not staged:  # between the ledger and the renaming lies a moment, or a crash
-            self._durable = ledger
+            self._durable, self._told = ledger, ledger.parts.get(self.view.name, {})
         self._is_counted = not staged and after == ledger
         return new, after
 
-    def _listed(self, ledger: Ledger) -> tuple[list[str], list[str], Ledger]:
-        """Return parts that are new, those that are staged, and the ledger after."""
+    def _listed(self, ledger: Ledger) -> tuple[list[str], list[str], list[str], Ledger]:
+        """Return new parts, those of the ledger that are staged, those of it that are missed, and the ledger after."""
         name, offline = self.view.name, self._outside.offline
         visible = dict.fromkeys(offline.visible_parts(name))
         told = ledger.parts.get(name, {})
@@ -201,7 +206,8 @@ class Watch:
                 self._parts.put(part, summary)
                 self._gone.pop(part, None)
                 new.append(part)
-        return new, staged, self._outside.ledger.read() or ledger
+        missed = [part for part in told if part not in self._parts and part not in staged]
+        return new, staged, missed, self._outside.ledger.read() or ledger
 
     def _committed_count(self, ledger: Ledger) -> int:
         """Return how many rows the parts must have: those that were committed, and not dropped by compaction."""
@@ -346,10 +352,10 @@ class Watch:
 
     def part_lines(self) -> list[tuple[str, int, int | None]]:
         """Return the rows' numbers of parts, and of the whole folder, as `frames.parts` wants them."""
-        ledger, name = self._durable, self.view.name
+        ledger = self._durable
         if ledger is None:
             return []
-        told = ledger.parts.get(name, {})
+        told = self._told
         lines = [
             (part, count, one.rows_count if (one := self._parts.get(part)) else None) for part, count in told.items()
         ]

@@ -177,7 +177,7 @@ def alertmanager() -> str:
     return program("amtool", why, "prometheus-alertmanager", "alertmanager")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it asks Kafka for all topics, once a second
 def burrow_url(real_kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
     """The address of a Burrow that watches the real Kafka; without it the tests run all the same, and a warning says so."""
     jars = kafka_jars()

@@ -113,7 +113,7 @@ class Burrow:
         return said["status"], ill, said["totallag"]
 
     def close(self) -> None:
-        """It is the session's."""
+        """Others use it, too."""
 
 
 def _answer(url: str) -> "dict[str, dict[str, object]]":

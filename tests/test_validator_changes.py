@@ -3,13 +3,12 @@ looks at rows of two declarations say nothing, and by the new one a fault is fou
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
-from history import TARGET, Changing, Sparing, Validator
+from history import TARGET, Changing, Once, Sparing, Validator
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
@@ -116,20 +115,6 @@ def test_a_change_that_comes_and_goes_while_it_is_looked_makes_the_look_void(his
 
     assert reasons(validator.round()) == ["its rows were made anew"]
     assert not to_and_fro
-
-
-@dataclass
-class Once:
-    """What happens at one touch of the outside, of which it counts all."""
-
-    touch: int
-    act: Callable[[], object]
-    touches_count: int = 0
-
-    def __call__(self) -> None:
-        if self.touches_count == self.touch:
-            self.act()
-        self.touches_count += 1
 
 
 @pytest.mark.parametrize("steps_count", range(1, 2 * STEPS + 1))

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
-from history import START, VIEW, History, Sparing, Validator
+import pytest
+from history import START, VIEW, History, Once, Sparing, Validator
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -77,6 +78,10 @@ class Stores(RuleBasedStateMachine):
     def crash(self) -> None:
         self.history.crash()
 
+    @rule()
+    def compact(self) -> None:
+        self.history.compact()
+
     @rule(seconds=st.sampled_from([0.4, 1, 3, 20, 70]))
     def pass_by(self, seconds: float) -> None:
         self.history.now += timedelta(seconds=seconds)
@@ -88,7 +93,11 @@ class Stores(RuleBasedStateMachine):
         if restarted:
             self.history.crash()
 
-    @rule(meanwhile=st.lists(st.sampled_from(["", "", "", "produce", "process", "commit", "crash"]), max_size=25))
+    @rule(
+        meanwhile=st.lists(
+            st.sampled_from(["", "", "", "produce", "process", "commit", "crash", "compact"]), max_size=25
+        )
+    )
     def look(self, meanwhile: list[str]) -> None:
         """A round; at each of its touches of the outside something may happen there."""
         self.look_amid(meanwhile)
@@ -101,6 +110,7 @@ class Stores(RuleBasedStateMachine):
             "process": self.history.process,
             "commit": self.history.commit,
             "crash": self.history.crash,
+            "compact": self.history.compact,
         }
 
     def look_amid(self, meanwhile: list[str]) -> None:
@@ -219,3 +229,36 @@ def test_what_is_right_is_never_a_finding_and_a_fault_that_lasts_is_found() -> N
             deadline=None,
         ),
     )
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_wherever_in_a_look_commits_and_a_compaction_come_nothing_is_found(*, published: bool) -> None:
+    """The last one's part is visible, or still to become so."""
+    touch, touches_count = 0, 1
+    while touch < touches_count:
+        history = History()
+        validator = Validator(history, Sparing(judge(), every=10**9), Sampling())
+
+        def go_on(history: History = history, *, published: bool = True) -> None:
+            for user in "abcd":
+                history.produce(user)
+            history.process()
+            history.commit(published=published)
+
+        def looked(history: History = history, validator: Validator = validator) -> list[Any]:
+            history.now += timedelta(seconds=5)
+            go_on(history)
+            return [finding.check for finding in validator.round().open]
+
+        def passed(history: History = history) -> None:
+            go_on(history)
+            history.compact()
+            go_on(history, published=published)
+
+        assert [looked(), looked()] == [[], []]
+        history.meanwhile = once = Once(touch, passed)
+        assert looked() == [], touch
+        history.meanwhile = lambda: None
+        assert [looked(), looked()] == [[], []], touch
+        touch, touches_count = touch + 1, once.touches_count
+    assert touches_count > 10
