@@ -31,6 +31,7 @@ INPUTS = {
     "string": (pa.string(), st.text(max_size=2)),
     "bool": (pa.bool_(), st.booleans()),
     "decimal": (pa.decimal128(12, 2), st.decimals(-(10**9), 10**9, places=2)),
+    "wide decimal": (pa.decimal128(38, 9), st.decimals(-(10**26), 10**26, places=9)),
     "uint64": (pa.uint64(), st.integers(0, 2**64 - 1)),
     "timestamp": (TIME, st.integers(-(10**15), 10**15)),
 }
@@ -437,6 +438,34 @@ def test_a_large_number_leaves_a_sum_without_a_trace() -> None:
     )
 
     assert {time: row["_w0"] for (_, time), row in got.items()} == {0: 1e16, 5: 1e16, 6: 1.0, 11: 1.5 - 1e16}
+
+
+def test_a_sum_of_decimals_has_all_of_their_digits() -> None:
+    summed = plan("wide decimal", [Aggregate("sum", 0, "", Range(10))], whole_history=False)
+    prices = ["12345678901234567890.123456789", "0.000000001", "99999999999999999999999999999", "-1.5"]
+    events = [Event("a", 20 * (number // 2) + number, 0, number, Decimal(price)) for number, price in enumerate(prices)]
+
+    assert [str(row["_w0"]) for _, row in sorted(rows_of(summed, events).items())] == [
+        "12345678901234567890.123456789",
+        "12345678901234567890.123456790",
+        "99999999999999999999999999999.000000000",
+        "99999999999999999999999999997.500000000",
+    ]
+
+
+def test_entities_of_many_columns_stay_apart_however_many_values_each_has() -> None:
+    counted = plan("int64", [count(Range(10))], whole_history=False)
+    names, number = [f"key_{number}" for number in range(6)], 2000  # of which 2000**6 are not counted in 64 bits
+    view = replace(counted.view, entity=tuple(pa.field(name, pa.string()) for name in names))
+    keys = {name: [f"{name} {index}" for index in range(number)] for name in names}
+    events = table([Event("a", 5, 0, offset, 1) for offset in range(number)], counted.inputs)
+    for name in names:
+        events = events.append_column(name, pa.array(keys[name]))
+
+    shard = WindowShard(replace(counted, view=view, inputs=events.schema))
+    [part] = shard.add(events, clock_us=5, horizon_us=NEVER_US, now_us=0)
+
+    assert part.table.select(names).to_pydict() == keys
 
 
 def test_ties_of_rows_and_firsts_break_by_event_id_then_partition_then_offset() -> None:

@@ -6,7 +6,7 @@ by one, so a sum is exact and the same in every order; only reading it rounds, o
 """
 
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ FLOAT_UNIT = -1074
 
 _HALF, _BASE = 1 << (DIGIT_BITS - 1), 1 << DIGIT_BITS
 _DECIMAL_DIGITS = 38
+_EXACT = Context(prec=_DECIMAL_DIGITS)  # the usual one rounds to 28 digits
 
 
 def balanced(values: Ints) -> tuple[Ints, Ints]:
@@ -155,7 +156,7 @@ def decimals(digits: Digits, empty: npt.NDArray[np.bool_], scale: int | None) ->
         total = canonical.get(0, np.zeros(len(empty), np.int64)) + top * _BASE
         return pa.array(total, pa.int64(), mask=empty)
     values = [
-        None if nothing or abs(total) >= 10**_DECIMAL_DIGITS else Decimal(total).scaleb(-(scale or 0))
+        None if nothing or abs(total) >= 10**_DECIMAL_DIGITS else _EXACT.scaleb(Decimal(total), -(scale or 0))
         for total, nothing in zip(whole(canonical, len(empty), 0), empty, strict=True)
     ]
     return pa.array(values, pa.decimal128(_DECIMAL_DIGITS, scale or 0))

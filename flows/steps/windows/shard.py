@@ -45,6 +45,7 @@ Bools = npt.NDArray[np.bool_]
 _AVAILABLE, _EVENTS = "available_at", "events"
 _COMPACT_MIN_POSITIONS, _COMPACTED_POSITIONS, _COMPACTED_PER_EVENT = 1 << 14, 1 << 12, 8
 _ROWS_MAX = 1 << 17
+_CODES_MAX = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,23 +267,19 @@ class WindowShard:
 
     def _slots(self, inputs: pa.Table) -> Ints:
         """Return the slot of each event's entity."""
-        codes = np.zeros(inputs.num_rows, np.int64)
-        values: list[list[object]] = []
-        for column in self.plan.view.entity:
-            encoded = inputs.column(column.name).combine_chunks().dictionary_encode()
-            values.append(encoded.dictionary.to_pylist())
-            codes = codes * len(values[-1]) + encoded.indices.to_numpy(zero_copy_only=False)
-        if len(values) == 1:
-            return self._segments.slots_of([(value,) for value in values[0]])[codes]
-        distinct, inverse = np.unique(codes, return_inverse=True)
-        keys = []
-        for code in distinct.tolist():
-            key: tuple[object, ...] = ()
-            left = code
-            for domain in reversed(values):
-                left, index = divmod(left, len(domain))
-                key = (domain[index], *key)
-            keys.append(key)
+        columns = [inputs.column(column.name).combine_chunks() for column in self.plan.view.entity]
+        codes, room = np.zeros(inputs.num_rows, np.int64), 1
+        for column in columns:
+            encoded = column.dictionary_encode()
+            if room * len(encoded.dictionary) > _CODES_MAX:
+                found, codes = np.unique(codes, return_inverse=True)  # no more than events: so one column more fits
+                room = len(found)
+            codes = codes * len(encoded.dictionary) + encoded.indices.to_numpy(zero_copy_only=False)
+            room *= len(encoded.dictionary)
+        if len(columns) == 1:
+            return self._segments.slots_of([(value,) for value in encoded.dictionary.to_pylist()])[codes]
+        _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
+        keys = [*zip(*(column.take(firsts).to_pylist() for column in columns), strict=True)]
         return self._segments.slots_of(keys)[inverse]
 
     # Which rows
