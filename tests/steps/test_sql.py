@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -249,6 +249,18 @@ def test_what_fails_or_does_not_fit_is_null_nan_is_null_and_times_are_whole_seco
 
     assert (row["f6"], row["f8"], row["f9"], row["f11"]) == (None, None, None, [None, None])
     assert (row["f10"].second, row["f10"].microsecond) == (1, 0)
+
+
+@pytest.mark.parametrize("order", [1_772_366_400_000, -(10**11)])
+def test_a_time_that_is_not_between_the_years_1_and_9999_is_null(order: int) -> None:
+    time = 'to_timestamp(max("order") OVER w)'
+    [plan] = compiled(("unix_timestamp", time), ("array(unix_timestamp)", f"[{time}]")).plans
+    made = events([{"order": order, "at": 0}, {"order": 1_772_366_400, "at": 1_000_000}])
+
+    rows = Finisher(plan).finish(windowed(plan, Projector(plan, "clicks").project(made)[0])).to_pylist()
+
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert [(row["f0"], row["f1"]) for row in rows] == [(None, [None]), (noon, [noon])]
 
 
 def test_features_share_inputs_aggregates_and_columns() -> None:

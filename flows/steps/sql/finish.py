@@ -27,13 +27,17 @@ def finish_sql(view: View, outers: Sequence[str], table: str, rest: Sequence[str
     return f"SELECT {', '.join([*entity, EVENT_TIME, *kept, *rest])} FROM ({inner})"
 
 
+_TIMES = "TIMESTAMPTZ '0001-01-01 00:00:00Z' AND TIMESTAMPTZ '9999-12-31 23:59:59.999999Z'"
+"""Those that Python, and so Feast, can hold."""
+
+
 def _kept(value: str, dtype: Dtype) -> str:
-    """Return a value as both stores keep it: NaN is NULL, times are whole seconds."""
+    """Return a value as both stores keep it: NaN is NULL, times are whole seconds, of the years 1 to 9999, else NULL."""
     if dtype.element is not None:
         kept = _kept("_x", dtype.element)
         return value if kept == "_x" else f"list_transform({value}, lambda _x: {kept})"
     if dtype.is_float:
         return f"CASE WHEN NOT isnan({value}) THEN {value} END"
     if dtype.name == "unix_timestamp":
-        return f"date_trunc('second', {value})"
+        return f"CASE WHEN {value} BETWEEN {_TIMES} THEN date_trunc('second', {value}) END"
     return value
