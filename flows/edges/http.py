@@ -2,7 +2,7 @@
 
 A general server (uvicorn) costs more for a request than reading the features that it asks for; here a request is one
 object and its answer one write. What is too large or too slow to come never reaches the function. Requests of one
-connection are answered in their order, one after the other. Without a certificate it is plain HTTP; with the
+connection are answered in their order, one after the other, and no more than the client takes. Without a certificate it is plain HTTP; with the
 certificate of a CA of its clients, who has none of theirs is not let in.
 """
 
@@ -87,7 +87,7 @@ class _Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = self._timer_due_s = math.inf
-        self._ends = self._is_incomplete = False
+        self._ends = self._is_incomplete = self._is_full = False
         self._begin()
 
     def _begin(self) -> None:
@@ -129,18 +129,31 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def pause_writing(self) -> None:
-        """Take nothing more from who takes no answers."""
+        """Take nothing more from who takes no answers, and make no more of them."""
+        self._is_full = True
         self._transport.pause_reading()
+        self._wait(_BODY_LIMIT_S)
 
     def resume_writing(self) -> None:
         """Go on."""
-        self._transport.resume_reading()
+        self._is_full = False
+        if self._transport.is_closing():
+            return
+        if len(self._waiting) <= _QUEUE_MAX:
+            self._transport.resume_reading()
+        if self._task is None:
+            self._go_on()
 
     def end(self) -> None:
         """Finish what is in work, and close."""
         self._ends = True
         if self._task is None:
-            self._transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close once what was written is taken, or not in time."""
+        self._transport.close()
+        self._wait(_BODY_LIMIT_S)
 
     def _wait(self, limit_s: float | None) -> None:
         """Wait for what comes no longer than that; for ever while something is in work.
@@ -161,10 +174,12 @@ class _Connection(asyncio.Protocol):
         if self._due_s > self._loop.time():
             if self._due_s < math.inf:
                 self._set_timer()
+        elif self._is_full or self._transport.is_closing():  # nobody takes the answers
+            self._transport.abort()
         elif self._is_incomplete:
             self._refuse(_TOO_SLOW)
         else:
-            self._transport.close()
+            self._close()
 
     # --- the parser ---------------------------------------------------------------------------------------------------
 
@@ -240,6 +255,11 @@ class _Connection(asyncio.Protocol):
             self._task = None
             if not self._transport.is_closing():
                 self._write(response, keeps=keeps and response is not _DEFECT, has_body=request.method != "HEAD")
+        if not self._is_full:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer what waits, or wait for more."""
         if self._waiting:
             self._next()
             if len(self._waiting) == _QUEUE_MAX:
@@ -261,7 +281,7 @@ class _Connection(asyncio.Protocol):
         if not keeps:
             self._ends = True
             self._waiting.clear()
-            self._transport.close()
+            self._close()
 
 
 def _path(url: bytes) -> bytes:

@@ -105,6 +105,47 @@ def test_many_requests_that_come_before_any_answer_are_answered_in_their_order()
     assert talk(act, at_once=False) == (1, [b"<%d>" % number for number in range(200)])
 
 
+LARGE = b"POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n" + b"x" * 100_000
+
+
+async def stopped(asked: Asked) -> int:
+    """Return how many requests were answered, once no more are, since nobody takes the answers."""
+    count = -1
+    while len(asked.requests) > count:
+        count = len(asked.requests)
+        await asyncio.sleep(0.5)
+    return count
+
+
+def test_who_takes_no_answers_gets_no_more_of_them_until_they_are_taken() -> None:
+    count = 1000  # more than what lies between a client and a server can hold
+
+    async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> Any:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]  # noqa: SLF001  # else it reads ahead
+        writer.write(LARGE * count)
+        answered = await stopped(asked)
+        reader._transport.resume_reading()  # type: ignore[attr-defined]  # noqa: SLF001
+        return answered, {len((await answer(reader))[2]) for _ in range(count)}, len(asked.requests)
+
+    answered, lengths, requests = talk(act)
+
+    assert answered < count // 2
+    assert (lengths, requests) == ({100_002}, count)
+
+
+def test_who_takes_no_answers_for_long_is_let_go() -> None:
+    async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> Any:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]  # noqa: SLF001  # else it reads ahead
+        writer.write(LARGE * 200)
+        with pytest.raises(ConnectionError):
+            while True:  # it is told so when it writes
+                await writer.drain()
+                writer.write(LARGE)
+        return len(asked.requests)
+
+    assert talk(act) > 0
+
+
 @pytest.mark.parametrize(
     "raw", [ASKED.replace(b"HTTP/1.1", b"HTTP/1.0"), ASKED.replace(b"X-One: 1", b"connection: close")]
 )
