@@ -197,6 +197,9 @@ class Journal:
             ledger = places.ledger.read()
             ledger = self._begin() if ledger is None else self._resume(ledger)
             places.parts.publish(ledger.parts)
+            for name, dropped in ledger.dropped.items():
+                places.parts.delete(name, dropped)
+            ledger = ledger.model_copy(update={"dropped": {}})
             for name in self._folders():
                 places.parts.discard_staged(name)
             if ledger.shards_count != self.shards_count:  # which only a rebuild may
@@ -534,13 +537,19 @@ class Journal:
             archive_name(stream), EVENT_TIME, older_than, min(covered, ledger.epoch - 1)
         )
         if found:
+            name = archive_name(stream)
             with self._lock:
-                name, ledger = archive_name(stream), self.ledger
-                expired = {**ledger.expired, stream: instant_us(older_than)}
-                left = {**ledger.rows_counts, name: ledger.rows_counts[name] - sum(found.values())}
-                self._ledger = ledger.model_copy(update={"expired": expired, "rows_counts": left})
+                ledger = self.ledger
+                changes = {
+                    "expired": {**ledger.expired, stream: instant_us(older_than)},
+                    "rows_counts": {**ledger.rows_counts, name: ledger.rows_counts[name] - sum(found.values())},
+                    "dropped": {name: tuple(found)},
+                }
+                self._ledger = ledger.model_copy(update=changes)
                 self.places.ledger.write(self._ledger)
-            self.places.parts.delete(archive_name(stream), found)
+            self.places.parts.delete(name, found)
+            with self._lock:  # the next commit says so
+                self._ledger = self.ledger.model_copy(update={"dropped": {}})
         return len(found)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ A failure names the seed, the touch and its fate; `World(seed=…)` with those r
 """
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -382,3 +383,31 @@ def test_archived_events_expire_only_once_every_snapshot_has_them() -> None:
         Refused, match='feature view "clicks_by_user" cannot be rebuilt: its rows depend on events that'
     ):
         world.run(rebuild=True)
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_an_expiry_that_dies_at_any_touch_counts_every_part_once(fate: str) -> None:
+    name, far = archive_name(STREAM), datetime(9999, 1, 1, tzinfo=UTC)
+    for step in itertools.count(1):
+        world = World(8, events_count=60, is_live=False)
+        world.epoch *= 0
+        world.run()
+        live = world.assemble()
+        world.fates.watch = lambda: None  # what is dropped is dropped
+        world.fates.at[len(world.fates.names) + step] = fate
+        is_over = True
+        try:
+            live.journal.expire(STREAM, far)
+        except (Crash, Unavailable):
+            is_over = False
+        world.fates.at.clear()
+        live.journal.close()
+
+        world.assemble().journal.expire(STREAM, far)
+
+        ledger = world.ledger.read()
+        assert ledger is not None
+        assert ledger.rows_counts[name] == world.offline.read(name).num_rows, step
+        if is_over:
+            break
+    assert step > 3

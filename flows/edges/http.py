@@ -2,8 +2,8 @@
 
 A general server (uvicorn) costs more for a request than reading the features that it asks for; here a request is one
 object and its answer one write. What is too large or too slow to come never reaches the function. Requests of one
-connection are answered in their order, one after the other, and no more than the client takes. Without a certificate it is plain HTTP; with the
-certificate of a CA of its clients, who has none of theirs is not let in.
+connection are answered in their order, one after the other, and no more than the client takes. Without a certificate
+it is plain HTTP; with the certificate of a CA of its clients, who has none of theirs is not let in.
 """
 
 import asyncio

@@ -133,14 +133,18 @@ def test_who_takes_no_answers_gets_no_more_of_them_until_they_are_taken() -> Non
     assert (lengths, requests) == ({100_002}, count)
 
 
+async def written(writer: asyncio.StreamWriter) -> None:
+    while True:
+        await writer.drain()
+        writer.write(LARGE)
+
+
 def test_who_takes_no_answers_for_long_is_let_go() -> None:
     async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> Any:
         reader._transport.pause_reading()  # type: ignore[attr-defined]  # noqa: SLF001  # else it reads ahead
         writer.write(LARGE * 200)
-        with pytest.raises(ConnectionError):
-            while True:  # it is told so when it writes
-                await writer.drain()
-                writer.write(LARGE)
+        with pytest.raises(ConnectionError):  # it is told so when it writes
+            await written(writer)
         return len(asked.requests)
 
     assert talk(act) > 0

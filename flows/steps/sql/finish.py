@@ -32,7 +32,7 @@ _TIMES = "TIMESTAMPTZ '0001-01-01 00:00:00Z' AND TIMESTAMPTZ '9999-12-31 23:59:5
 
 
 def _kept(value: str, dtype: Dtype) -> str:
-    """Return a value as both stores keep it: NaN is NULL, times are whole seconds, of the years 1 to 9999, else NULL."""
+    """Return a value as both stores keep it: no NaN, and times as whole seconds of the years 1 to 9999."""
     if dtype.element is not None:
         kept = _kept("_x", dtype.element)
         return value if kept == "_x" else f"list_transform({value}, lambda _x: {kept})"
