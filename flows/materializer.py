@@ -12,6 +12,7 @@ polled, and writes the rows of its own shards. Between workers go only what a sh
 rejected. `build` joins steps and edges; nothing is decided here.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,7 +33,7 @@ from freshet.flows.steps.shards import split
 from freshet.flows.steps.windows.shard import WindowedRows
 from freshet.flows.write_behind import Submit, WriteBehind, at_once
 from freshet.schemas.errors import RejectLimit
-from freshet.schemas.event import Contract, archive_name
+from freshet.schemas.event import OFFSET, Contract, archive_name
 from freshet.schemas.ledger import Update, source_key
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.poll import Poll
@@ -346,19 +347,26 @@ def _stage(edges: Edges, name: str, table: pa.Table, epoch: int) -> None:
 class _Outcome:
     """What became of one poll, as far as rejects go.
 
-    `accepted_count` is without the validator's canaries: they say nothing of what producers send.
+    `accepted_count` of its events were accepted, so many as `passed` says before each of the rejects, which stand in
+    order; without the validator's canaries, which say nothing of what producers send.
     """
 
     stream: str
     accepted_count: int
     rejects: tuple[Reject, ...]
+    passed: tuple[int, ...] = ()
 
 
 def _outcomes(items: list[tuple[str, Taken]]) -> Iterator[tuple[str, _Outcome]]:
     """Give what became of each poll to one worker: rejects in a row are counted across all partitions."""
     for key, taken in items:
-        accepted_count = taken.events.num_rows - taken.canaries_count
-        yield key, _Outcome(taken.stream, accepted_count, taken.rejects)
+        accepted_count = taken.events.num_rows - len(taken.canary_offsets)
+        rejects = sorted(taken.rejects, key=lambda reject: reject.offset)
+        passed: list[int] = []
+        if rejects:
+            accepted = sorted({*taken.events.column(OFFSET).to_pylist()} - taken.canary_offsets)
+            passed = [bisect_left(accepted, reject.offset) for reject in rejects]
+        yield key, _Outcome(taken.stream, accepted_count, tuple(rejects), tuple(passed))
 
 
 _OUT_OF_TIME = (Reason.LATE, Reason.FUTURE)
@@ -379,24 +387,28 @@ class _RejectWriter:
         for poll in items:
             if poll.stream not in self._in_a_row:
                 self._in_a_row[poll.stream] = self._edges.journal.rejected_in_a_row(poll.stream)
-            if poll.accepted_count:
-                self._in_a_row[poll.stream] = 0
-            in_a_row = self._edges.metrics.rejects_in_a_row.labels(poll.stream)
-            in_a_row.set(self._in_a_row[poll.stream])
-            if not poll.rejects:
-                continue
-            self._edges.on_rejects(poll.stream, poll.rejects)
-            self._edges.dead_letters.put(poll.rejects)
-            wrong = [reject for reject in poll.rejects if reject.reason not in _OUT_OF_TIME]
-            self._in_a_row[poll.stream] += len(wrong)
-            in_a_row.set(self._in_a_row[poll.stream])
-            if wrong and self._in_a_row[poll.stream] > self._edges.reject_limit:
-                last, count = wrong[-1], self._in_a_row[poll.stream]
+            if poll.rejects:
+                self._edges.on_rejects(poll.stream, poll.rejects)
+                self._edges.dead_letters.put(poll.rejects)
+            count, last = self._count(poll)
+            self._edges.metrics.rejects_in_a_row.labels(poll.stream).set(self._in_a_row[poll.stream])
+            if last is not None and count > self._edges.reject_limit:
                 place = f"{last.topic}/{last.partition}@{last.offset}"
                 raise RejectLimit(
                     f'stream "{poll.stream}" gave {count} events in a row that cannot be used, the last at {place} as'
                     f" {last.reason}: {last.detail}. Hint: deploy the contract that its producers use, and start again"
                 )
+
+    def _count(self, poll: _Outcome) -> tuple[int, Reject | None]:
+        """Count on; return how many came in a row at most, of which the poll has some, and the last of them."""
+        in_a_row, before = self._in_a_row[poll.stream], 0
+        most: tuple[int, Reject | None] = (0, None)
+        for reject, passed in zip(poll.rejects, poll.passed, strict=True):
+            if reject.reason not in _OUT_OF_TIME:
+                in_a_row, before = (in_a_row if passed == before else 0) + 1, passed
+                most = (in_a_row, reject) if in_a_row > most[0] else most
+        self._in_a_row[poll.stream] = in_a_row if poll.accepted_count == before else 0
+        return most
 
     def flush(self) -> None:
         """Wait until all have arrived: only then may the offsets move on."""

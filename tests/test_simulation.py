@@ -319,6 +319,24 @@ def test_too_many_rejects_in_a_row_stop_the_flow_again_and_again_until_they_are_
     assert {offset for _, offset, _ in world.letters} == set(range(300))
 
 
+@pytest.mark.parametrize(
+    ("kinds", "count"),
+    [("gb" * 200, 0), ("b" * 50 + "g" + "b" * 50, 0), ("g" + "b" * 51 + "g", 51), ("g" + "b" * 60, 60)],
+)
+def test_only_rejects_with_no_good_event_between_them_are_in_a_row(kinds: str, count: int) -> None:
+    world = World(2, events_count=0, is_live=False)
+    for number, kind in enumerate(kinds):
+        event = {"at": START.isoformat(), "user": "a", "id": str(number), "cost": "1"}
+        value = json.dumps(event).encode() if kind == "g" else b"garbage"
+        world.good[0, world.log.append(STREAM, 0, value)] = kind == "g"
+
+    if count:
+        with pytest.raises(RejectLimit, match=f"gave {count} events in a row"):
+            world.run(reject_limit=50)
+    else:
+        world.run(reject_limit=50)
+
+
 def test_canaries_among_nothing_but_rejects_do_not_keep_the_flow_going() -> None:
     world = World(2, events_count=0, is_live=False)
     for number in range(300):

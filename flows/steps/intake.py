@@ -30,7 +30,7 @@ class Taken:
     """What became of one poll: accepted events, each view's inputs from them, and the rest.
 
     `newest_us` is the greatest event time accepted of the partition so far, `caught_up_us` and `epoch` as in `Poll`.
-    `canaries_count` of the accepted events are the validator's.
+    At `canary_offsets` the accepted events are the validator's.
     """
 
     stream: str
@@ -43,7 +43,7 @@ class Taken:
     newest_us: int
     caught_up_us: int | None
     epoch: int
-    canaries_count: int = 0
+    canary_offsets: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +133,15 @@ class Intake:
         if len(accepted):
             judge.accepted_count += len(accepted)
             judge.accepted_us = max(judge.accepted_us, int(judged.times[accepted].max()))
-        headers = [] if poll.headers is None else [poll.headers[index] for index in read.at[accepted]]
+        canaries = frozenset[int]()
+        if poll.headers is not None:
+            places = read.at[accepted].tolist()
+            canaries = frozenset(
+                int(poll.offsets[place]) for place in places if header(poll.headers[place], CANARY_HEADER) is not None
+            )
         return Taken(
             self.contract.name, poll.partition, poll.partitions_count, events, inputs, tuple(rejects),
-            len(judged.duplicates), judge.accepted_us, poll.caught_up_us, poll.epoch,
-            sum(header(one, CANARY_HEADER) is not None for one in headers),
+            len(judged.duplicates), judge.accepted_us, poll.caught_up_us, poll.epoch, canaries,
         )  # fmt: skip
 
     def _without_failed(self, events: pa.Table) -> tuple[dict[str, pa.Table], dict[int, str]]:
