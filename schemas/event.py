@@ -26,7 +26,7 @@ import typing
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Any, ClassVar, Literal
@@ -181,6 +181,31 @@ _ARROW: Mapping[type, pa.DataType] = {
     date: pa.date32(),
     Decimal: pa.decimal128(38, 9),
 }
+
+
+UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)
+"""What Arrow raises for a value that a column cannot hold."""
+_ENDS = (datetime.min, datetime.max)  # noqa: DTZ901  # the zone is put on in the next line
+CALENDAR_US = tuple(pa.scalar(end.replace(tzinfo=UTC), INSTANT).value for end in _ENDS)
+"""The first and the last instant that Python and Feast hold: an offset can move a time out of the years there are."""
+BEYOND = "in UTC it is not between the years 1 and 9999"
+
+
+def misfit(value: object, kind: pa.DataType) -> str:
+    """Say why a column cannot hold a value that a contract's model takes; nothing if it can.
+
+    >>> misfit(2**63, pa.int64()), misfit(1.5, pa.float64())
+    ('Python int too large to convert to C long', '')
+    >>> misfit(datetime.fromisoformat("9999-12-31T23:00:00-14:00"), INSTANT)
+    'in UTC it is not between the years 1 and 9999'
+    """
+    try:
+        held = pa.array([value], kind)
+    except UNFIT as error:
+        return str(error)
+    first_us, last_us = CALENDAR_US
+    is_beyond = value is not None and pa.types.is_timestamp(kind) and not first_us <= held[0].value <= last_us
+    return BEYOND if is_beyond else ""
 
 
 def contract(name: str, model: type[Event]) -> tuple[Contract | None, list[Problem]]:

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -28,7 +29,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from freshet.schemas.errors import Problem, Refused, Unavailable
-from freshet.schemas.event import VERSION_HEADER, Contract, Event
+from freshet.schemas.event import VERSION_HEADER, Contract, Event, misfit
 from freshet.schemas.record import NO_TIME_MS, Record
 from freshet.schemas.rejects import dead_letter_topic
 from freshet.schemas.undelivered import named
@@ -317,10 +318,31 @@ def encode(contract: Contract, event: Event | Mapping[str, object] | bytes | str
             Problem("event", ".".join(map(str, found["loc"])) or name, f"breaks the contract of {name}", found["msg"])
             for found in error.errors(include_url=False)
         ) from error
+    if problems := _unfit(contract, checked):
+        raise Refused(problems)
     key = getattr(checked, contract.stream.key)
     if key is None:
         raise Refused([Problem("event", contract.stream.key, f"is the key of {name}, and is null")])
     return str(key.value if isinstance(key, Enum) else key).encode(), value
+
+
+def _unfit(contract: Contract, checked: Event) -> list[Problem]:
+    """Return what the model takes and the flow's columns cannot hold, such as 2**63."""
+    found = []
+    for column in contract.model.model_fields:
+        value = getattr(checked, column)
+        match value:  # most values are told at once
+            case None | bool() | float():
+                continue
+            case int() if -(2**63) <= value < 2**63:
+                continue
+            case str() if value.isascii():
+                continue
+            case datetime() if 1 < value.year < 9999:  # the calendar's ends
+                continue
+        if why := misfit(value, contract.schema.field(column).type):
+            found.append(Problem("event", column, f"breaks the contract of {contract.name}", why))
+    return found
 
 
 def records_of(contract: Contract, events: Sequence[bytes]) -> list[Record]:

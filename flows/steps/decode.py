@@ -6,7 +6,6 @@ neighbour, and one that is bad takes no other with it. Of many messages, those t
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,17 @@ from pydantic import Json, TypeAdapter, ValidationError
 from freshet.flows.steps.plain_json import PlainJson
 from freshet.flows.steps.versions import Versions
 from freshet.schemas.dtypes import INSTANT
-from freshet.schemas.event import AVAILABLE_AT, EVENT_TIME, OFFSET, PARTITION, Contract
+from freshet.schemas.event import (
+    AVAILABLE_AT,
+    BEYOND,
+    CALENDAR_US,
+    EVENT_TIME,
+    OFFSET,
+    PARTITION,
+    UNFIT,
+    Contract,
+    misfit,
+)
 from freshet.schemas.poll import Poll
 from freshet.schemas.rejects import Reason, Reject
 
@@ -145,12 +154,12 @@ class Decoder:
             values = [document[name] for document in documents]
             try:
                 columns[name] = pa.array(values, kind)
-            except _UNFIT:
+            except UNFIT:
                 unfit |= {index: (Reason.CONTRACT, f"{name}: {why}") for index, why in _unfit(values, kind).items()}
                 continue
             if pa.types.is_timestamp(kind):
                 beyond = ~_in_calendar(columns[name])
-                unfit |= {int(index): (Reason.CONTRACT, f"{name}: {_BEYOND}") for index in np.flatnonzero(beyond)}
+                unfit |= {int(index): (Reason.CONTRACT, f"{name}: {BEYOND}") for index in np.flatnonzero(beyond)}
             if name == key and columns[name].null_count:
                 empty = np.flatnonzero(columns[name].is_null().to_numpy(zero_copy_only=False))
                 unfit |= {int(index): (Reason.NULL_KEY, f"{name} is null") for index in empty}
@@ -177,29 +186,16 @@ def _without(indices: npt.NDArray[np.int64], places: Collection[int]) -> npt.NDA
     return np.delete(indices, [*places]) if places else indices
 
 
-_ENDS = (datetime.min, datetime.max)  # noqa: DTZ901  # the zone is put on in the next line
-_CALENDAR = tuple(pa.scalar(end.replace(tzinfo=UTC), INSTANT).value for end in _ENDS)
-_BEYOND = "in UTC it is not between the years 1 and 9999"
-
-
 def _in_calendar(times: pa.Array) -> npt.NDArray[np.bool_]:
-    """Say which instants Python and Feast can hold: an offset can move one out of the years there are."""
-    first, last = _CALENDAR
+    """Say which instants Python and Feast can hold."""
+    first, last = CALENDAR_US
     microseconds = times.cast(pa.int64()).fill_null(0).to_numpy()
     return (first <= microseconds) & (microseconds <= last)  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
-_UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)
-
-
 def _unfit(values: Sequence[Any], kind: pa.DataType) -> dict[int, str]:
     """Return which values a column cannot hold, and why."""
-    found: dict[int, str] = {}
-    for index, value in enumerate(values):
-        try:
-            pa.array([value], kind)
-        except _UNFIT as error:
-            found[index] = str(error)[:_DETAIL_CHARACTERS]
+    found = {index: why[:_DETAIL_CHARACTERS] for index, value in enumerate(values) if (why := misfit(value, kind))}
     assert found, "a column refused values that it takes one by one"
     return found
 

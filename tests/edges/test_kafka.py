@@ -526,6 +526,8 @@ def test_every_form_of_an_event_is_published(
         ({"user": "Ada"}, 'event "time" breaks the contract of clicks; got Field required'),
         (click(count="1"), 'event "count" breaks the contract'),
         (b"{", 'event "clicks" breaks the contract of clicks; got Invalid JSON'),
+        (click(count=2**63), 'event "count" breaks the contract of clicks; got Python int too large'),
+        (click(time="9999-12-31T23:00:00-14:00"), 'event "time" breaks the contract .*; got in UTC it is not between'),
         ("\ud800", 'event "clicks" breaks the contract'),
         (click(count=object()), 'event "clicks" cannot be written as JSON'),
     ],
