@@ -249,6 +249,11 @@ ONE = [
         6,
     ),
     (
+        f"CAST(median(CAST(share AS FLOAT)) OVER ({WINDOW}) AS BIGINT)",
+        "has median of a type that windows do not fold; got FLOAT. Hint: cast it, such as median(CAST(… AS DOUBLE))",
+        6,
+    ),
+    (
         f"list(page) OVER ({WINDOW})",
         (f"has a list of unbounded length; got {FRAME}. Hint: write the last n: ROWS BETWEEN n - 1 PRECEDING AND CURRENT "
         "ROW"),

@@ -100,6 +100,7 @@ OPERATORS = frozenset(
 
 _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "HUGEINT")
 _NUMBERS = frozenset([*_WHOLE, "DECIMAL", "FLOAT", "DOUBLE"])
+_INTERPOLATED = _NUMBERS - {"DECIMAL", "FLOAT"}  # between two of these DuckDB interpolates in their own type
 TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE")
 _ORDERED = frozenset([*_NUMBERS, *TIMES, "BOOLEAN", "VARCHAR"])
 
@@ -171,8 +172,8 @@ WINDOWED: Mapping[str, Windowed] = {
     **_ARGUMENTS,
     "bool_and": Windowed("min", Form.VALUE, _BOOLS),
     "bool_or": Windowed("max", Form.VALUE, _BOOLS),
-    "median": Windowed("quantile_cont", Form.DOUBLE, _NUMBERS - {"DECIMAL"}, Fraction(1, 2), keeps_all=True),
-    "quantile_cont": Windowed("quantile_cont", Form.DOUBLE, _NUMBERS - {"DECIMAL"}, ASKED, keeps_all=True),
+    "median": Windowed("quantile_cont", Form.DOUBLE, _INTERPOLATED, Fraction(1, 2), keeps_all=True),
+    "quantile_cont": Windowed("quantile_cont", Form.DOUBLE, _INTERPOLATED, ASKED, keeps_all=True),
     "quantile_disc": Windowed("quantile_disc", Form.VALUE, _ORDERED, ASKED, keeps_all=True),
     "quantile": Windowed("quantile_disc", Form.VALUE, _ORDERED, ASKED, keeps_all=True),
     "mode": Windowed("mode", Form.VALUE, _ORDERED, keeps_all=True),
