@@ -4,7 +4,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -41,21 +41,24 @@ class Standings(Protocol):
 
 
 class LagReader:
-    """Looks at every partition of some topics, of which there are so many by topic.
+    """Looks at every partition of some topics, as many as each has at that moment.
 
     `target_s` is the age that no message should pass.
     """
 
-    def __init__(self, standings: Standings, partitions_count: Mapping[str, int], target_s: float) -> None:
-        self._standings, self._counts, self._target_s = standings, dict(partitions_count), target_s
+    def __init__(
+        self, standings: Standings, topics: Sequence[str], partitions_count: Callable[[str], int], target_s: float
+    ) -> None:
+        self._standings, self._topics, self._target_s = standings, topics, target_s
+        self._partitions_count = partitions_count
         self._known: dict[tuple[str, int], PartitionLag] = {}
         self._retention: dict[str, tuple[float, float | None]] = {}
 
     def look(self, now_s: float) -> Lags:
         """Return the lag of each partition, at an instant in seconds since the epoch. Raises `Unavailable`."""
         found = {}
-        for topic, count in self._counts.items():
-            retention_s = self._retention_s(topic, now_s)
+        for topic in self._topics:
+            count, retention_s = self._partitions_count(topic), self._retention_s(topic, now_s)
             for part, standing in self._standings.of(topic, count).items():
                 known = self._known.setdefault((topic, part), PartitionLag(self._target_s))
                 found[topic, part] = known.look(standing, now_s, retention_s, self._written(topic, part))

@@ -40,7 +40,7 @@ from freshet.flows.settings import SHARDS_MAX
 from freshet.flows.steps.windows.frames import next_tick_us, tick_rules
 from freshet.flows.workspace import OnlineFilled, Workspace
 from freshet.flows.write_behind import at_once
-from freshet.schemas.errors import FreshetError, StoreLost
+from freshet.schemas.errors import FreshetError, Refused, StoreLost, Unavailable
 from freshet.schemas.event import Contract, archive_name
 from freshet.schemas.ledger import Ledger, Update, source_key
 from freshet.schemas.plan import Pipeline
@@ -51,7 +51,7 @@ from freshet.schemas.view import View
 
 LOG = logging.getLogger("freshet")
 
-_EXPIRY, _WATCH = timedelta(minutes=10), timedelta(seconds=1)
+_EXPIRY, _GROWTH, _WATCH = timedelta(minutes=10), timedelta(seconds=30), timedelta(seconds=1)
 
 
 class OfflineParts(Offline, Parts, change.Offline, Protocol):
@@ -112,6 +112,8 @@ class Live:
     readers: list[LiveReader]
     snapshots: ThreadPoolExecutor
     writes: ThreadPoolExecutor
+    partitions_counts: Mapping[str, int]
+    """By topic, of how many partitions the flow was made."""
     committer: OffsetCommitter | None = None
 
     @property
@@ -123,6 +125,15 @@ class Live:
         """Return what is being waited out; nothing if all is well."""
         unwell = [reader.partition.trouble for reader in self.readers if not reader.partition.well]
         return "; ".join(filter(None, [self.outside.online.trouble, *unwell[:1]]))
+
+    def grown(self) -> dict[str, int]:
+        """Return the topics that have more partitions by now, with how many; nothing of what cannot be asked now."""
+        found: dict[str, int] = {}
+        for topic, before in self.partitions_counts.items():
+            with contextlib.suppress(Unavailable, Refused):  # the readers wait that out, and say so
+                count = self.outside.partitions_count(topic)
+                found |= {topic: count} if count > before else {}
+        return found
 
     def health(self) -> str:
         """Return why this process should not be counted on; nothing if it may be."""
@@ -275,7 +286,8 @@ def assemble(
         stop=bytewax.Stop() if stop is None else stop,
     )
     dataflow = build(pipeline, contracts, edges, settings.shards_count)
-    return Live(dataflow, edges, journal, outside, settings, readers, snapshots, writes, committer)
+    topics = {contracts[name].stream.topic: count for name, count in counts.items()}
+    return Live(dataflow, edges, journal, outside, settings, readers, snapshots, writes, topics, committer)
 
 
 def _complete(outside: Outside, pipeline: Pipeline) -> None:
@@ -378,8 +390,8 @@ class Materializer:
     metrics: Metrics
     workspace: Workspace
     lag: LagExporter | None = None
-    lets_go: bool = False
-    """Whether it ended because `freshet apply` needs the ledger."""
+    begins_again: bool = False
+    """Whether it ended to begin again: `freshet apply` needs the ledger, or topics have more partitions."""
 
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
@@ -410,8 +422,8 @@ class Materializer:
         return server
 
     def _watch(self) -> None:
-        """Log what is waited out, look whether rows are still online, and now and then drop events that are too old."""
-        told, expire_at = "", 0.0
+        """Log what is waited out, look whether rows are online, topics have grown, events are too old to be kept."""
+        told, expire_at, grow_at = "", 0.0, time.monotonic() + _GROWTH.total_seconds()
         while not self.live.stop.wait(_WATCH):
             trouble = self.live.trouble()
             if trouble != told:
@@ -421,14 +433,26 @@ class Materializer:
                 self.live.check_online()
                 if self.live.settings.leads and AppliedFile(self.workspace.offline_root).is_ledger_asked_for():
                     LOG.info("letting go of the ledger: another declaration is being applied")
-                    self.lets_go = True
-                    self.live.stop.request()
+                    self._begin_again()
+                if self._follows_topics and not trouble and time.monotonic() >= grow_at:
+                    grow_at = time.monotonic() + _GROWTH.total_seconds()
+                    for topic, count in self.live.grown().items():
+                        LOG.info("beginning again: topic %s has %d partitions by now", topic, count)
+                        self._begin_again()
                 if self.live.settings.leads and time.monotonic() >= expire_at:
                     expire_at = time.monotonic() + _EXPIRY.total_seconds()
                     self._expire()
             except FreshetError as error:
                 self.live.journal.fail(error)
                 return
+
+    @property
+    def _follows_topics(self) -> bool:
+        return self.live.settings.leads and not self.live.settings.until_end
+
+    def _begin_again(self) -> None:
+        self.begins_again = True
+        self.live.stop.request()
 
     def _expire(self) -> None:
         oldest = datetime.now(UTC) - self.workspace.settings.archive_retention

@@ -87,22 +87,24 @@ def open_observer(
         hint = "the validator works on redis://; other online stores keep no version to compare by"
         raise Refused([Problem("key", "onlineStore", "cannot be sampled", hint=hint)])
     streams = {contract.stream.topic: name for name, contract in workspace.contracts.items()}
-    counts = {topic: kafka.partitions_count(cluster, topic) for topic in streams}
+    counts = kafka.PartitionCounts(cluster)
+    by_stream = {name: counts.of(topic) for topic, name in streams.items()}
     offsets = kafka.GroupOffsets(cluster, workspace.group)
 
     def ends() -> Mapping[str, int]:
         return {
-            source_key(streams[topic], part): end
-            for topic, count in counts.items()
-            for part, end in offsets.end_offsets(topic, count).items()
+            source_key(stream, part): end
+            for topic, stream in streams.items()
+            for part, end in offsets.end_offsets(topic, counts.of(topic)).items()
         }
 
     def progress() -> Mapping[Source, Progress]:
         found: dict[Source, Progress] = {}
-        for topic, count in counts.items():
+        for topic, stream in streams.items():
+            count = counts.of(topic)
             committed = offsets.committed(topic, count)  # first: what is read later may only be further on
             for part, end in offsets.end_offsets(topic, count).items():
-                found[streams[topic], part] = Progress(committed[part], end)
+                found[stream, part] = Progress(committed[part], end)
         return found
 
     def close() -> None:
@@ -124,7 +126,6 @@ def open_observer(
     canaries = None
     if release is not None:
         limit = max(target.bound + epoch, STALLED_AFTER)
-        by_stream = {streams[topic]: partitions for topic, partitions in counts.items()}
         canaries = Canaries(
             release.templates, workspace.pipeline, by_stream, CanaryWriter(cluster), _now, limit, release.seen
         )

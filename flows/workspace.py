@@ -170,9 +170,11 @@ class Workspace:
         """Connect to what tells how far the materializer is behind. Raises `Refused` and `Unavailable`."""
         cluster = replace(self.kafka, patience_s=patience_s)
         topics = [contract.stream.topic for contract in self.contracts.values()]
-        counts = {topic: kafka.partitions_count(cluster, topic) for topic in topics}
+        counts = kafka.PartitionCounts(cluster)
+        for topic in topics:
+            counts.of(topic)
         target = self.source.declaration.servingRequirements.freshnessTarget
-        return LagReader(Standings(cluster, self.group), counts, target.bound.total_seconds())
+        return LagReader(Standings(cluster, self.group), topics, counts.of, target.bound.total_seconds())
 
     @property
     def deployed(self) -> Deployed:

@@ -137,7 +137,7 @@ def _serve(words: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run(settings: Settings, run: Run) -> int:
-    """Run, again whenever the online store has lost its rows, and whenever another declaration was applied."""
+    """Run, again whenever the online store lost its rows, another declaration was applied, or topics have grown."""
     while True:
         opened = open_live(Workspace.applied(settings), run)
         try:
@@ -145,11 +145,11 @@ def _run(settings: Settings, run: Run) -> int:
         except StoreLost as error:
             LOG.warning("%s", error)
         else:
-            if not opened.lets_go:
+            if not opened.begins_again:
                 return 0
         if run.place.addresses:
             return START_AGAIN
-        if opened.lets_go and not _applied(opened.workspace):
+        if opened.begins_again and not _applied(opened.workspace):
             return 0
 
 

@@ -26,7 +26,7 @@ class Shop:
         self.log = MemoryLog(lambda: int(self.now_s * 1000))
         self.log.create_topics({TOPIC: 2})
         self.offsets = self.log.offsets(GROUP)
-        self.reader = LagReader(self.log.standings(GROUP), {TOPIC: 2}, target_s=10.0)
+        self.reader = LagReader(self.log.standings(GROUP), [TOPIC], self.log.partitions_count, target_s=10.0)
         self.exporter = LagExporter(GROUP, lambda: self.reader)
         self.registry = CollectorRegistry()
         self.registry.register(self.exporter)

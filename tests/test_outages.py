@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewPartitions
 from stack import FRESHET, SEED, STREAM, Server, Stack, check, free_pair, free_ports, kafka_does, prepared, until
 
 from freshet.flows.edges import kafka
@@ -314,6 +314,30 @@ def test_a_resume_offset_that_kafka_has_deleted_is_an_error_that_says_what_to_do
     stack.done("--accept-gap")
     assert f"a gap is accepted: offsets from {wanted} up to {wanted + 3} are lost" in stack.said()
     check(stack.workspace, stack.sent_count - 3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_partitions_that_are_added_while_a_flow_runs_are_read(
+    real_kafka: str, server: Server, tmp_path: Path, processes: int
+) -> None:
+    stack = prepared(real_kafka, server.url, tmp_path)
+    stack.produce(200)
+    running = stack.start("--processes", str(processes))
+    until(stack.is_done)
+    topic = stack.workspace.contracts[STREAM].stream.topic
+    count = kafka.partitions_count(stack.workspace.kafka, topic)
+    admin = AdminClient({"bootstrap.servers": real_kafka})
+    [added] = admin.create_partitions([NewPartitions(topic, count + 4)]).values()
+    added.result()
+
+    until(lambda: kafka.partitions_count(stack.workspace.kafka, topic) == count + 4)
+    stack.produce(400)
+
+    until(stack.is_done)
+    assert len(stack.ledger().offsets) > count
+    assert f"topic {topic} has {count + 4} partitions by now" in stack.said()
+    stack.stop(running)
+    check(stack.workspace, stack.sent_count)
 
 
 # The disk

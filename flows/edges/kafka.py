@@ -6,6 +6,7 @@ librdkafka's defaults that would lose or split data are set otherwise: a read fr
 
 import contextlib
 import functools
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -204,6 +205,23 @@ def partitions_count(kafka: Kafka, topic: str) -> int:
         return client.partitions_count(topic)
     finally:
         client.consumer.close()
+
+
+class PartitionCounts:
+    """How many partitions topics have, asked again after `every_s`: by then there may be more."""
+
+    def __init__(self, kafka: Kafka, every_s: float = 30.0) -> None:
+        self._kafka, self._every_s = kafka, every_s
+        self._known: dict[str, tuple[float, int]] = {}
+
+    def of(self, topic: str) -> int:
+        """Return how many a topic has; raises `Unavailable`, or `Refused` for a topic that is not there."""
+        now_s = time.monotonic()
+        asked_s, count = self._known.get(topic, (-math.inf, 0))
+        if now_s - asked_s >= self._every_s:
+            count = partitions_count(self._kafka, topic)
+            self._known[topic] = now_s, count
+        return count
 
 
 def create_topics(kafka: Kafka, topics: Mapping[str, int]) -> dict[str, str]:
