@@ -242,11 +242,13 @@ class Explainer:
             newest = stores.newest_us()
             return Answer(newest, None)
         lookback_us, ledger = self.plan.lookback_us, stores.ledger
-        for stream in self.view.sources if ledger is not None and answer.at_us is not None else ():
+        is_whole = self.plan.reach_us is None and answer.at_us in stores.instants_us and _is_of_all(answer)
+        for stream in self.view.sources if ledger is not None and answer.at_us is not None and not is_whole else ():
             expired_us = ledger.expired.get(stream, 0) if ledger else 0
             if expired_us and (lookback_us is None or (answer.at_us or 0) - lookback_us <= expired_us):
                 until = f"up to {spell(instant(expired_us))}"
-                hint = "FRESHET_ARCHIVE_RETENTION says how long they are kept; explain a later row with --at"
+                hint = "FRESHET_ARCHIVE_RETENTION says how long they are kept"
+                hint += "" if lookback_us is None else "; explain a later row with --at"
                 self._gaps.append(
                     f"archived events of {stream} {until} may have been dropped, and the row needs them: {hint}"
                 )
@@ -303,6 +305,11 @@ def _times_us(table: pa.Table) -> npt.NDArray[np.int64]:
     return table.column(EVENT_TIME).cast(pa.int64()).to_numpy()  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
+def _is_of_all(answer: Answer) -> bool:
+    """Say whether DuckDB saw as many events as the row: their number is the version of a row of all of the past."""
+    return answer.answer is not None and VERSION not in answer.differing
+
+
 @dataclass(frozen=True)
 class _Stores:
     """An entity's rows and archived events, by stream, as of one ledger; rows are made until `until_us` at least.
@@ -331,6 +338,11 @@ class _Stores:
         times_us = _times_us(self.rows)
         instants_us = np.unique(times_us[times_us >= at_us])
         return self.rows.filter(pa.array(np.isin(times_us, [*instants_us[: AFTER_MAX + 1], *instants_us[-1:]])))
+
+    @property
+    def instants_us(self) -> set[int]:
+        """The instants that have a row up to then."""
+        return {*_times_us(self.final).tolist()}
 
     def newest_us(self) -> int | None:
         """Return the instant of the row that holds at `until_us`."""

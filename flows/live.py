@@ -502,7 +502,7 @@ def _shards_count(asked_count: int | None, ledger: Ledger | None, run: Run) -> i
         return min(workers_count, SHARDS_MAX)
     if ledger.shards_count < workers_count and run.leads:
         LOG.warning(
-            "state is kept in %d shards, so no more of %d workers fold the windows of a view. Hint: set"
+            "only %d of %d workers fold the windows of a view, since its state has no more shards. Hint: set"
             " FRESHET_SHARDS=%d, and start once with --rebuild",
             ledger.shards_count, workers_count, min(workers_count, SHARDS_MAX),
         )  # fmt: skip

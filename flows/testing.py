@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from freshet.flows.edges.project import Project
@@ -260,8 +260,13 @@ def microseconds(instant: str | datetime) -> int:
 
     >>> microseconds("1970-01-01T00:00:01Z"), microseconds("1970-01-01 00:00:00.000001")
     (1000000, 1)
+
+    Raises `Refused`.
     """
-    return instant_us(_INSTANT.validate_python(instant))
+    try:
+        return instant_us(_INSTANT.validate_python(instant))
+    except ValidationError:
+        raise Refused([Problem("time", str(instant), "is none", hint="write 2026-03-01T12:00:00Z")]) from None
 
 
 def spell(instant: datetime) -> str:

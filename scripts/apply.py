@@ -37,7 +37,7 @@ from freshet.schemas.finding import FINDINGS_TOPIC
 from freshet.schemas.plan import Pipeline
 from freshet.schemas.units import instant_us
 from freshet.schemas.view import Feature, View
-from freshet.scripts.cli import time_of
+from freshet.scripts.cli import time_of, wrong_use
 from freshet.scripts.plan import applied_deployment, changed_contracts, changes, planned_deployment
 
 _GRACE_S = 3.0
@@ -55,7 +55,7 @@ def arguments(words: argparse.ArgumentParser) -> None:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Apply, and say what was done."""
-    since_us = None if words.since is None else instant_us(time_of("--from", words.since))
+    since_us = None if words.since is None else past_us("--from", words.since)
     done = apply(Workspace.open(settings), since_us=since_us, again=words.again)
     if words.json:
         print(json.dumps(done, indent=2))
@@ -69,6 +69,14 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     for path in done["files"]:
         print(f"wrote {path}")
     return 0
+
+
+def past_us(flag: str, text: str) -> int:
+    """Read the time that a flag is given, which must be past, in µs since the epoch. Raises `Refused`."""
+    at_us = instant_us(time_of(flag, text))
+    if at_us > time.time_ns() // 1000:
+        raise wrong_use(flag, f"is {text}, which is still to come", "write a time that is past")
+    return at_us
 
 
 def apply(workspace: Workspace, *, since_us: int | None = None, again: bool = False) -> dict[str, Any]:
@@ -196,7 +204,8 @@ def print_made(done: Mapping[str, Any]) -> None:
     for view, count in done["made"].items():
         print(f"made {count:,} rows of {view} from the archived events")
     if done["made"]:
-        print(f"DuckDB made {done['checked']:,} of them alike; the flow waited {done['heldSeconds']:.1f} s")
+        compared = f"{done['checked']:,} of them were compared with DuckDB's, all alike; " if done["checked"] else ""
+        print(f"{compared}the flow waited {done['heldSeconds']:.1f} s")
 
 
 def register(workspace: Workspace) -> None:
@@ -298,12 +307,17 @@ def generated(workspace: Workspace) -> dict[str, str]:
 
 
 def write_files(workspace: Workspace, files: Mapping[str, str]) -> list[str]:
-    """Write generated files, and once what is the user's then; returns what was written, seen from the project."""
+    """Write generated files, and once what is the user's then; returns which are new or other ones, by their paths."""
     root = workspace.project.root
     at_first = {path: text for path, text in {RECEIVERS: RECEIVERS_AT_FIRST}.items() if not (root / path).exists()}
-    for path, text in {**files, **at_first}.items():
-        _write(root / path, text)
-    return [*files, *at_first]
+    written = [path for path, text in {**files, **at_first}.items() if not _is_so(root / path, text)]
+    for path in written:
+        _write(root / path, {**files, **at_first}[path])
+    return written
+
+
+def _is_so(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
 
 
 def _write(path: Path, text: str) -> None:

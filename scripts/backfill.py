@@ -15,9 +15,7 @@ from freshet.flows.settings import Settings
 from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Problem, Refused, listed, nearest
 from freshet.schemas.plan import Pipeline
-from freshet.schemas.units import instant_us
-from freshet.scripts.apply import hand_over, making_folders, print_made, register, told
-from freshet.scripts.cli import time_of
+from freshet.scripts.apply import hand_over, making_folders, past_us, print_made, register, told
 
 
 def arguments(words: argparse.ArgumentParser) -> None:
@@ -31,7 +29,7 @@ def arguments(words: argparse.ArgumentParser) -> None:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Make rows anew, and say how many."""
-    since_us = None if words.since is None else instant_us(time_of("--from", words.since))
+    since_us = None if words.since is None else past_us("--from", words.since)
     workspace = Workspace.applied(settings)
     files = AppliedFile(workspace.offline_root)
     with files.applying(), making_folders(workspace):

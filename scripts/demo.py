@@ -12,10 +12,13 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -126,7 +129,7 @@ def _timed(stack: Stack, words: argparse.Namespace) -> Iterator[tuple[float, Any
             yield started + number / words.rate - time.monotonic(), event
         return
     field = stack.workspace.contracts[_STREAM].stream.event_time
-    events = [json.loads(line) for line in event_file.lines(words.events)]
+    events = [json.loads(line) for _, line in event_file.lines(words.events)]
     times = [datetime.fromisoformat(event[field]) for event in events]
     if not events:
         raise wrong_use("--events", "names a file without events", "give one event a line")
@@ -333,9 +336,11 @@ def _keep(stack: Stack) -> None:
     settings = stack.workspace.settings
     print(f"\neverything keeps running; the project is in {root}. In another terminal:")
     print(f"  export FRESHET_PROJECT={root} FRESHET_BROKERS={settings.brokers}")
-    print(f"  export FRESHET_ONLINE_STORE={settings.online_store}")
-    print("  freshet check")
-    print("  freshet produce FILE")
+    print(f"  export FRESHET_ONLINE_STORE={settings.online_store} FRESHET_VALIDATOR_ADDRESS=off")
+    print(f"  export FRESHET_MATERIALIZER_ADDRESS={stack.materializer.metrics}")
+    command = os.path.relpath(Path(sys.executable).with_name("freshet"))
+    print(f"  {command} status")
+    print(f"  {command} produce FILE")
     print(f"  curl http://{stack.materializer.metrics}/metrics")
     print("Ctrl-C ends it.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):

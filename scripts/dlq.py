@@ -118,7 +118,8 @@ def _list(words: argparse.Namespace, workspace: Workspace, streams: Sequence[str
         print(f"{_time(reject.timestamp_ms)} {reject.origin} {reject.reason}{again}: {_escaped(reject.detail)}")
         print(f"    {_shown(reject.value)}")
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    print(f"{len(letters)} dead letters: {counts}" if letters else "no dead letters")
+    at_most = "" if wanted.limit is None else f", of --limit {wanted.limit}"
+    print(f"{len(letters)} dead letters{at_most}: {counts}" if letters else "no dead letters")
     if others_count:
         print(f"{others_count} records beside them are not Freshet's")
     return 0

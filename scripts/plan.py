@@ -15,8 +15,10 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from freshet.flows.change import changed_plans, filled_since_us
 from freshet.flows.edges.applied import AppliedFile
 from freshet.flows.edges.parquet import OfflineStore
+from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.edges.store_config import store_config
 from freshet.flows.settings import Settings
 from freshet.flows.shadow import Cost, Shadow, Shadowed
@@ -71,6 +73,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
         return 0
     _print(planned, workspace, words, budget)
     old, changes = _print_changes(planned, workspace)
+    _refuse_unkept(workspace)
     if length_us is not None:
         _print_shadow(workspace, old, changes, length_us)
     return 0
@@ -253,6 +256,14 @@ def _print_changes(planned: Deployment, workspace: Workspace) -> tuple[Workspace
     for line in lines:
         print(f"  {line}")
     return old, found
+
+
+def _refuse_unkept(workspace: Workspace) -> None:
+    """Refuse, as `freshet apply` would, what needs events that the archive has dropped."""
+    ledger = LedgerFile(workspace.offline_root).read()
+    if ledger is not None:
+        for plan in changed_plans(workspace.pipeline, ledger):
+            filled_since_us(plan, ledger)
 
 
 def _print_shadow(workspace: Workspace, old: Workspace | None, changes: tuple[Change, ...], length_us: int) -> None:

@@ -13,6 +13,7 @@ from freshet.flows.edges.bytewax import Stop
 from freshet.flows.settings import Settings
 from freshet.flows.workspace import Workspace
 from freshet.schemas.errors import Refused
+from freshet.scripts.cli import wrong_use
 from freshet.scripts.replay import chosen_stream
 
 _NAMED_MAX = 20
@@ -27,6 +28,8 @@ def arguments(words: argparse.ArgumentParser) -> None:
 
 def act(words: argparse.Namespace, settings: Settings) -> int:
     """Publish, wait until the cluster has confirmed everything, and say how many."""
+    if words.rate is not None and not words.rate > 0:
+        raise wrong_use("--rate", f"is {words.rate}", "write a number above 0")
     workspace = Workspace.open(settings)
     contract = workspace.contracts[chosen_stream(workspace, words.stream)]
     kafka.partitions_count(workspace.kafka, contract.stream.topic)
@@ -34,7 +37,7 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
     stop = Stop()
     with stop.on_signals(), kafka.Producer(workspace.kafka, contract) as producer:
         started = time.monotonic()
-        for number, line in enumerate(event_file.lines(words.events), start=1):
+        for count, (number, line) in enumerate(event_file.lines(words.events), start=1):
             if stop:
                 break
             try:
@@ -43,8 +46,8 @@ def act(words: argparse.Namespace, settings: Settings) -> int:
                 refused += 1
                 if refused <= _NAMED_MAX:
                     print(f"line {number}: {refusal.problems[0]}", file=sys.stderr)
-            if words.rate and number / words.rate > time.monotonic() - started:
-                producer.poll(number / words.rate - (time.monotonic() - started))
+            if words.rate and count / words.rate > time.monotonic() - started:
+                producer.poll(count / words.rate - (time.monotonic() - started))
         delivered = producer.flush()
     print(f"{delivered.count} events in {contract.stream.topic}, {refused} refused")
     return 1 if refused else 0

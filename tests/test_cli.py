@@ -212,6 +212,22 @@ def test_wrong_words_are_wrong_use(words: tuple[str, ...], project: Path, capsys
     assert "usage: freshet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("produce", "events.jsonl", "--rate", "0"), "write a number above 0"),
+        (("apply", "--from", "2100-01-01T00:00Z"), "is 2100-01-01T00:00Z, which is still to come"),
+        (("backfill", "user_edits_10m", "--from", "2100-01-01T00:00Z"), "write a time that is past"),
+        (("compact",), "is not there yet. Hint: run `freshet apply`"),
+    ],
+)
+def test_what_cannot_be_meant_or_comes_too_early_is_refused_with_what_to_do(
+    words: tuple[str, ...], said: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["-C", str(project), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_folder_without_a_project_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-C", str(tmp_path / "none"), "plan"]) == 2
     assert "has no feature_repo/features.yaml. Hint: run `freshet init DIR`" in capsys.readouterr().err

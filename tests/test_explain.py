@@ -367,6 +367,15 @@ def test_events_that_the_archive_has_dropped_are_said_to_be_missing(deployment: 
     assert "FRESHET_ARCHIVE_RETENTION" in told.reasons[0]
 
 
+def test_a_row_of_all_of_the_past_whose_events_are_all_there_is_explained_whatever_was_dropped(
+    deployment: Deployment,
+) -> None:
+    assert deployment.run.given.pipeline.plan(VIEW).reach_us is None
+    deployment.change_ledger(expired={STREAM: instant_us(at("12:40:00"))})
+
+    assert 0 == deployment.gather().exit_code
+
+
 def test_a_row_that_was_taken_over_from_an_earlier_declaration_is_not_held_against_the_one_in_force(
     deployment: Deployment,
 ) -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from freshet.flows import settings
 from freshet.flows.edges.applied import AppliedFile
+from freshet.flows.edges.recovery import LedgerFile
 from freshet.flows.live import prepare
 from freshet.flows.replay import replay
 from freshet.flows.workspace import Workspace
 from freshet.schemas.applied import Applied
 from freshet.schemas.event import archive_name
+from freshet.schemas.ledger import Ledger
 from freshet.scripts import cli
 from freshet.scripts.plan import planned_deployment
 
@@ -52,6 +54,27 @@ def put_in_force(root: Path) -> None:
     topics = [{"name": "page_views"}]
     made = json.dumps({"topics": topics, "featureViews": []})
     (root / ".freshet" / "applied.json").write_text(made)
+
+
+def test_what_apply_refuses_for_the_events_that_the_archive_has_dropped_is_refused(
+    root: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in_force(root)
+    opened = workspace(root)
+    plans = opened.pipeline.plans
+    opened.offline_root.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(
+        id="a", shards_count=1, views={one.view.name: one.digest for one in plans}, expired={"page_views": 1}
+    )
+    LedgerFile(opened.offline_root).write(ledger)
+    plan()  # of what is in force nothing is refused
+    edit(root, "INTERVAL '10 minutes'", "INTERVAL '1 minute'")
+
+    assert cli.main(["-C", str(root), "plan"]) == 2
+
+    told = capsys.readouterr()
+    assert "to apply:" in told.out
+    assert "needs all events from the beginning, and the archive has dropped some" in told.err
 
 
 def archive(root: Path, out: Path) -> None:

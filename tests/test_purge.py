@@ -274,7 +274,7 @@ def test_a_purge_beside_a_running_flow_is_refused(tmp_path: Path) -> None:
     held = LedgerFile(tmp_path)
     held.lock()
 
-    with pytest.raises(Refused, match="is being written by another materializer. Hint: stop the other one first"):
+    with pytest.raises(Refused, match="is being written by a materializer. Hint: stop it, and start it again"):
         world.purge(ADA)
     held.unlock()
     assert world.online.read(VIEW, [("a",)]) != [None]

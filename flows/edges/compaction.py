@@ -252,6 +252,9 @@ class CompactionFolder:
         try:
             yield
         except OSError as error:
+            if not self._root.is_dir():
+                hint = "run `freshet apply`, which makes it"
+                raise Refused([Problem("offline store", str(self._root), "is not there yet", hint=hint)]) from error
             what = f"offline store at {self._root} cannot be written: {error.strerror or error}"
             raise Unavailable(what) from error
 

@@ -7,6 +7,7 @@ archive's events are taken as they stand there: they followed their contract. A 
 
 import gzip
 import io
+import itertools
 import json
 import sys
 import zlib
@@ -32,10 +33,16 @@ _ARCHIVED_EVENTS_MAX = 400_000
 """So many events are read at once, so that each of several partitions has some."""
 
 
-def lines(path: str) -> Iterator[bytes]:
-    """Give the events of a file one by one, as JSON; `-` is standard input. Raises `Refused` if it cannot be read."""
+def lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Give the events of a file one by one, as JSON, each with its line, from 1 on; of parquet with its place.
+
+    `-` is standard input. Raises `Refused` if it cannot be read.
+    """
+    places = itertools.count(1) if path.endswith(".parquet") else None
     for poll in polls(path, "", batch_events=1000):
-        yield from (value for value in poll.values if value is not None)
+        for offset, value in zip(poll.offsets.tolist(), poll.values, strict=True):
+            if value is not None:
+                yield offset + 1 if places is None else next(places), value
 
 
 def polls(

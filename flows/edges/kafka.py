@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from types import TracebackType
@@ -44,6 +44,7 @@ _HINTS = {
     r"SASL authentication|Authentication failed": "user and password are FRESHET_KAFKA_SASL_USERNAME and …_PASSWORD",
     "certificate verify failed": "FRESHET_KAFKA_SSL_CA_LOCATION names the file of the CA that signed its certificate",
     "authorization failed": "its ACLs must let this user describe, read and write",
+    "Unknown topic or partition": "run `freshet apply`, which makes it",
     "no leader for": "a broker of the cluster is down or cut off: start it, or mend the network",
     r"security\.protocol|SSL handshake|ApiVersionRequest": "FRESHET_KAFKA_SECURITY_PROTOCOL is what it speaks there",
 }
@@ -367,11 +368,12 @@ def records_of(contract: Contract, events: Sequence[bytes]) -> list[Record]:
     """Return what is published for some events, JSON each; raises `Refused` if any breaks its contract."""
     headers = ((VERSION_HEADER, str(contract.stream.version).encode()),)
     found, problems = list[Record](), list[Problem]()
-    for event in events:
+    for index, event in enumerate(events):
         try:
             key, value = encode(contract, event)
         except Refused as refusal:
-            problems += refusal.problems
+            among = f"[{index}]." if len(events) > 1 else ""
+            problems += (replace(problem, name=f"{among}{problem.name}") for problem in refusal.problems)
         else:
             found.append(Record(contract.stream.topic, key, value, headers))
     if problems:

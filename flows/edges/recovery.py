@@ -53,8 +53,12 @@ class LedgerFile:
         except OSError as error:
             raise self._unavailable(error) from error
         if held is None:
-            hint = "stop the other one first, or name another offline store"
-            fact = "is being written by another materializer"
+            fact, hint = (
+                ("by a materializer", "stop it, and start it again afterwards: events wait in Kafka")
+                if self._purges
+                else ("by another materializer", "stop the other one first, or name another offline store")
+            )
+            fact = f"is being written {fact}"
             raise Refused([Problem("offline store", str(self._path.parent), fact, hint=hint)])
         if not self._purges and self._path.with_name(PURGE).exists():
             held.close()

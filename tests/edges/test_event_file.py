@@ -233,10 +233,12 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_standard_input_is_read_to_its_end() -> None:
-    piped = io.TextIOWrapper(io.BytesIO(TEXT))
+def test_standard_input_is_read_to_its_end_and_each_event_has_its_line() -> None:
+    piped = io.TextIOWrapper(io.BytesIO(b"\n\n" + TEXT))
     sys.stdin, before = piped, sys.stdin
     try:
-        assert [json.loads(line) for line in lines("-")] == EVENTS
+        found = [*lines("-")]
     finally:
         sys.stdin = before
+
+    assert [(number, json.loads(line)) for number, line in found] == [*enumerate(EVENTS, start=3)]
