@@ -179,9 +179,8 @@ class Watch:
             found |= dict.fromkeys(more)
             if offline.generation(self.view.name) == generation and (not missed or after == ledger):
                 break
-            ledger = (
-                after  # parts of two generations were met, or those of a commit that is no more the last are merged
-            )
+            # parts of two generations were met, or a commit came: what the one before it made may be merged by now
+            ledger = after
         new = [part for part in found if part in self._parts]
         if generation != self._generation:  # parts of another one are not gone, but merged
             self._generation, self._told = generation, {}
