@@ -25,7 +25,7 @@ from freshet.schemas.event import EVENT_TIME, NEVER_US, archive_name
 from freshet.schemas.ledger import Ledger
 from freshet.schemas.plan import ViewPlan
 from freshet.schemas.units import instant_us
-from freshet.schemas.view import View
+from freshet.schemas.view import VERSION, View
 
 _PART_EVENTS = 100
 """As many events are windowed in the time that it takes to open a part."""
@@ -36,11 +36,15 @@ _TURNS_MAX = 10_000
 
 @dataclass(frozen=True)
 class _Need:
-    """A row, the number of its entity, and what it takes: parts by stream, each with its events of the entity."""
+    """A row, the number of its entity, and what it takes: parts by stream, each with its events of the entity.
+
+    Of a row of all of the past the archive `may_lack` events: if it does, DuckDB's version is another one.
+    """
 
     row: Mapping[str, Any]
     number: int
     parts: Mapping[str, Mapping[str, int]]
+    may_lack: bool = False
 
 
 class Recompute:
@@ -69,20 +73,29 @@ class Recompute:
         if not needs:
             return None
         chosen = [need.row for need in needs]
+        names = [*view.entity_names, EVENT_TIME]
         events = union_of([self._events(stream, needs) for stream in view.sources])
         until_us = max(instant_us(row[EVENT_TIME]) for row in chosen)
         given = pa.Table.from_pylist([dict(row) for row in chosen], view.row_schema)
-        return frames.recomputed(view, chosen, answers(self._plan, events, given, until_us))
+        found = answers(self._plan, events, given, until_us)
+        versions = {tuple(line[name] for name in names): line[VERSION] for line in found.to_pylist()}
+        whole = [
+            need.row
+            for need in needs
+            if not need.may_lack or need.row[VERSION] == versions.get(tuple(need.row[name] for name in names))
+        ]
+        return frames.recomputed(view, whole, found) if whole else None
 
     def _needs(self, ledger: Ledger, rows: Sequence[Mapping[str, Any]]) -> Iterator[_Need]:
-        """Return the rows that the plan made and whose events are all in the archive, with what each takes."""
+        """Return the rows that the plan made and whose events may all be in the archive, with what each takes."""
         view, lookback_us = self._plan.view, self._plan.lookback_us
         numbers = _hashes_of(view, [_entity(view, row) for row in rows])
         expired_us = max((ledger.expired.get(stream, 0) for stream in view.sources), default=0)
         for row, number in zip(rows, numbers.tolist(), strict=True):
             until_us = instant_us(row[EVENT_TIME])
             since_us = None if lookback_us is None else until_us - lookback_us
-            if expired_us and (since_us is None or since_us <= expired_us):
+            may_lack = bool(expired_us) and (since_us is None or since_us <= expired_us)
+            if may_lack and self._plan.reach_us is not None:
                 continue
             if until_us < ledger.taken_over.get(view.name, NEVER_US):
                 continue
@@ -90,7 +103,7 @@ class Recompute:
                 stream: index.of(view, number, ledger.epoch, since_us, until_us)
                 for stream, index in self._indexes.items()
             }
-            yield _Need(row, number, parts)
+            yield _Need(row, number, parts, may_lack)
 
     def _cost(self, need: _Need, others: Sequence[_Need] = ()) -> int:
         """Return how many events it takes to recompute a row beside others, whose parts are read anyway."""

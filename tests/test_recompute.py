@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from forgetful import Forgetful
 from simulated import DECLARED, GIVEN, START, STREAM, WINDOW, Click, Crash, Fates, World
@@ -61,6 +62,14 @@ DECAYING = Given.declared(
     ),
     {STREAM: Click},
 )
+BOUNDED = Given.declared(
+    json.dumps(
+        DECLARED
+        | {"featureDefinitions": [one for one in DECLARED["featureDefinitions"] if "INTERVAL" in one["transformation"]]}
+    ),
+    {STREAM: Click},
+)
+"""The features that look back no further than a minute."""
 TARGET, GRACE = Objective(99, timedelta(seconds=5)), timedelta(seconds=3)
 CHECKS = [check.name for check in checks_of(VIEW, TARGET) if check.frame in {Frame.RECOMPUTED, Frame.ARCHIVE}]
 
@@ -400,11 +409,33 @@ def test_an_archive_that_is_not_whole_is_not_recomputed_from(judge: Judge) -> No
     assert Frame.RECOMPUTED not in counting.lines
 
 
-def test_what_the_archive_no_longer_reaches_is_not_recomputed(judge: Judge) -> None:
-    world, counting = ran(), Counting(judge)
+@pytest.mark.parametrize("dropped", ["", "a", "abc"])
+def test_of_an_archive_that_has_dropped_events_rows_of_all_of_the_past_are_recomputed_where_none_is_missing(
+    judge: Judge, dropped: str
+) -> None:
+    world, name = ran(), archive_name(STREAM)
+    change(
+        world, name, lambda table: table.filter(pc.invert(pc.is_in(table["user"], pa.array([*dropped], pa.string()))))
+    )
     ledger = world.ledger.read()
     assert ledger is not None
-    world.ledger.write(ledger.model_copy(update={"expired": {STREAM: 1}}))
+    counts = {**ledger.rows_counts, name: world.offline.read(name).num_rows}
+    world.ledger.write(ledger.model_copy(update={"expired": {STREAM: 1}, "rows_counts": counts}))
+    holding = Holding()
+
+    check(world, holding)
+
+    assert {line["entity"] for _, line in holding.lines} == {*"abc"} - {*dropped}
+    assert holding.differing == []
+    assert check(world, judge).findings == ()
+
+
+def test_what_the_archive_no_longer_reaches_of_a_bounded_past_is_not_recomputed(judge: Judge) -> None:
+    world, counting = ran(given=BOUNDED), Counting(judge)
+    ledger = world.ledger.read()
+    assert ledger is not None
+    newest_us = max(mark.newest_us for mark in ledger.partitions.values())
+    world.ledger.write(ledger.model_copy(update={"expired": {STREAM: newest_us}}))
 
     check(world, counting)
 
