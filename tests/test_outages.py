@@ -410,7 +410,7 @@ def test_a_flow_has_a_shard_for_each_worker_and_more_if_it_is_rebuilt_for_more(s
     stack.produce(300)
 
     stack.done("--processes", "2")
-    assert "state is kept in 1 shards, so no more of 2 workers fold the windows of a view" in stack.said()
+    assert "only 1 of 2 workers fold the windows of a view, since its state has no more shards" in stack.said()
     last = stack.ended(stack.start("--until-end", FRESHET_SHARDS="3"), 2)
     assert 'shards "3" differ; got 1' in last
     stack.produce(300)

@@ -209,7 +209,7 @@ def test_events_are_where_the_answer_says_and_none_is_there_if_one_breaks_its_co
         third = client.ask("POST", EVENTS, edit()).told["events"][0]
 
     assert refused.status == 422
-    assert 'event "added" breaks the contract of wiki_edits' in refused.detail
+    assert 'event "[1].added" breaks the contract of wiki_edits' in refused.detail
     assert first["partition"] == second["partition"] == third["partition"]
     assert [second["offset"] - first["offset"], third["offset"] - second["offset"]] == [1, 1]
 
