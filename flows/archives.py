@@ -132,7 +132,9 @@ class ArchiveIndex:
 
     def is_whole(self, ledger: Ledger) -> bool:
         """Say whether all that the ledger says is archived is known."""
-        count = sum(one.summary.rows_count for one in self._parts.values() if one.epoch <= ledger.epoch)
+        dropped = {*ledger.dropped.get(self.name, ())}
+        counted = [one for part, one in self._parts.items() if one.epoch <= ledger.epoch and part not in dropped]
+        count = sum(one.summary.rows_count for one in counted)
         return bool(self._parts) and not self._is_full and count == ledger.rows_counts.get(self.name, 0)
 
     def of(self, view: View, entity_hash: int, epoch: int, oldest_us: int | None, newest_us: int) -> dict[str, int]:

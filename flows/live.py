@@ -130,7 +130,9 @@ class Live:
         """Return the topics that have more partitions by now, with how many; nothing of what cannot be asked now."""
         found: dict[str, int] = {}
         for topic, before in self.partitions_counts.items():
-            with contextlib.suppress(Unavailable, Refused):  # the readers wait that out, and say so
+            with contextlib.suppress(
+                Unavailable, Refused
+            ):  # an outage is the readers' to tell, as is a topic that is gone
                 count = self.outside.partitions_count(topic)
                 found |= {topic: count} if count > before else {}
         return found
@@ -392,9 +394,14 @@ class Materializer:
     lag: LagExporter | None = None
     begins_again: bool = False
     """Whether it ended to begin again: `freshet apply` needs the ledger, or topics have more partitions."""
+    can_begin_again: bool = False
+    """Whether whoever runs it has it begin again; Bytewax's own command does not."""
+
+    _told_of: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Run until stopped, or until the end that was asked for. Raises what went wrong first."""
+        self.can_begin_again = True
         server = self.serve()
         try:
             with undisturbed(), switching.soon():
@@ -422,7 +429,7 @@ class Materializer:
         return server
 
     def _watch(self) -> None:
-        """Log what is waited out, look whether rows are online, topics have grown, events are too old to be kept."""
+        """Log what is waited out, end what must begin again or lost its rows, and drop events that are too old."""
         told, expire_at, grow_at = "", 0.0, time.monotonic() + _GROWTH.total_seconds()
         while not self.live.stop.wait(_WATCH):
             trouble = self.live.trouble()
@@ -436,9 +443,7 @@ class Materializer:
                     self._begin_again()
                 if self._follows_topics and not trouble and time.monotonic() >= grow_at:
                     grow_at = time.monotonic() + _GROWTH.total_seconds()
-                    for topic, count in self.live.grown().items():
-                        LOG.info("beginning again: topic %s has %d partitions by now", topic, count)
-                        self._begin_again()
+                    self._follow_topics()
                 if self.live.settings.leads and time.monotonic() >= expire_at:
                     expire_at = time.monotonic() + _EXPIRY.total_seconds()
                     self._expire()
@@ -449,6 +454,18 @@ class Materializer:
     @property
     def _follows_topics(self) -> bool:
         return self.live.settings.leads and not self.live.settings.until_end
+
+    def _follow_topics(self) -> None:
+        """Begin again with all partitions of topics that have grown; where nobody does that, say so."""
+        for topic, count in self.live.grown().items():
+            if self.can_begin_again:
+                LOG.info("beginning again: topic %s has %d partitions by now", topic, count)
+                self._begin_again()
+            elif topic not in self._told_of:
+                self._told_of.add(topic)
+                LOG.error(
+                    "topic %s has %d partitions by now, of which some are not read. Hint: start it again", topic, count
+                )
 
     def _begin_again(self) -> None:
         self.begins_again = True

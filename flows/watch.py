@@ -177,10 +177,10 @@ class Watch:
             generation = offline.generation(self.view.name)
             more, staged, missed, after = self._listed(ledger)
             found |= dict.fromkeys(more)
-            if offline.generation(self.view.name) == generation and (not missed or after == ledger):
+            may_be_merged = missed and after != ledger and generation != self._generation
+            if offline.generation(self.view.name) == generation and not may_be_merged:
                 break
-            # parts of two generations were met, or a commit came: what the one before it made may be merged by now
-            ledger = after
+            ledger = after  # parts of two generations were met, or those of a commit that is no longer the last
         new = [part for part in found if part in self._parts]
         if generation != self._generation:  # parts of another one are not gone, but merged
             self._generation, self._told = generation, {}

@@ -89,8 +89,8 @@ class Ledger(_Record):
     folder have, if none was dropped by compaction; `generations` is the number of what the parts were published by
     (schemas/generations.py): every part since is in each generation that was alive then. `views` says, by name, what
     each view computed, as a digest; `expired`, by stream, up to which event time (µs since the epoch) archived events
-    may have been dropped; `dropped`, by folder, the parts of them that are counted no more: a crash may have left some
-    there. `taken_over`, by view, before which event time (µs since the epoch) its rows were made by an
+    may have been dropped; `dropped`, by folder, the parts of them that are counted no more, of which some may be
+    there still. `taken_over`, by view, before which event time (µs since the epoch) its rows were made by an
     earlier declaration and are as they were. `pending` is a change that was made, and of which the stores do not all
     know.
     """

@@ -167,6 +167,11 @@ class Oracle:
         return self.windowed.removesuffix("SELECT * FROM windowed") + self.finish
 
 
+IN_CALENDAR = "BETWEEN TIMESTAMPTZ '0001-01-01 00:00:00Z' AND TIMESTAMPTZ '9999-12-31 23:59:59.999999Z'"
+"""What SQL says of a time that Python, and so Feast, can hold."""
+_OF_THE_CALENDAR = re.compile(rf"CASE WHEN (\w+) {re.escape(IN_CALENDAR)} THEN (date_trunc\('second', \1\)) END")
+
+
 @dataclass(frozen=True)
 class ViewPlan:
     """One view, compiled.
@@ -206,8 +211,9 @@ class ViewPlan:
 
         The oracle's SQL says neither of which streams its events are, nor what it only judges by something exact. Most
         views are named after their streams, and are exact: their digests are those of before these were told apart.
+        Nor did it say that a time beyond the calendar is NULL: such a row could not be read.
         """
-        view, said = self.view, [str(self.oracle)]
+        view, said = self.view, [_OF_THE_CALENDAR.sub(r"\2", str(self.oracle))]
         if not view.name.startswith("_".join(view.sources).lower()):
             said.append(f"of {', '.join(view.sources)}")
         said += [f"{made.function} of {made.argument}" for made in self.aggregates if made.function in APPROXIMATE]

@@ -88,7 +88,7 @@ class Cluster:
                 end()
             codes = [child.returncode if self._ended(child) else 0 for child in self.children]
             if asked.is_set():  # one that was not yet listening was ended by the signal itself
-                codes = [0 if code == -signal.SIGTERM else code for code in codes]
+                codes = [0 if code in {-signal.SIGTERM, START_AGAIN} else code for code in codes]
             for listener in listeners:
                 listener.join()
         finally:

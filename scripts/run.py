@@ -145,7 +145,7 @@ def _run(settings: Settings, run: Run) -> int:
         except StoreLost as error:
             LOG.warning("%s", error)
         else:
-            if not opened.begins_again:
+            if not opened.begins_again or opened.live.stop.is_signalled:
                 return 0
         if run.place.addresses:
             return START_AGAIN

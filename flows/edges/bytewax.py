@@ -42,6 +42,8 @@ class Stop:
     def __init__(self, shared: Path | None = None) -> None:
         self._event, self._shared = threading.Event(), shared
         self._look_at = 0.0
+        self.is_signalled = False
+        """Whether a signal asked for it: then nothing is to begin again."""
 
     def __bool__(self) -> bool:
         if self._shared is not None and not self._event.is_set() and time.monotonic() >= self._look_at:
@@ -50,8 +52,8 @@ class Stop:
                 self._event.set()
         return self._event.is_set()
 
-    def request(self, *_: object) -> None:
-        """Ask the flow to end; also a signal handler."""
+    def request(self) -> None:
+        """Ask the flow to end."""
         self._event.set()
         if self._shared is not None:
             self._shared.touch()
@@ -64,12 +66,16 @@ class Stop:
         """Wait until the end is asked for, at most so long; say whether it was."""
         return self._event.wait(limit.total_seconds())
 
+    def _heed(self, *_: object) -> None:
+        self.is_signalled = True
+        self.request()
+
     def listen(self) -> dict[signal.Signals, Any]:
         """End the flow on SIGTERM and SIGINT, from now on; return what listened before.
 
         Bytewax by itself dies of the first without closing anything. Raises ValueError outside of the main thread.
         """
-        return {number: signal.signal(number, self.request) for number in (signal.SIGTERM, signal.SIGINT)}
+        return {number: signal.signal(number, self._heed) for number in (signal.SIGTERM, signal.SIGINT)}
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:

@@ -88,6 +88,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = self._timer_due_s = math.inf
         self._ends = self._is_incomplete = self._is_full = False
+        self._untaken_bytes = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -132,7 +133,7 @@ class _Connection(asyncio.Protocol):
         """Take nothing more from who takes no answers, and make no more of them."""
         self._is_full = True
         self._transport.pause_reading()
-        self._wait(_BODY_LIMIT_S)
+        self._wait_for_client()
 
     def resume_writing(self) -> None:
         """Go on."""
@@ -147,12 +148,16 @@ class _Connection(asyncio.Protocol):
     def end(self) -> None:
         """Finish what is in work, and close."""
         self._ends = True
-        if self._task is None:
+        if self._task is None and not self._waiting:
             self._close()
 
     def _close(self) -> None:
-        """Close once what was written is taken, or not in time."""
+        """Close once what was written is taken, or nothing of it for long."""
         self._transport.close()
+        self._wait_for_client()
+
+    def _wait_for_client(self) -> None:
+        self._untaken_bytes = self._transport.get_write_buffer_size()
         self._wait(_BODY_LIMIT_S)
 
     def _wait(self, limit_s: float | None) -> None:
@@ -174,8 +179,11 @@ class _Connection(asyncio.Protocol):
         if self._due_s > self._loop.time():
             if self._due_s < math.inf:
                 self._set_timer()
-        elif self._is_full or self._transport.is_closing():  # nobody takes the answers
-            self._transport.abort()
+        elif self._is_full or self._transport.is_closing():
+            if self._transport.get_write_buffer_size() < self._untaken_bytes:
+                self._wait_for_client()
+            else:  # nobody takes the answers
+                self._transport.abort()
         elif self._is_incomplete:
             self._refuse(_TOO_SLOW)
         else:
@@ -223,7 +231,7 @@ class _Connection(asyncio.Protocol):
         method = self._parser.get_method().decode()
         request = Request(method, path.partition(b"?")[0].decode("latin-1"), self._headers, body)
         self._waiting.append((request, self._parser.should_keep_alive()))
-        if self._task is None:
+        if self._task is None and not self._is_full:
             self._next()
 
     def _count_head(self, bytes_count: int) -> None:
@@ -232,13 +240,14 @@ class _Connection(asyncio.Protocol):
             self._refuse(_TOO_LONG)
 
     def _refuse(self, response: Response) -> None:
-        """Answer what cannot be read, unless something before it is in work, and close."""
+        """Answer what cannot be read, unless something before it is not answered yet, and close."""
         if self._ends:
             return
         self._ends, self._is_incomplete = True, False
+        is_next = not self._waiting
         self._waiting.clear()
         if self._task is None:
-            self._write(response, keeps=False)
+            self._write(response, keeps=False) if is_next else self._close()
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 

@@ -316,13 +316,17 @@ class OfflineStore:
         }
 
     def delete(self, name: str, parts: Iterable[str]) -> None:
-        """Delete parts, in every generation; one that is gone already is no matter."""
+        """Delete parts, in every generation; one that is gone already is no matter. Raises `Unavailable`."""
         folder, parts = self.generations().of(name), [*parts]
         for number in (*folder.others, folder.current):
             place = self.root / folder_name(name, number)
-            for part in parts:
-                (place / part).unlink(missing_ok=True)
-            disk.sync(place)
+            try:
+                for part in parts:
+                    (place / part).unlink(missing_ok=True)
+                if place.is_dir():
+                    disk.sync(place)
+            except OSError as error:
+                raise Unavailable(f"offline store at {place} cannot be written: {_reason(error)}") from error
 
     def _staging(self, name: str) -> Path:
         return self.root / _STAGED / name

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from freshet.schemas.event import archive_name
 from freshet.schemas.ledger import Ledger, source_key
 from freshet.schemas.part import epoch_of
 
@@ -45,8 +46,9 @@ class Conservation:
         have. `committed` is what Kafka had before the ledger was read, None if nothing.
         """
         archived = Counter[int]()
+        dropped = {*ledger.dropped.get(archive_name(self.stream), ())}  # some may be there still
         for part, counts in parts.items():
-            if (epoch_of(part) or 0) <= ledger.epoch:
+            if (epoch_of(part) or 0) <= ledger.epoch and part not in dropped:
                 archived.update(counts)
         marks = ledger.partitions_of(self.stream)
         expired_us = ledger.expired.get(self.stream)

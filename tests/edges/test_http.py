@@ -19,14 +19,17 @@ ASKED = b"POST /a?x=1 HTTP/1.1\r\nHost: x\r\nX-One: 1\r\ncontent-length: 2\r\n\r
 
 @dataclass
 class Asked:
-    """Remembers what was asked, and answers with the body, once it may."""
+    """Remembers what was asked, and answers with the body, once it may; `held` are the server's connections."""
 
+    held: set[Any]
     requests: list[Request] = field(default_factory=list)
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def handle(self, request: Request) -> Response:
         self.requests.append(request)
         await self.may_answer.wait()
+        if request.path == "/large":
+            return Response(200, b"x" * LARGE_BYTES)
         if request.path == "/defect":
             raise AssertionError("ours")
         return Response(200, b"<%b>" % request.body, b"text/plain", ((b"x-two", b"2"),))
@@ -38,7 +41,8 @@ def talk(
     """Let a client talk to a server of its own."""
 
     async def whole() -> Any:
-        asked, held = Asked(), set[Any]()
+        held = set[Any]()
+        asked = Asked(held)
         if at_once:
             asked.may_answer.set()
         loop = asyncio.get_running_loop()
@@ -106,31 +110,31 @@ def test_many_requests_that_come_before_any_answer_are_answered_in_their_order()
 
 
 LARGE = b"POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n" + b"x" * 100_000
+LARGE_BYTES = 1_000_000
 
 
-async def stopped(asked: Asked) -> int:
-    """Return how many requests were answered, once no more are, since nobody takes the answers."""
-    count = -1
-    while len(asked.requests) > count:
-        count = len(asked.requests)
-        await asyncio.sleep(0.5)
-    return count
-
-
-def test_who_takes_no_answers_gets_no_more_of_them_until_they_are_taken() -> None:
-    count = 1000  # more than what lies between a client and a server can hold
+@pytest.mark.parametrize("ends", [False, True])
+def test_who_takes_no_answers_gets_no_more_of_them_until_they_are_taken(*, ends: bool) -> None:
+    """Also where the server is to end meanwhile: it finishes what it was asked."""
+    count = 60  # answers take more than what lies between a client and a server can hold
 
     async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: Asked) -> Any:
         reader._transport.pause_reading()  # type: ignore[attr-defined]  # noqa: SLF001  # else it reads ahead
-        writer.write(LARGE * count)
-        answered = await stopped(asked)
+        writer.write(b"GET /large HTTP/1.1\r\n\r\n" * count)
+        await until(lambda: asked.held and all(one._is_full for one in asked.held))  # noqa: SLF001
+        (connection,), at_first = asked.held, len(asked.requests)
+        untaken_bytes = connection._transport.get_write_buffer_size()  # noqa: SLF001  # what it keeps
+        if ends:
+            connection.end()
         reader._transport.resume_reading()  # type: ignore[attr-defined]  # noqa: SLF001
-        return answered, {len((await answer(reader))[2]) for _ in range(count)}, len(asked.requests)
+        answers = [await answer(reader) for _ in range(count)]
+        return at_first, untaken_bytes, [len(body) for _, _, body in answers], answers[-1][1].get("connection")
 
-    answered, lengths, requests = talk(act)
+    at_first, untaken_bytes, lengths, last = talk(act)
 
-    assert answered < count // 2
-    assert (lengths, requests) == ({100_002}, count)
+    assert at_first < count // 2
+    assert untaken_bytes < 2 * LARGE_BYTES
+    assert (lengths, last) == ([LARGE_BYTES] * count, "close" if ends else None)
 
 
 async def written(writer: asyncio.StreamWriter) -> None:

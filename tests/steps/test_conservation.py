@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freshet.flows.steps.conservation import Conservation, Conserved
+from freshet.schemas.event import archive_name
 from freshet.schemas.ledger import Ledger, PartitionMark, source_key
 
 
@@ -50,6 +51,20 @@ def test_events_of_a_partition_that_nobody_read_are_too_many() -> None:
     (found,) = Conservation("edits").look(ledger(1, {}), {part(1): {7: 2}}, {})
 
     assert found == Conserved("edits", 7, 0, 2, None, None)
+
+
+def test_parts_that_are_being_dropped_are_counted_neither_while_they_are_there_nor_once_they_are_gone() -> None:
+    conservation, old, young = Conservation("edits"), part(1), part(2)
+    dropping = ledger(2, {0: 9}, 7).model_copy(update={"dropped": {archive_name("edits"): (old,)}})
+
+    looks = [
+        conservation.look(ledger(2, {0: 9}), {old: {0: 4}, young: {0: 5}}, {}),
+        conservation.look(dropping, {old: {0: 4}, young: {0: 5}}, {}),
+        conservation.look(dropping, {young: {0: 5}}, {}),
+        conservation.look(ledger(3, {0: 9}, 7), {young: {0: 5}}, {}),
+    ]
+
+    assert [difference(found) for found in looks] == [{}, {}, {}, {}]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 2)), min_size=1, max_size=12))

@@ -22,7 +22,7 @@ from freshet.flows.steps.sql.rows import _Prepared
 from freshet.schemas import declaration
 from freshet.schemas.errors import Refused
 from freshet.schemas.event import Contract, Event, Stream, contract
-from freshet.schemas.plan import Aggregate, Pipeline, Range, ViewPlan
+from freshet.schemas.plan import IN_CALENDAR, Aggregate, Pipeline, Range, ViewPlan
 
 TIME = pa.timestamp("us", "UTC")
 
@@ -261,6 +261,14 @@ def test_a_time_that_is_not_between_the_years_1_and_9999_is_null(order: int) -> 
 
     noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
     assert [(row["f0"], row["f1"]) for row in rows] == [(None, [None]), (noon, [noon])]
+
+
+def test_the_digest_of_a_view_with_times_is_that_of_before_times_were_bounded() -> None:
+    features = [("unix_timestamp", "max(time) OVER w"), ("array(unix_timestamp)", "[time]"), ("float64", "share")]
+    [plan] = compiled(*features).plans
+
+    assert IN_CALENDAR in str(plan.oracle)
+    assert plan.digest == "4c6d2ba963d8b81e"
 
 
 def test_features_share_inputs_aggregates_and_columns() -> None:

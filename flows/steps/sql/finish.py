@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from freshet.flows.steps.sql.parse import quoted
 from freshet.schemas.dtypes import Dtype
 from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.plan import IN_CALENDAR
 from freshet.schemas.view import View
 
 
@@ -27,10 +28,6 @@ def finish_sql(view: View, outers: Sequence[str], table: str, rest: Sequence[str
     return f"SELECT {', '.join([*entity, EVENT_TIME, *kept, *rest])} FROM ({inner})"
 
 
-_TIMES = "TIMESTAMPTZ '0001-01-01 00:00:00Z' AND TIMESTAMPTZ '9999-12-31 23:59:59.999999Z'"
-"""Those that Python, and so Feast, can hold."""
-
-
 def _kept(value: str, dtype: Dtype) -> str:
     """Return a value as both stores keep it: no NaN, and times as whole seconds of the years 1 to 9999."""
     if dtype.element is not None:
@@ -39,5 +36,5 @@ def _kept(value: str, dtype: Dtype) -> str:
     if dtype.is_float:
         return f"CASE WHEN NOT isnan({value}) THEN {value} END"
     if dtype.name == "unix_timestamp":
-        return f"CASE WHEN {value} BETWEEN {_TIMES} THEN date_trunc('second', {value}) END"
+        return f"CASE WHEN {value} {IN_CALENDAR} THEN date_trunc('second', {value}) END"
     return value
