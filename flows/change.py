@@ -213,7 +213,7 @@ def changed_plans(pipeline: Pipeline, ledger: Ledger) -> tuple[ViewPlan, ...]:
 def _works(places: Places, asked: Asked, ledger: Ledger) -> tuple[dict[str, int], dict[str, Backfill]]:
     """Return what makes each view that is new or changed, and its generation; refuses what the archive lacks."""
     plans = asked.to_make(ledger)
-    since_us = {plan.view.name: filled_since_us(plan, ledger, asked.since_us) for plan in plans}
+    since_us = filled_since_us(plans, ledger, asked.since_us)
     generations, works = dict[str, int](), dict[str, Backfill]()
     for plan in plans:
         name, view = plan.view.name, plan.view
@@ -228,8 +228,20 @@ def _works(places: Places, asked: Asked, ledger: Ledger) -> tuple[dict[str, int]
     return generations, works
 
 
-def filled_since_us(plan: ViewPlan, ledger: Ledger, asked_us: int | None = None) -> int:
-    """Return from when on a view's rows are made; refuses what the archive lacks the events for."""
+def filled_since_us(plans: Iterable[ViewPlan], ledger: Ledger, asked_us: int | None = None) -> dict[str, int]:
+    """Return from when on each view's rows are made; refuses all for which the archive lacks events."""
+    found, problems = dict[str, int](), list[Problem]()
+    for plan in plans:
+        try:
+            found[plan.view.name] = _since_us(plan, ledger, asked_us)
+        except Refused as refusal:
+            problems += refusal.problems
+    if problems:
+        raise Refused(problems)
+    return found
+
+
+def _since_us(plan: ViewPlan, ledger: Ledger, asked_us: int | None) -> int:
     exact_us, name = exact_since_us(plan, ledger), plan.view.name
     if exact_us is None:
         fact = "needs all events from the beginning, and the archive has dropped some"

@@ -51,7 +51,7 @@ from freshet.schemas.view import View
 
 LOG = logging.getLogger("freshet")
 
-_EXPIRY, _GROWTH, _WATCH = timedelta(minutes=10), timedelta(seconds=30), timedelta(seconds=1)
+_EXPIRY, _WATCH = timedelta(minutes=10), timedelta(seconds=1)
 
 
 class OfflineParts(Offline, Parts, change.Offline, Protocol):
@@ -371,7 +371,7 @@ def connect(workspace: Workspace, run: Run, states: States) -> Outside:
 
     offline = workspace.offline()
     return Outside(
-        partitions_count=lambda topic: kafka.partitions_count(cluster, topic),
+        partitions_count=kafka.PartitionCounts(cluster).of,
         open_partition=partial(Partitions(cluster).open, accept_gap=run.accept_gap),
         offsets=kafka.GroupOffsets(cluster, workspace.group),
         dead_letters=DeadLetters(cluster, workspace.group),
@@ -430,7 +430,7 @@ class Materializer:
 
     def _watch(self) -> None:
         """Log what is waited out, end what must begin again or lost its rows, and drop events that are too old."""
-        told, expire_at, grow_at = "", 0.0, time.monotonic() + _GROWTH.total_seconds()
+        told, expire_at = "", 0.0
         while not self.live.stop.wait(_WATCH):
             trouble = self.live.trouble()
             if trouble != told:
@@ -441,8 +441,7 @@ class Materializer:
                 if self.live.settings.leads and AppliedFile(self.workspace.offline_root).is_ledger_asked_for():
                     LOG.info("letting go of the ledger: another declaration is being applied")
                     self._begin_again()
-                if self._follows_topics and not trouble and time.monotonic() >= grow_at:
-                    grow_at = time.monotonic() + _GROWTH.total_seconds()
+                if self._follows_topics and not trouble:
                     self._follow_topics()
                 if self.live.settings.leads and time.monotonic() >= expire_at:
                     expire_at = time.monotonic() + _EXPIRY.total_seconds()

@@ -18,7 +18,7 @@ import pyarrow as pa
 from freshet.flows.steps.frames import comparable
 from freshet.flows.steps.oracle import Answer, Window
 from freshet.schemas.errors import Problem, Refused, listed, nearest
-from freshet.schemas.event import EVENT_TIME
+from freshet.schemas.event import CALENDAR_US, EVENT_TIME
 from freshet.schemas.finding import Outcome
 from freshet.schemas.plan import Framed, Pipeline, Range, ViewPlan
 from freshet.schemas.rejects import Origin
@@ -26,7 +26,6 @@ from freshet.schemas.units import instant_us, microseconds
 from freshet.schemas.view import CREATED, VERSION, StoredRow, View
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CALENDAR = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 NEAREST, AFTER_MAX = 3, 50
 """So many events outside of the frame are shown on either side, and so many rows after the explained one."""
 
@@ -446,7 +445,7 @@ def instant(at_us: int) -> datetime:
     >>> instant(1_000_000), instant(-(2**62)).year
     (datetime.datetime(1970, 1, 1, 0, 0, 1, tzinfo=datetime.timezone.utc), 1)
     """
-    begin_us, end_us = map(instant_us, _CALENDAR)
+    begin_us, end_us = CALENDAR_US
     return _EPOCH + microseconds(min(max(at_us, begin_us), end_us))
 
 
